@@ -1,0 +1,306 @@
+"""Find a checkpoint and read single tensors from it.
+
+    gpt2, bert-large-uncased, owner/name   from the Hugging Face hub or its local cache
+    path/to/folder                         a folder in Hugging Face's format; never the network
+    demo-gpt2, demo-bert                   the small trained checkpoints that the package carries
+    random:SPEC                            the architecture of SPEC with freshly initialised weights
+
+Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped,
+not loaded, so a tensor costs memory when it is used and only then.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from jaxqkv import weight_map
+from jaxqkv.config import KNOWN, Config, config_to_json, read_config
+from jaxqkv.errors import CheckpointError
+
+BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
+HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
+
+
+class Checkpoint:
+    """A config and its tensors. `shapes` and `dtypes` are by the keys that `tensor` takes."""
+
+    spec: str
+    config: Config
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    tokenizer_folder: Path | None
+
+    @property
+    def name(self) -> str:
+        """The spec, short enough for a title: of a folder, its last part."""
+        prefix, base = (
+            ("random:", self.spec.removeprefix("random:")) if self.spec.startswith("random:") else ("", self.spec)
+        )
+        return prefix + (Path(base).expanduser().resolve().name if _is_path(base) else base)
+
+    def tensor(self, key: str) -> np.ndarray:
+        """One tensor in the dtype that it is stored in; read-only."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest records, so that the same weights can be found again."""
+        raise NotImplementedError
+
+    def tokenizer_source(self) -> Path | None:
+        """The folder with the tokenizer's files, or None when the checkpoint has none."""
+        return self.tokenizer_folder
+
+    def summary(self) -> dict[str, str]:
+        """What `jaxqkv info` says of where the weights and the tokenizer come from."""
+        folder = self.tokenizer_folder
+        names = [name for name in TOKENIZER_FILES if folder is not None and (folder / name).exists()]
+        return {"tokenizer": ", ".join(names) or "none here"}
+
+
+def open_checkpoint(spec: str | os.PathLike, *, revision: str | None = None, seed: int = 0) -> Checkpoint:
+    """Opens a checkpoint by reading its config and the headers of its files, and no weights.
+
+    Args:
+      spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring.
+      revision: branch, tag or commit on the hub.
+      seed: of the fresh weights of `random:SPEC`.
+
+    Raises:
+      CheckpointError: naming file, key and reason.
+    """
+    spec = os.fspath(spec)
+    if spec.startswith("random:"):
+        return RandomCheckpoint(spec, seed, revision)
+    if spec in BUNDLED:
+        return FolderCheckpoint(spec, BUNDLED[spec])
+    if _is_path(spec):
+        return FolderCheckpoint(spec, Path(spec).expanduser())
+    return FolderCheckpoint(spec, _download(spec, revision, HUB_FILES), hub=True, revision=revision)
+
+
+def _is_path(spec: str) -> bool:
+    return spec.startswith((".", "/", "~", "\\")) or Path(spec).exists() or Path(spec).is_absolute()
+
+
+def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The local snapshot of a hub repository, fetched as far as needed and possible."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(spec, revision=revision, allow_patterns=list(patterns)))
+    except errors.HFValidationError:
+        reason = "neither a folder here nor a valid hub id"
+    except errors.GatedRepoError:
+        reason = "a gated repository; accept its terms on the hub and log in with `hf auth login`"
+    except errors.RevisionNotFoundError:
+        reason = f"no revision {revision!r} on the hub"
+    except errors.RepositoryNotFoundError:
+        reason = "neither a folder here nor a repository on the hub that you can read"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        reason = (
+            "not in the local cache, and the hub cannot be reached; go online once, or copy the checkpoint "
+            "to a folder and give its path, or try demo-gpt2, demo-bert or random:gpt2, which need no download"
+        )
+    except Exception as error:  # the HTTP library below the hub's differs by version
+        reason = f"cannot be fetched from the hub ({type(error).__name__}: {_first_line(error)})"
+    raise CheckpointError(f"{spec}: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+class MappedFile:
+    """A safetensors file, mapped into memory. The library checks the header; numpy maps the data."""
+
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            with safe_open(path, framework="np"):
+                pass  # lengths, offsets and overlaps are checked here
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self.header: dict[str, Any] = json.loads(file.read(length))
+            self.header.pop("__metadata__", None)
+            self.start = 8 + length
+            self.bytes = np.memmap(path, np.uint8, mode="r")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: not a whole safetensors file ({_first_line(error)}); copy or download it again"
+            ) from None
+
+    def tensor(self, key: str) -> np.ndarray:
+        import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
+
+        entry = self.header[key]
+        if entry["dtype"] not in FLOATS:
+            raise CheckpointError(f"{self.path}: {key} is {entry['dtype']}, expected one of {', '.join(FLOATS)}")
+        begin, end = (self.start + offset for offset in entry["data_offsets"])
+        return self.bytes[begin:end].view(FLOATS[entry["dtype"]]).reshape(entry["shape"])
+
+
+class FolderCheckpoint(Checkpoint):
+    """A folder in Hugging Face's format: config.json, model.safetensors or an index with its shards."""
+
+    def __init__(self, spec: str, folder: Path, hub: bool = False, revision: str | None = None):
+        self.spec, self.folder, self.hub, self.revision = spec, folder, hub, revision
+        if not folder.is_dir():
+            raise CheckpointError(f"{spec}: no such folder")
+        self.config = read_config(folder / "config.json")
+        self._files: dict[str, MappedFile] = {}
+        for path, keys in self._shards().items():
+            file = MappedFile(path)
+            absent = sorted(set(keys or ()) - set(file.header))
+            if absent:
+                raise CheckpointError(f"{path}: the index places {', '.join(absent)} here, and it is not")
+            self._files |= dict.fromkeys(keys or file.header, file)
+        self.shapes = {key: tuple(file.header[key]["shape"]) for key, file in self._files.items()}
+        self.dtypes = {key: file.header[key]["dtype"] for key, file in self._files.items()}
+        self.tokenizer_folder = folder if any((folder / name).exists() for name in VOCABULARIES) else None
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in the order of the index."""
+        return list(dict.fromkeys(file.path for file in self._files.values()))
+
+    def _shards(self) -> dict[Path, list[str] | None]:
+        """File → the keys to take from it; None for all."""
+        index = self.folder / INDEX
+        if (self.folder / SINGLE).exists():
+            return {self.folder / SINGLE: None}
+        if not index.exists():
+            self._refuse_without_safetensors()
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards: dict[str, list[str]] = {}
+            for key, name in places.items():
+                shards.setdefault(name, []).append(key)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{index}: not a readable index ({error!r})") from None
+        for name in shards:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+                raise CheckpointError(f"{index}: names a file outside its folder: {name!r}")
+        absent = [name for name in shards if not (self.folder / name).exists()]
+        if absent and self.hub:
+            _download(self.spec, self.revision, tuple(shards))
+            absent = [name for name in shards if not (self.folder / name).exists()]
+        if absent:
+            raise CheckpointError(f"{index}: names files that are not there: {', '.join(absent)}")
+        return {self.folder / name: keys for name, keys in shards.items()}
+
+    def _refuse_without_safetensors(self):
+        pickles = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
+        found = f"only {pickles[0]}, and pickles are never opened" if pickles else f"no {SINGLE} and no {INDEX}"
+        raise CheckpointError(
+            f"{self.folder if not self.hub else self.spec}: {found}; for safetensors, load the model with "
+            "transformers and call its save_pretrained(FOLDER), then give that folder"
+        )
+
+    def tensor(self, key: str) -> np.ndarray:
+        return self._files[key].tensor(key)
+
+    def summary(self) -> dict[str, str]:
+        files = [f"{path.name} ({path.stat().st_size / 2**20:,.1f} MiB)" for path in self.files]
+        revision = {"revision": self.folder.name} if self.hub else {}
+        return {"files": ", ".join(files), **revision} | super().summary()
+
+    def identity(self) -> dict[str, Any]:
+        if self.hub:
+            return {"checkpoint": self.spec, "source": "hub", "revision": self.folder.name}
+        source = "bundled" if self.spec in BUNDLED else "folder"
+        return {"checkpoint": self.spec, "source": source, "files": {p.name: fingerprint(p) for p in self.files}}
+
+
+class RandomCheckpoint(Checkpoint):
+    """Freshly initialised weights, made tensor by tensor as they are asked for.
+
+    Normal with the config's `initializer_range`; zero biases; unit norms; GPT-2's projections back
+    into the residual stream are divided by √(2·n_layer). Each tensor depends on seed and key only.
+    """
+
+    def __init__(self, spec: str, seed: int, revision: str | None = None):
+        self.spec, self.seed, self.base = spec, seed, spec.removeprefix("random:")
+        self._revision = revision
+        self._template = None
+        if self.base in KNOWN:
+            self.config = KNOWN[self.base]
+        elif not self.base or self.base.startswith("random:"):
+            raise CheckpointError(f"{spec}: expected a checkpoint after 'random:', for example random:gpt2")
+        elif self.base in BUNDLED or _is_path(self.base):
+            self._template = BUNDLED.get(self.base, Path(self.base).expanduser())
+            self.config = read_config(self._template / "config.json")
+        else:
+            self._template = _download(self.base, revision, ("config.json", *TOKENIZER_FILES))
+            self.config = read_config(self._template / "config.json")
+        if not isinstance(self.config.initializer_range, int | float) or not self.config.initializer_range > 0:
+            raise CheckpointError(f"{spec}: config.json has no positive initializer_range to draw weights with")
+        self._rules = weight_map.table(self.config).rules(self.config.n_layer)
+        self.shapes = {key: rule.shape for key, rule in self._rules.items()}
+        self.dtypes = dict.fromkeys(self.shapes, "F32")
+        self.tokenizer_folder = self._template
+
+    def tokenizer_source(self) -> Path | None:
+        if self._template is None:
+            return _download(self.base, self._revision, TOKENIZER_FILES)
+        return self._template
+
+    def tensor(self, key: str) -> np.ndarray:
+        rule = self._rules[key]
+        if rule.init in ("zeros", "ones"):
+            values = np.full(rule.shape, rule.init == "ones", np.float32)
+        else:
+            scale = self.config.initializer_range
+            if rule.init == "residual":
+                scale /= (2 * self.config.n_layer) ** 0.5
+            generator = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(key.encode())]))
+            values = generator.standard_normal(rule.shape, np.float32)
+            values *= np.float32(scale)
+        values.flags.writeable = False
+        return values
+
+    def summary(self) -> dict[str, str]:
+        return {"files": f"none; fresh weights from seed {self.seed}"} | super().summary()
+
+    def identity(self) -> dict[str, Any]:
+        return {"checkpoint": self.spec, "source": "random", "seed": self.seed}
+
+
+def fingerprint(path: Path, windows: int = 64, window: int = 65536) -> str:
+    """SHA-256 of a file's size and of 64 evenly spaced windows of 64 KiB; of small files, the whole.
+
+    Any training step changes every window, and the cost does not grow with the file.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= windows * window:
+            digest.update(file.read())
+        else:
+            for index in range(windows):
+                file.seek((size - window) * index // (windows - 1))
+                digest.update(file.read(window))
+    return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def save_checkpoint(folder: Path, config: Config, tensors: Mapping[str, np.ndarray], **extra: Any) -> None:
+    """Writes config.json and model.safetensors in Hugging Face's format; `extra` goes into the config."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config_to_json(config) | extra, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / SINGLE, metadata={"format": "pt"})

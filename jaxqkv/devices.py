@@ -1,0 +1,42 @@
+"""How programs are compiled for a device: the precision of matrix products, the compilation cache."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """`jax.jit` with float32 matrix products in full precision on every backend.
+
+    A GPU's TF32 or a TPU's bfloat16 passes would otherwise change results silently. A precision that
+    the user has set (`jax.default_matmul_precision`) is left alone.
+    """
+    if function is None:
+        return functools.partial(jit, **options)
+
+    @functools.wraps(function)
+    def precise(*args: Any, **kwargs: Any) -> Any:
+        if jax.config.jax_default_matmul_precision is not None:
+            return function(*args, **kwargs)
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return jax.jit(precise, **options)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this package; `JAXQKV_CACHE` or `XDG_CACHE_HOME` move it."""
+    if own := os.environ.get("JAXQKV_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxqkv"
+
+
+def enable_compilation_cache() -> None:
+    """Keeps XLA's compiled programs in the user's cache folder, small and quick ones too."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

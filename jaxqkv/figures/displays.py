@@ -1,0 +1,227 @@
+"""Displays: NumPy arrays and labels, and the only matplotlib code of the project.
+
+A `Display` is a grid of panels. Each panel holds what it shows and draws itself on an axis that it
+is given; nothing is computed here but pixels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# More points than this are drawn as pixels in svg and pdf.
+DENSE = 2000
+
+
+@dataclasses.dataclass(kw_only=True)
+class Panel:
+    """What every panel has: title, labels, limits. `ticks=False` leaves an image's ticks out."""
+
+    title: str = ""
+    xlabel: str = ""
+    ylabel: str = ""
+    xlim: tuple[float, float] | None = None
+    ylim: tuple[float | None, float | None] | None = None
+    xticks: Sequence[float] | None = None
+    yticks: Sequence[float] | None = None
+
+    def draw(self, ax: "Axes") -> None:
+        """Draws the panel on `ax`."""
+        self._draw(ax)
+        ax.set(title=self.title, xlabel=self.xlabel, ylabel=self.ylabel)
+        if self.xlim is not None:
+            ax.set_xlim(self.xlim)
+        if self.ylim is not None:
+            ax.set_ylim(self.ylim)
+        if self.xticks is not None:
+            ax.set_xticks(self.xticks)
+        if self.yticks is not None:
+            ax.set_yticks(self.yticks)
+
+    def _draw(self, ax: "Axes") -> None:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(kw_only=True)
+class Image(Panel):
+    """A matrix as colours. `extent` is left, right, bottom, top in data units."""
+
+    values: np.ndarray
+    cmap: str = "plasma"
+    vmin: float | None = None
+    vmax: float | None = None
+    extent: tuple[float, float, float, float] | None = None
+    origin: str = "upper"
+    aspect: str = "auto"
+    colorbar: str | bool = False  # True, or its label
+    vlines: Sequence[float] = ()
+    tag: str = ""  # a word in the corner, readable on any colour
+
+    def _draw(self, ax: "Axes") -> None:
+        from matplotlib.patheffects import withStroke
+
+        image = ax.imshow(
+            self.values,
+            cmap=self.cmap,
+            vmin=self.vmin,
+            vmax=self.vmax,
+            extent=self.extent,
+            origin=self.origin,
+            aspect=self.aspect,
+            interpolation="nearest",
+        )
+        for x in self.vlines:
+            ax.axvline(x, linestyle="--", color="w", linewidth=1)
+        if self.tag:
+            effect = [withStroke(linewidth=3, foreground="k")]
+            place = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
+            ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
+        if self.colorbar:
+            label = self.colorbar if isinstance(self.colorbar, str) else ""
+            ax.figure.colorbar(image, ax=ax, pad=0.01, label=label)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Line:
+    """One curve of a `Lines` panel. With `steps`, y is constant over each bin of edges x."""
+
+    x: np.ndarray
+    y: np.ndarray
+    label: str = ""
+    color: str | None = None
+    marker: str = ""
+    linestyle: str = "-"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Lines(Panel):
+    """Curves over a common axis, with a legend when they are named."""
+
+    lines: Sequence[Line]
+    integer_x: bool = False
+
+    def _draw(self, ax: "Axes") -> None:
+        from matplotlib.colors import to_rgba
+        from matplotlib.ticker import MaxNLocator
+
+        for line in self.lines:
+            face = to_rgba(line.color, 0.45) if line.color else None
+            many = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
+            ax.plot(
+                line.x,
+                line.y,
+                label=line.label or None,
+                color=line.color,
+                marker=line.marker,
+                linestyle=line.linestyle,
+                markerfacecolor=face,
+                markersize=7 if line.x.size <= 24 else 5,
+                **many,
+            )
+        if any(line.label for line in self.lines):
+            ax.legend(fontsize=9, handlelength=3)
+        if self.integer_x:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bars(Panel):
+    """A histogram: `heights` over the bins between `edges`."""
+
+    heights: np.ndarray
+    edges: np.ndarray
+    color: str = "gray"
+
+    def _draw(self, ax: "Axes") -> None:
+        ax.stairs(self.heights, self.edges, fill=True, color=self.color, alpha=0.8)
+        ax.stairs(self.heights, self.edges, color="k", linewidth=0.6, fill=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Table(Panel):
+    """Rows of text under a heading."""
+
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def _draw(self, ax: "Axes") -> None:
+        ax.axis("off")
+        table = ax.table(
+            cellText=[list(row) for row in self.rows],
+            colLabels=list(self.heading),
+            cellLoc="right",
+            colWidths=self._widths(),
+            loc="center",
+        )
+        table.auto_set_font_size(False)
+        table.set_fontsize(10)
+        table.scale(1, 1.5)
+        for (row, column), cell in table.get_celld().items():
+            cell.set(facecolor="none", edgecolor=cell.get_text().get_color(), linewidth=0.4)
+            cell.visible_edges = "B" if row == 0 else ""
+            cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
+            if row == 0:
+                cell.get_text().set_fontweight("bold")
+
+    def _widths(self) -> list[float]:
+        longest = [max(map(len, column)) + 2 for column in zip(self.heading, *self.rows, strict=True)]
+        return [width / sum(longest) for width in longest]
+
+    def text(self, align: str = "right") -> str:
+        """The same table for a terminal; `align` is for all columns but the first."""
+        columns = list(zip(self.heading, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = []
+        for row in (self.heading, ["-" * width for width in widths], *self.rows):
+            first, *others = zip(row, widths, strict=True)
+            pad = str.ljust if align == "left" else str.rjust
+            cells = [first[0].ljust(first[1]), *(pad(cell, width) for cell, width in others)]
+            lines.append("  ".join(cells))
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Display:
+    """A figure before it is drawn.
+
+    Attributes:
+      arrays: what is plotted, under the names that the .npz file has.
+      panels: rows of panels; a short last row leaves places empty.
+      caption: what is seen, of which checkpoint and layer.
+      size: width and height in inches.
+      title: above all panels.
+      text: printed when the figure is made; a table, usually.
+    """
+
+    arrays: Mapping[str, Any]
+    panels: Sequence[Sequence[Panel]]
+    caption: str
+    size: tuple[float, float]
+    title: str = ""
+    text: str = ""
+
+    def draw(self, figure: "Figure") -> None:
+        """Draws the panels on an empty figure."""
+        columns = max(map(len, self.panels))
+        grid = figure.add_gridspec(len(self.panels), columns)
+        for i, row in enumerate(self.panels):
+            for j, panel in enumerate(row):
+                panel.draw(figure.add_subplot(grid[i, j]))
+        if self.title:
+            figure.suptitle(self.title)
+
+
+def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
+    """Panels in rows of `columns`."""
+    return [panels[start : start + columns] for start in range(0, len(panels), columns)]
+
+
+def head_grid(n_head: int) -> tuple[int, int]:
+    """Rows and columns that fit `n_head` panels, wider than high: 12 → 3×4, 16 → 4×4, 25 → 5×5."""
+    rows = max(int(n_head**0.5), 1)
+    return rows, -(-n_head // rows)

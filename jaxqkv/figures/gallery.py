@@ -1,0 +1,149 @@
+"""Files: pictures and arrays that appear whole or not at all, a manifest a study, one gallery page."""
+
+import contextlib
+import html
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Display
+from jaxqkv.figures.registry import STUDIES
+
+FORMATS = ("png", "svg", "pdf")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner only
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def prepare_folder(out: Path, study: str) -> Path:
+    """Makes `out/study` and proves that it can be written, before any work is done."""
+    folder = out / study
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise JaxqkvError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+    return folder
+
+
+def save_arrays(display: Display, path: Path) -> None:
+    """The display's arrays as `.npz`."""
+    with replacing(path) as file:
+        np.savez(file, **{name: np.asarray(array) for name, array in display.arrays.items()})
+
+
+def save_picture(display: Display, paths: Sequence[Path], theme: str, dpi: int) -> None:
+    """The display, drawn once and written in the format of each path's suffix."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(style.settings(theme)):
+        figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
+        FigureCanvasAgg(figure)
+        display.draw(figure)
+        for path in paths:
+            kind = path.suffix[1:]
+            buffer = io.BytesIO()
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+            figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+            with replacing(path) as file:
+                file.write(buffer.getbuffer())
+
+
+def write_manifest(folder: Path, study: str, run: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """Records a run in `folder/manifest.json`; figures of earlier runs that are still there stay listed."""
+    earlier = read_manifest(folder / "manifest.json").get("figures", {})
+    kept = {id: entry for id, entry in earlier.items() if (folder / f"{id}.npz").exists()}
+    manifest = {"study": study, **run, "figures": kept | {id: {**entry, "run": run} for id, entry in figures.items()}}
+    with replacing(folder / "manifest.json") as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest's contents, or nothing where there is none that can be read."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>jaxqkv figures</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+figure {{ margin: 2rem 0; }}
+img {{ max-width: 100%; height: auto; border: 1px solid #8884; background: white; }}
+code {{ font-size: .9em; overflow-wrap: anywhere; }}
+figcaption, dl {{ color: GrayText; }}
+</style>
+<h1>jaxqkv figures</h1>
+{body}
+</html>
+"""
+
+
+def write_gallery(out: Path) -> Path:
+    """`out/index.html`: every figure that the manifests under `out` list, with its caption."""
+    from jaxqkv.figures.registry import study
+
+    sections = []
+    for name in STUDIES:
+        manifest = read_manifest(out / name / "manifest.json")
+        entries = manifest.get("figures", {})
+        figures = [_figure(name, id, entries[id]) for id in study(name).figures if id in entries]
+        if any(figures):
+            title = html.escape(f"{name}: {study(name).title}")
+            sections.append(f'<h2 id="{name}">{title}</h2>\n{"".join(figures)}')
+    page = out / "index.html"
+    with replacing(page) as file:
+        file.write(_PAGE.format(body="\n".join(sections)).encode())
+    return page
+
+
+def _figure(study: str, id: str, entry: Mapping[str, Any]) -> str:
+    caption, title = html.escape(entry.get("caption", "")), html.escape(entry.get("title", ""))
+    command = html.escape(entry.get("run", {}).get("command", ""))
+    links = " ".join(
+        f'<a href="{study}/{html.escape(name)}">{html.escape(name)}</a>' for name in entry.get("files", [])
+    )
+    picture = f"{study}/{id}.png"
+    shown = f'<a href="{picture}"><img src="{picture}" alt="{title}" loading="lazy"></a>'
+    if f"{id}.png" not in entry.get("files", []):
+        shown = "<p>Arrays only; no picture was drawn.</p>"
+    return (
+        f'<figure id="{study}-{id}">\n<h3>{id}. {title}</h3>\n{shown}\n'
+        f"<figcaption>{caption}<br>{links}<br><code>{command}</code></figcaption>\n</figure>\n"
+    )

@@ -1,0 +1,42 @@
+"""Colours and matplotlib settings, the same in every figure of the project."""
+
+from typing import Any
+
+Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
+WITHIN, ACROSS = "#8457b3", "#e08a1e"
+TARGET, NON_TARGET = "#1f9e9e", "#b5651d"
+QKV = {"Q": Q, "K": K, "V": V}
+MARKERS = {"Q": "s", "K": "o", "V": "^"}
+
+_PAPER = {"light": ("white", "black"), "dark": ("#282a2c", "#DDE2F4")}
+THEMES = tuple(_PAPER)
+
+
+def settings(theme: str) -> dict[str, Any]:
+    """`rcParams` of a theme; "dark" has the seeds' dark palette."""
+    paper, ink = _PAPER[theme]
+    return {
+        "figure.facecolor": paper,
+        "figure.edgecolor": paper,
+        "savefig.facecolor": paper,
+        "axes.facecolor": paper,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "text.color": ink,
+        "legend.labelcolor": ink,
+        "legend.frameon": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titleweight": "bold",
+        "axes.labelweight": "bold",
+        "figure.titleweight": "bold",
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "figure.titlesize": 12,
+        "lines.linewidth": 1.6,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "jaxqkv",
+        "pdf.fonttype": 42,
+    }

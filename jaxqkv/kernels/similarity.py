@@ -1,0 +1,93 @@
+"""Cosine similarities between the columns of a matrix, whole, by head, and summarised.
+
+Source: study qkv-weights (Cohen, 50 ML projects to understand LLMs, project 33).
+"""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxqkv.devices import jit
+from jaxqkv.kernels.histograms import density
+from jaxqkv.kernels.moments import moments
+
+
+def unit_columns(x: Float[Array, "row column"]) -> Float[Array, "row column"]:
+    """Columns divided by their Euclidean norms; a column of zeros stays zero."""
+    norm = jnp.linalg.norm(x, axis=0, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+@jit
+def column_cosine(x: Float[Array, "row column"]) -> Float[Array, "column column"]:
+    """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1."""
+    unit = unit_columns(x)
+    return unit.T @ unit
+
+
+@jit(static_argnames=("ddof", "strips"))
+def column_cosine_moments(
+    x: Float[Array, "row column"], *, ddof: int = 1, strips: int = 3
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and standard deviation of the column cosines above the diagonal, without keeping them.
+
+    The mean needs no product of columns: with U the unit columns, Σᵢⱼ cᵢⱼ = ‖Σᵢ uᵢ‖². The squares
+    about it are summed over horizontal strips of UᵀU that begin at the diagonal, which is
+    (1 + 1/strips)/2 of the whole product and holds one strip in memory at a time.
+
+    Args:
+      x: one matrix; n columns give n(n−1)/2 cosines.
+      ddof: 1 for the sample's standard deviation (the default), 0 for the population's.
+      strips: how many strips the product is cut in.
+    """
+    unit = unit_columns(x)
+    n = x.shape[1]
+    pairs = n * (n - 1) / 2
+    total = unit.sum(axis=1)
+    mean = (total @ total - (unit**2).sum()) / 2 / max(pairs, 1)
+    squares = jnp.float32(0)
+    for start, stop in _cuts(n, strips):
+        cosine = unit[:, start:stop].T @ unit[:, start:]
+        above = jnp.triu(jnp.ones(cosine.shape, bool), 1)
+        squares += jnp.where(above, (cosine - mean) ** 2, 0).sum(axis=1).sum()
+    return mean, jnp.sqrt(squares / max(pairs - ddof, 1))
+
+
+def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
+    """`n` cut in at most `pieces` runs of nearly equal length."""
+    edges = [n * piece // min(pieces, n) for piece in range(min(pieces, n) + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def head_pair_masks(n_head: int, head_dim: int) -> Bool[np.ndarray, "two column column"]:
+    """Which pairs of columns are within a head, and which across heads, each pair once.
+
+    Columns are heads side by side. Index 0: i < j in the same head (upper triangles of the diagonal
+    blocks). Index 1: head of i < head of j (the blocks above the diagonal).
+    """
+    head = np.arange(n_head * head_dim) // head_dim
+    upper = np.triu(np.ones((head.size, head.size), bool), 1)
+    same = head[:, None] == head[None, :]
+    return np.stack([upper & same, upper & ~same])
+
+
+def head_pair_densities(
+    x: Float[Array, "row column"], n_head: int, edges: Float[np.ndarray, "edge"]
+) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
+    """Densities, means and population standard deviations of column cosines within and across heads.
+
+    Args:
+      x: heads side by side, `n_head · head_dim` columns.
+      n_head: number of heads.
+      edges: equally spaced bin edges in −1…1.
+
+    Returns:
+      density `[2, bin]`, mean `[2]`, std `[2]`; index 0 within heads, 1 across heads.
+    """
+    cosine = column_cosine(x)
+    masks = head_pair_masks(n_head, x.shape[1] // n_head)
+    statistics = [moments(cosine, mask) for mask in masks]
+    mean, std = (jnp.stack(column) for column in zip(*statistics, strict=True))
+    return jnp.stack([density(cosine, edges, mask) for mask in masks]), mean, std

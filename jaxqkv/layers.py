@@ -1,0 +1,63 @@
+"""The Flax modules that GPT-2 and BERT share: layer norm, self-attention, MLP.
+
+Parameters are in `flax.linen`'s own layout (`kernel` is `[in, out]`), whatever the file's is.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxqkv.activations import Attention
+from jaxqkv.attention import attention_pattern, merge_heads, mix, scaled_scores, split_heads
+from jaxqkv.config import ACTIVATIONS, Config
+
+ACTIVATION_FUNCTIONS = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
+def layer_norm(config: Config, name: str) -> nn.LayerNorm:
+    """Layer norm with the checkpoint's epsilon and the two-pass variance that PyTorch computes."""
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; every intermediate is returned, and XLA drops those nobody uses."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[Array, ""],
+    ) -> Attention:
+        config = self.config
+        q, k, v = (split_heads(nn.Dense(config.n_embd, name=name)(x), config.n_head) for name in "qkv")
+        scores = scaled_scores(q, k, self.scale(layer))
+        pattern = attention_pattern(scores, visible[:, None])
+        z = mix(pattern, v)
+        attn_out = nn.Dense(config.n_embd, name="o")(merge_heads(z))
+        return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
+
+    def scale(self, layer: Int[Array, ""]) -> float | Float[Array, ""]:
+        scale = self.config.head_dim**-0.5 if getattr(self.config, "scale_attn_weights", True) else 1.0
+        if getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
+            return scale / (layer + 1).astype(jnp.float32)
+        return scale
+
+
+class MLP(nn.Module):
+    """Dense, activation, Dense."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        activation = ACTIVATION_FUNCTIONS[ACTIVATIONS[self.config.activation]]
+        hidden = activation(nn.Dense(self.config.n_inner, name="up")(x))
+        return nn.Dense(self.config.n_embd, name="down")(hidden)

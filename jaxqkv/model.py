@@ -1,0 +1,329 @@
+"""Running GPT-2 and BERT: one pure function of explicit parameters, and `Model`, which feeds it.
+
+The driver is a Python loop over one jitted block. All layers have the same shapes, so the block is
+compiled once whatever the depth; each layer's weights can be read just before they are used; the
+loop stops at the last layer that was asked for. Inside an outer `jax.jit` it unrolls.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxqkv import bert, gpt2
+from jaxqkv.activations import FIELDS, Activations, Attention
+from jaxqkv.attention import visible_keys
+from jaxqkv.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.config import Config, GPT2Config
+from jaxqkv.devices import jit
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.tokens import Batch, Tokenizer, as_batch
+from jaxqkv.weights import Weights
+
+Params = Mapping[str, Any]
+Reducer = Callable[[Attention, Bool[Array, "batch pos"]], Any]
+
+# Weights up to this size stay in memory after their first use; larger ones are streamed by layer.
+KEEP_BYTES = 2 << 30
+
+
+@jit(static_argnames="config")
+def _embed(params: Params, batch: Batch, *, config: Config) -> Float[Array, "batch pos embed"]:
+    arguments = (batch.ids, batch.positions)
+    if isinstance(config, GPT2Config):
+        return gpt2.Embed(config).apply({"params": params}, *arguments)
+    return bert.Embed(config).apply({"params": params}, *arguments, batch.token_types)
+
+
+@jit(static_argnames=("config", "capture", "reduce", "goes_on"))
+def _block(
+    params: Params,
+    x: Float[Array, "batch pos embed"],
+    mask: Bool[Array, "batch pos"],
+    layer: Int[Array, ""],
+    *,
+    config: Config,
+    capture: frozenset[str],
+    reduce: Reducer | None,
+    goes_on: bool,
+) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
+    """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
+    block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config)
+    x, attention = block.apply({"params": params}, x, visible_keys(mask, config.causal), layer)
+    result = reduce(attention, mask) if reduce else attention.select(capture)
+    return x if goes_on else None, result
+
+
+@jit(static_argnames="config")
+def _final_norm(params: Params, x: Float[Array, "batch pos embed"], *, config: GPT2Config) -> Array:
+    return gpt2.FinalNorm(config).apply({"params": params}, x)
+
+
+_unembed = jit(gpt2.unembed)
+
+
+def forward(
+    params: Params,
+    batch: Batch | Int[Array, "batch pos"],
+    config: Config,
+    *,
+    capture: Collection[str] | None = None,
+    layers: int | Iterable[int] | None = None,
+    reduce: Reducer | None = None,
+    memory: int | None = None,
+) -> Any:
+    """Runs the blocks and returns what was asked for from inside them.
+
+    A pure function of its arrays: jit, differentiate and vmap it as it is.
+
+    Args:
+      params: `{"embed": …, "layers": [one dict a layer], "final": …}`, as `Model.params` gives.
+      batch: from `Model.tokenize`, or token ids `[batch, pos]` without padding.
+      config: the checkpoint's config (static under `jax.jit`).
+      capture: names among `q k v scores pattern z attn_out resid_pre mlp_out`; q, k and v unless given.
+      layers: the layers to return; all of them unless given. Later ones are not run.
+      reduce: instead of `capture`, a function of one layer's `Attention` and the mask; it is traced
+        into the block, and what it returns (any pytree of arrays) is stacked over layers.
+      memory: bytes that the temporaries of a block may take; the batch is cut in microbatches that
+        fit. A reducer's results must then have the batch as their leading axis.
+
+    Returns:
+      `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
+
+    Raises:
+      JaxqkvError: on names, layers or ids that do not exist, and text longer than the positions.
+    """
+    batch = as_batch(batch, config)
+    capture = _checked_capture(capture, reduce)
+    selected = _checked_layers(layers, config.n_layer)
+    results = []
+    for layer, result in _run(params, batch, config, capture, selected, reduce, memory, goes_on=False):
+        if layer in selected:
+            results.append(result)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    if reduce:
+        return stacked
+    fields = {name: getattr(stacked, name) for name in capture}
+    return Activations(mask=batch.mask, layers=selected, **fields)
+
+
+def hidden(params: Params, batch: Batch | Int[Array, "batch pos"], config: Config) -> Float[Array, "batch pos embed"]:
+    """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
+    batch = as_batch(batch, config)
+    *_, (_, x) = _run(params, batch, config, frozenset(), (config.n_layer - 1,), None, None, goes_on=True)
+    if isinstance(config, GPT2Config):
+        return _final_norm(params["final"], x, config=config)
+    return x
+
+
+def logits(
+    params: Params, batch: Batch | Int[Array, "batch pos"], config: GPT2Config
+) -> Float[Array, "batch pos vocab"]:
+    """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`."""
+    if not isinstance(config, GPT2Config):
+        raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
+    embedding = params["embed"]["wte"] if config.tie_word_embeddings else params["final"]["lm_head"]
+    return _unembed(hidden(params, batch, config), embedding["embedding"])
+
+
+def _run(params, batch, config, capture, selected, reduce, memory, goes_on):
+    """Yields (layer, result) up to the last selected layer; with `goes_on`, the result is the stream."""
+    pieces = _microbatches(batch, config, memory)
+    stream = [_embed(params["embed"], piece, config=config) for piece in pieces]
+    last = max(selected)
+    layers = params["layers"]
+    for layer in range(last + 1):
+        weights = layers[layer]  # read while the device still works on the layer before
+        if isinstance(layers, StreamedLayers):
+            jax.block_until_ready(stream)  # so that no more than two layers' weights are in memory
+        wanted = layer in selected and not goes_on
+        results = []
+        for index, piece in enumerate(pieces):
+            stream[index], result = _block(
+                weights,
+                stream[index],
+                piece.mask,
+                jnp.int32(layer),
+                config=config,
+                capture=capture if wanted else frozenset(),
+                reduce=reduce if wanted else None,
+                goes_on=goes_on or layer < last,
+            )
+            results.append(result)
+        yield layer, _joined(stream if goes_on else results, [piece.ids.shape[0] for piece in pieces])
+
+
+def _joined(results: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Microbatches' results put together along the batch axis."""
+    if len(results) == 1:
+        return results[0]
+    for result, size in zip(results, sizes, strict=True):
+        if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(result)):
+            raise JaxqkvError(
+                "with `memory` the batch is cut, so each array that `reduce` returns must have it as its first axis"
+            )
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
+
+
+def _microbatches(batch: Batch, config: Config, memory: int | None) -> list[Batch]:
+    size, pos = batch.ids.shape
+    if memory is None:
+        return [batch]
+    # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
+    floats = 3 * config.n_head * pos * pos + pos * (8 * config.n_embd + 2 * config.n_inner)
+    count = -(-size // max(1, memory // (4 * floats)))
+    step = -(-size // count)
+    return [jax.tree.map(lambda leaf: leaf[start : start + step], batch) for start in range(0, size, step)]  # noqa: B023
+
+
+def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
+    if capture is None:
+        return frozenset() if reduce else frozenset("qkv")
+    capture = frozenset([capture] if isinstance(capture, str) else capture)
+    unknown = sorted(capture - set(FIELDS))
+    if unknown:
+        raise JaxqkvError(f"cannot capture {', '.join(unknown)}; there is {', '.join(FIELDS)}")
+    if bool(capture) == bool(reduce):
+        raise JaxqkvError("give either `capture`, names of what to return, or `reduce`, a function; not both, not none")
+    return capture
+
+
+def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(n_layer))
+    selected = tuple(sorted({layers} if isinstance(layers, int | np.integer) else set(layers)))
+    bad = [layer for layer in selected if not 0 <= layer < n_layer]
+    if bad or not selected:
+        wrong = f"no layer {', '.join(map(str, bad))}" if bad else "no layer selected"
+        raise JaxqkvError(f"{wrong}; the model's layers are 0 to {n_layer - 1}")
+    return selected
+
+
+def _on_device(tree: Any) -> Any:
+    """NumPy leaves as device arrays; concrete ones, also while an outer `jax.jit` is tracing."""
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(jnp.asarray, tree)
+
+
+class StreamedLayers(Sequence):
+    """The layers' parameters, read from the checkpoint at every access and kept by nobody."""
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+
+    def __len__(self) -> int:
+        return self._weights.config.n_layer
+
+    def __getitem__(self, layer: int) -> Params:
+        return _on_device(self._weights.layer(layer))
+
+
+class KeptLayers(StreamedLayers):
+    """The layers' parameters, read at their first access."""
+
+    def __init__(self, weights: Weights):
+        super().__init__(weights)
+        self._kept: dict[int, Params] = {}
+
+    def __getitem__(self, layer: int) -> Params:
+        if layer not in self._kept:
+            self._kept[layer] = super().__getitem__(layer)
+        return self._kept[layer]
+
+
+class Model:
+    """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
+                 tokenizer: Tokenizer | None = None):  # fmt: skip
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.weights = Weights(checkpoint, dtype)
+        if stream is None:
+            stream = self.weights.nbytes > KEEP_BYTES
+        self._layers = (StreamedLayers if stream else KeptLayers)(self.weights)
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, read at its first use."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.of(self.checkpoint)
+        return self._tokenizer
+
+    def tokenize(
+        self,
+        texts: str | Sequence[str],
+        *,
+        padding_side: str = "right",
+        truncate: bool = False,
+        special_tokens: bool = True,
+    ) -> Batch:
+        """Texts as a padded `Batch`; see `Tokenizer.batch`."""
+        return self.tokenizer.batch(
+            texts, self.config, padding_side=padding_side, truncate=truncate, special_tokens=special_tokens
+        )
+
+    def run(
+        self,
+        batch: Batch | Int[Array, "batch pos"],
+        capture: Collection[str] | None = None,
+        layers: int | Iterable[int] | None = None,
+        reduce: Reducer | None = None,
+        memory: int | None = None,
+    ) -> Any:
+        """Every attention intermediate that is asked for; see `forward`."""
+        params = self._params
+        return forward(params, batch, self.config, capture=capture, layers=layers, reduce=reduce, memory=memory)
+
+    def hidden(self, batch: Batch | Int[Array, "batch pos"]) -> Float[Array, "batch pos embed"]:
+        """Final hidden states; see `hidden`."""
+        return hidden(self._params, batch, self.config)
+
+    def logits(self, batch: Batch | Int[Array, "batch pos"]) -> Float[Array, "batch pos vocab"]:
+        """Next-token logits of a GPT-2; see `logits`."""
+        return logits(self._params, batch, self.config)
+
+    def params(self) -> dict[str, Any]:
+        """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
+        return self._params | {"layers": [self._layers[layer] for layer in range(self.config.n_layer)]}
+
+    @cached_property
+    def _params(self) -> dict[str, Any]:
+        return {
+            "embed": _on_device(self.weights.embed()),
+            "layers": self._layers,
+            "final": _on_device(self.weights.final()),
+        }
+
+
+def load(
+    spec: Any,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    dtype: Any = jnp.float32,
+    stream: bool | None = None,
+    tokenizer: Any = None,
+) -> Model:
+    """Opens a checkpoint for running; weights are read when they are first needed.
+
+    Args:
+      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`.
+      revision: branch, tag or commit on the hub.
+      seed: of the fresh weights of `random:SPEC`.
+      dtype: of the arithmetic.
+      stream: read each layer's weights anew at every run instead of keeping them in memory; decided
+        by their size (2 GiB) unless given.
+      tokenizer: a folder with tokenizer files, instead of the checkpoint's own.
+
+    Raises:
+      CheckpointError: naming file, key and reason.
+    """
+    checkpoint = open_checkpoint(spec, revision=revision, seed=seed)
+    own = None if tokenizer is None else Tokenizer.from_folder(tokenizer, checkpoint.config)
+    return Model(checkpoint, dtype=dtype, stream=stream, tokenizer=own)

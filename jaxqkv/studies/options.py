@@ -1,0 +1,49 @@
+"""What the studies share: opening the checkpoints asked for, and the nearest of what the seed names."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxqkv.checkpoint import open_checkpoint
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.weights import Weights
+
+if TYPE_CHECKING:
+    from jaxqkv.figures.registry import Study
+
+
+def specs(options: argparse.Namespace, study: "Study") -> tuple[str, ...]:
+    """The checkpoints to draw: `--model`, the bundled one with `--demo`, or the study's own."""
+    if options.demo and options.model:
+        raise JaxqkvError("--demo and --model exclude each other")
+    return (study.demo,) if options.demo else tuple(options.model or study.models)
+
+
+def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
+    """The weights of every checkpoint asked for; headers are read, no tensors."""
+    checkpoints = [open_checkpoint(s, revision=options.revision, seed=options.seed) for s in specs(options, study)]
+    return [Weights(checkpoint) for checkpoint in checkpoints]
+
+
+def short_names(weights: Sequence[Weights]) -> list[str]:
+    """A name for each checkpoint, fit for titles and array names: a folder's last part; never twice."""
+    names: list[str] = []
+    for each in weights:
+        name = base = each.checkpoint.name
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.append(name)
+    return names
+
+
+def pick_layer(options: argparse.Namespace, wanted: int, n_layer: int, name: str) -> tuple[int, str]:
+    """`--layer`, else the seed's layer, else the middle one; and what the caption says of it."""
+    if options.layer is not None:
+        if not 0 <= options.layer < n_layer:
+            raise JaxqkvError(f"--layer {options.layer}: the layers of {name} are 0 to {n_layer - 1}")
+        return options.layer, ""
+    if wanted < n_layer:
+        return wanted, ""
+    return n_layer // 2, f" ({name} has no layer {wanted} as in the seed; the middle one is drawn.)"

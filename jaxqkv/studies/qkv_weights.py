@@ -1,0 +1,401 @@
+"""Study 1: characteristics of the weights of Q, K and V. Weights only; the model is never built.
+
+Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weights characteristics.
+"""
+
+import argparse
+from collections.abc import Callable, Collection
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from jaxqkv.devices import jit
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_grid, rows_of
+from jaxqkv.figures.registry import Study
+from jaxqkv.kernels import (
+    column_cosine,
+    column_cosine_moments,
+    counts,
+    density,
+    freedman_diaconis_edges,
+    head_pair_densities,
+    head_pair_masks,
+    moments,
+)
+from jaxqkv.studies.options import open_weights, pick_layer, short_names
+from jaxqkv.weights import Weights
+
+LAYER = 6
+WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
+COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
+MATRICES = ("Q", "K", "V")
+
+# One layer's [embed, 3, embed] and the number of heads → what is kept of that layer.
+Reduction = Callable[[Float[Array, "embed three embed"], int], Any]
+
+
+def _moments(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
+    mean, std = jax.vmap(lambda matrix: moments(matrix, ddof=1), in_axes=1)(qkv)
+    return {"mean": mean, "std": std}
+
+
+def _densities(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
+    return {"density": jax.vmap(lambda matrix: density(matrix, WEIGHT_EDGES), in_axes=1)(qkv)}
+
+
+def _head_cosines(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
+    both = jnp.moveaxis(qkv[:, :2], 1, 0)
+    values, mean, std = jax.lax.map(lambda matrix: head_pair_densities(matrix, n_head, COSINE_EDGES), both)
+    return {"density": values, "mean": mean, "std": std}
+
+
+def _column_cosines(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
+    # One matrix after another: a product that fills the machine gains nothing from a batch axis.
+    mean, std = jax.lax.map(column_cosine_moments, jnp.moveaxis(qkv, 1, 0))
+    return {"mean": mean, "std": std}
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    "moments": _moments,
+    "densities": _densities,
+    "head cosines": _head_cosines,
+    "column cosines": _column_cosines,
+}
+# These are drawn for every model, the others for the first.
+ACROSS_MODELS = frozenset({"moments of all models", "column cosines"})
+
+
+@jit(static_argnames=("n_head", "names"))
+def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: frozenset[str]) -> dict[str, Any]:
+    qkv = wide.reshape(wide.shape[0], 3, -1)
+    return {name: REDUCTIONS[name](qkv, n_head) for name in names}
+
+
+class Run:
+    """The checkpoints, the layer, and each checkpoint's reductions `[layer, …]` after `prepare`."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.weights = open_weights(options, STUDY)
+        self.names = short_names(self.weights)
+        self.first = self.weights[0]
+        self.config = self.first.config
+        self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.names[0])
+        self.where = f"layer {self.layer} of {self.names[0]}"
+        self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in self.weights]
+
+    def describe(self) -> dict[str, Any]:
+        return {"checkpoint": [weights.checkpoint.identity() for weights in self.weights], "layer": self.layer}
+
+    def prepare(self, needs: Collection[str]) -> None:
+        """One pass over the layers of each checkpoint, with one layer's matrices in memory at a time."""
+        across = {"moments" if need.startswith("moments") else need for need in ACROSS_MODELS.intersection(needs)}
+        alone = set(needs) - ACROSS_MODELS
+        wanted = [frozenset(across | alone if index == 0 else across) for index in range(len(self.weights))]
+        total = sum(w.config.n_layer for w, names in zip(self.weights, wanted, strict=True) if names)
+        with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
+            for index, (weights, names) in enumerate(zip(self.weights, wanted, strict=True)):
+                if names:
+                    self.reductions[index] = _reduce_layers(weights, names, progress)
+
+    @cached_property
+    def wide(self) -> Float[np.ndarray, "embed three_embed"]:
+        """W_Q, W_K and W_V of the layer, side by side."""
+        return self.first.W_QKV(self.layer)
+
+    @cached_property
+    def qkv(self) -> list[Float[np.ndarray, "embed embed"]]:
+        """W_Q, W_K and W_V of the layer."""
+        return np.split(self.wide, 3, axis=1)
+
+
+def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
+    layers = []
+    for layer in range(weights.config.n_layer):
+        wide = jnp.asarray(weights.W_QKV(layer))  # copied while the device works on the layer before
+        if layers:
+            jax.block_until_ready(layers[-1])
+        layers.append(_reduce(wide, n_head=weights.config.n_head, names=names))
+        progress.update()
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+
+
+STUDY = Study(
+    name="qkv-weights",
+    title="QKV weights characteristics",
+    models=("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+    demo="demo-gpt2",
+    run=Run,
+)
+
+
+def _label(matrix: str) -> str:
+    return rf"$\mathbf{{W_{matrix}}}$"
+
+
+def _by_matrix(x: np.ndarray, columns: np.ndarray, markers: bool) -> list[Line]:
+    """Three curves in the colours of Q, K and V, from `columns [x, qkv]`."""
+    return [
+        Line(x=x, y=column, label=_label(m), color=style.QKV[m], marker=style.MARKERS[m] if markers else "")
+        for m, column in zip(MATRICES, columns.T, strict=True)
+    ]
+
+
+def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Panel]:
+    layers = np.arange(len(mean))
+    return [
+        Lines(
+            lines=_by_matrix(layers, values, markers=len(mean) <= 24),
+            xlabel="Transformer layer",
+            ylabel=ylabel,
+            title=title,
+            integer_x=True,
+        )
+        for values, ylabel in ((mean, "Mean"), (std, "Standard deviation"))
+    ]
+
+
+def _across_models(run: Run, need: str, caption: str) -> Display:
+    """A row of means and standard deviations for every model."""
+    arrays, rows = {}, []
+    for name, reductions in zip(run.names, run.reductions, strict=True):
+        mean, std = reductions[need]["mean"], reductions[need]["std"]
+        arrays |= {f"mean_{name}": mean, f"std_{name}": std}
+        rows.append(_mean_and_std(mean, std, title=name))
+    return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.4 + 2.4 * len(rows)))
+
+
+@STUDY.figure("1", "table of the models and their attention parameters")
+def figure_1(run: Run) -> Display:
+    rows = []
+    for weights in run.weights:
+        config = weights.config
+        # W_Q, W_K, W_V and W_O, each with a bias.
+        parameters = config.n_layer * 4 * (config.n_embd**2 + config.n_embd)
+        rows.append((config.n_embd, config.n_layer, config.n_head, config.head_dim, parameters / 1e6))
+    fields = ("n_embd", "n_layer", "n_head", "head_dim", "attention_parameters")
+    arrays = {"model": np.array(run.names)} | dict(zip(fields, map(np.array, zip(*rows, strict=True)), strict=True))
+    cells = [(name, *map(str, row[:-1]), f"{row[-1]:.2f} M") for name, row in zip(run.names, rows, strict=True)]
+    heading = ("Model", "Embedding", "Layers", "Heads", "Head dim", "Attention parameters")
+    table = Table(heading=heading, rows=cells)
+    return Display(
+        arrays=arrays,
+        panels=[[table]],
+        caption="Sizes of the models. Attention parameters are the weights and biases of W_Q, W_K, W_V and W_O.",
+        size=(10, 1 + 0.4 * len(rows)),
+        text=table.text(),
+    )
+
+
+@STUDY.figure("2a", "W_Q, W_K and W_V of one layer as one wide matrix")
+def figure_2a(run: Run) -> Display:
+    n_embd = run.config.n_embd
+    image = Image(
+        values=run.wide,
+        vmin=-0.1,
+        vmax=0.1,
+        colorbar=True,
+        vlines=(n_embd - 0.5, 2 * n_embd - 0.5),
+        xticks=(),
+        xlabel="Queries dimensions   |   Keys dimensions   |   Values dimensions",
+        ylabel="Embeddings dimensions",
+    )
+    caption = f"Attention weights of {run.where}, colours from −0.1 to 0.1.{run.layer_note}"
+    return Display(arrays={"weights": run.wide}, panels=[[image]], caption=caption, size=(10, 3.4))
+
+
+@STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
+def figure_2b(run: Run) -> Display:
+    arrays, lines = {}, []
+    for name, matrix in zip(MATRICES, run.qkv, strict=True):
+        edges = freedman_diaconis_edges(matrix)
+        heights = np.asarray(counts(matrix, edges))
+        arrays |= {f"counts_{name.lower()}": heights, f"edges_{name.lower()}": edges}
+        lines.append(Line(x=edges[:-1], y=heights, label=_label(name), color=style.QKV[name]))
+    title = f"Distribution of QKV weights in layer {run.layer} of {run.names[0]}"
+    panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
+    caption = f"Weights of {run.where} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
+    return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
+
+
+@STUDY.figure("2c", "distributions of W_Q, W_K and W_V by layer", needs={"densities"})
+def figure_2c(run: Run) -> Display:
+    values = run.reductions[0]["densities"]["density"]
+    panels = [
+        Image(
+            values=values[:, index],
+            extent=(WEIGHT_EDGES[0], WEIGHT_EDGES[-1], 0, len(values)),
+            origin="lower",
+            vmin=0,
+            vmax=3.5,
+            title=_label(name),
+            xlabel="Weight value",
+            ylabel="Layer",
+            colorbar="Density" if index == 2 else False,
+        )
+        for index, name in enumerate(MATRICES)
+    ]
+    return Display(
+        arrays={"edges": WEIGHT_EDGES, "density": values},
+        panels=[panels],
+        title=f"Laminar distributions of attention weights in {run.names[0]}",
+        caption=f"Density of the weights of each layer of {run.names[0]}, colours from 0 to 3.5.",
+        size=(10, 3.4),
+    )
+
+
+@STUDY.figure("2d", "mean and standard deviation of W_Q, W_K and W_V by layer", needs={"moments"})
+def figure_2d(run: Run) -> Display:
+    mean, std = run.reductions[0]["moments"]["mean"], run.reductions[0]["moments"]["std"]
+    return Display(
+        arrays={"mean": mean, "std": std},
+        panels=[_mean_and_std(mean, std)],
+        title=f"Means and standard deviations of attention weights in {run.names[0]}",
+        caption=f"Mean and sample standard deviation of the weights of each layer of {run.names[0]}.",
+        size=(10, 3.4),
+    )
+
+
+@STUDY.figure("3", "means and standard deviations by layer, every model", needs={"moments of all models"})
+def figure_3(run: Run) -> Display:
+    return _across_models(
+        run, "moments", "Mean and sample standard deviation of the weights of each layer, one row a model."
+    )
+
+
+@STUDY.figure("4a", "W_Q of every head of one layer")
+def figure_4a(run: Run) -> Display:
+    heads = run.first.W_Q(run.layer, by_head=True)
+    rows, columns = head_grid(run.config.n_head)
+    panels = [
+        Image(values=head.T, vmin=-0.1, vmax=0.1, tag=f"H{h}", xticks=(), yticks=()) for h, head in enumerate(heads)
+    ]
+    corner = panels[(rows - 1) * columns]
+    corner.xlabel, corner.ylabel = "Embeddings dimensions", "Head dimension"
+    caption = f"W_Q of every head of {run.where}, transposed, colours from −0.1 to 0.1.{run.layer_note}"
+    return Display(arrays={"heads": heads}, panels=rows_of(panels, columns), caption=caption, size=(10, 1.7 * rows))
+
+
+@STUDY.figure("4b", "cosine similarity of the columns of head 0 of W_Q")
+def figure_4b(run: Run) -> Display:
+    similarity = np.asarray(column_cosine(run.first.W_Q(run.layer, by_head=True)[0]))
+    values = similarity[np.triu_indices(len(similarity), 1)]
+    heights, edges = np.histogram(values, bins=40)
+    panels = [
+        Image(
+            values=similarity,
+            cmap="viridis",
+            colorbar=True,
+            xlabel="Head dimension",
+            ylabel="Head dimension",
+            title="A) Cosine similarity matrix",
+        ),
+        Bars(
+            heights=heights,
+            edges=edges,
+            xlabel="Cosine similarity",
+            ylabel="Count",
+            title="B) Distribution of similarities",
+        ),
+    ]
+    caption = (
+        f"Cosine similarities between the columns of W_Q of head 0, {run.where}; "
+        f"the histogram (40 bins) is of the upper triangle.{run.layer_note}"
+    )
+    return Display(
+        arrays={"similarity": similarity, "values": values}, panels=[panels], caption=caption, size=(10, 3.6)
+    )
+
+
+@STUDY.figure("5a", "cosine similarities within and across heads of one layer")
+def figure_5a(run: Run) -> Display:
+    arrays, panels = {}, []
+    masks = head_pair_masks(run.config.n_head, run.config.head_dim)
+    groups = (("within", "Within heads", style.WITHIN), ("across", "Across heads", style.ACROSS))
+    for letter, name, matrix in zip("AB", "QK", run.qkv, strict=False):
+        cosine = np.asarray(column_cosine(matrix))
+        lines = []
+        for mask, (group, label, color) in zip(masks, groups, strict=True):
+            sample = cosine[mask]
+            edges = freedman_diaconis_edges(sample)
+            heights = np.asarray(density(sample, edges))
+            arrays |= {f"density_{name.lower()}_{group}": heights, f"edges_{name.lower()}_{group}": edges}
+            lines.append(Line(x=edges[:-1], y=heights, label=label, color=color))
+        title = f"{letter}) Similarities in {_label(name)}"
+        panels.append(Lines(lines=lines, xlabel="Cosine similarity", ylabel="Density", title=title))
+    caption = (
+        f"Cosine similarities of the columns of W_Q and W_K, {run.where}: pairs in the same head and pairs in "
+        f"different heads, in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
+    )
+    return Display(arrays=arrays, panels=[panels], caption=caption, size=(12, 3.6))
+
+
+@STUDY.figure("5b", "cosine similarities within and across heads by layer", needs={"head cosines"})
+def figure_5b(run: Run) -> Display:
+    values = run.reductions[0]["head cosines"]["density"]
+    places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
+    panels = [
+        Image(
+            values=values[:, matrix, group],
+            cmap="magma",
+            vmin=0,
+            vmax=7,
+            origin="lower",
+            extent=(COSINE_EDGES[0], COSINE_EDGES[-1], 0, len(values)),
+            xlabel="Cosine similarity",
+            ylabel="Layer",
+            title=f"{letter}) {_label('QK'[matrix])}: distributions {kind} heads",
+            colorbar="Density" if group else False,
+        )
+        for matrix, group, letter, kind in places
+    ]
+    return Display(
+        arrays={"edges": COSINE_EDGES, "density": values},
+        panels=rows_of(panels, 2),
+        caption=f"Densities of the column cosines of each layer of {run.names[0]}, colours from 0 to 7.",
+        size=(10, 5.4),
+    )
+
+
+@STUDY.figure("5c", "mean and standard deviation of the similarities by layer", needs={"head cosines"})
+def figure_5c(run: Run) -> Display:
+    reduction = run.reductions[0]["head cosines"]
+    panels = []
+    for name, ylabel, title in (
+        ("mean", "Mean", "A) Average of the cosine similarities"),
+        ("std", "Standard deviation", "B) Spread of the cosine similarities"),
+    ):
+        lines = [
+            Line(
+                x=np.arange(len(reduction[name])),
+                y=reduction[name][:, matrix, group],
+                label=f"{_label('QK'[matrix])} {('within', 'across')[group]} heads",
+                color=(style.WITHIN, style.ACROSS)[group],
+                marker=style.MARKERS["QK"[matrix]],
+                linestyle=("-", "--")[matrix],
+            )
+            for matrix in (0, 1)
+            for group in (0, 1)
+        ]
+        panels.append(Lines(lines=lines, xlabel="Transformer layer", ylabel=ylabel, title=title, integer_x=True))
+    return Display(
+        arrays={"mean": reduction["mean"], "std": reduction["std"]},
+        panels=[panels],
+        caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.names[0]}.",
+        size=(12, 3.8),
+    )
+
+
+@STUDY.figure("6", "cosine similarities of all columns by layer, every model", needs={"column cosines"})
+def figure_6(run: Run) -> Display:
+    return _across_models(
+        run,
+        "column cosines",
+        "Mean and sample standard deviation of the cosine similarities of all pairs of columns of W_Q, W_K and W_V "
+        "in each layer, one row a model.",
+    )

@@ -1,0 +1,201 @@
+"""Text to token ids: the checkpoint's tokenizer, padding, and the mask that keeps pads out."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+from jaxqkv.checkpoint import Checkpoint
+from jaxqkv.config import BertConfig, Config
+from jaxqkv.errors import CheckpointError, JaxqkvError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@struct.dataclass
+class Batch:
+    """Token ids of several texts. `mask` is True at real tokens; pads may stand on either side."""
+
+    ids: Int[Array, "batch pos"]
+    mask: Bool[Array, "batch pos"]
+    token_types: Int[Array, "batch pos"]
+
+    @property
+    def positions(self) -> Int[Array, "batch pos"]:
+        """Index of each token among its sequence's real tokens, so that padding shifts nothing."""
+        return jnp.maximum(jnp.cumsum(self.mask, axis=-1, dtype=self.ids.dtype) - 1, 0)
+
+
+def as_batch(batch: Batch | Int[Array, "batch pos"], config: Config) -> Batch:
+    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes."""
+    if not isinstance(batch, Batch):
+        ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+            raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}")
+        if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
+            raise JaxqkvError(
+                f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
+            )
+        ids = jnp.asarray(ids, jnp.int32)
+        batch = Batch(ids=ids, mask=jnp.ones(ids.shape, bool), token_types=jnp.zeros_like(ids))
+    if batch.ids.shape[-1] > config.n_positions:
+        raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
+    return batch
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, run by the `tokenizers` library."""
+
+    def __init__(self, backend: "tokenizers.Tokenizer", where: str):
+        self.backend, self.where = backend, where
+        self.backend.no_padding()
+        self.backend.no_truncation()
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Tokenizer":
+        """The tokenizer that lies beside the checkpoint's weights."""
+        folder = checkpoint.tokenizer_source()
+        if folder is None:
+            raise CheckpointError(
+                f"{checkpoint.spec}: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt; "
+                "give a folder that has with tokenizer="
+            )
+        return cls.from_folder(folder, checkpoint.config)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike, config: Config) -> "Tokenizer":
+        """From tokenizer.json; else from vocab.json and merges.txt (GPT-2) or vocab.txt (BERT)."""
+        from tokenizers import Tokenizer as Backend
+
+        folder = Path(folder).expanduser()
+        vocab = folder / ("vocab.txt" if isinstance(config, BertConfig) else "vocab.json")
+        try:
+            if (folder / "tokenizer.json").exists():
+                backend = Backend.from_file(str(folder / "tokenizer.json"))
+            elif not vocab.exists():
+                raise CheckpointError(f"{folder}: no tokenizer.json and no {vocab.name}")
+            elif isinstance(config, BertConfig):
+                backend = _wordpiece(vocab)
+            else:
+                backend = _byte_level_bpe(vocab)
+        except CheckpointError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise CheckpointError(f"{folder}: tokenizer files cannot be read ({error})") from None
+        if backend.get_vocab_size() > config.vocab_size:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has {backend.get_vocab_size()} tokens, the model only {config.vocab_size}; "
+                "they do not belong together"
+            )
+        return cls(backend, str(folder))
+
+    def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Each id's text, spaces and all, fit to be printed."""
+        return [self.backend.decode([int(i)], skip_special_tokens=False) for i in ids]
+
+    def batch(
+        self,
+        texts: str | Sequence[str],
+        config: Config,
+        *,
+        padding_side: str = "right",
+        truncate: bool = False,
+        special_tokens: bool = True,
+    ) -> Batch:
+        """Texts as a padded batch.
+
+        Args:
+          texts: one text or several; each must give at least one token.
+          config: of the model that the batch is for.
+          padding_side: "right" or "left"; it changes no result.
+          truncate: cut a text at the model's positions instead of refusing it.
+          special_tokens: BERT's [CLS] and [SEP].
+
+        Raises:
+          JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise JaxqkvError("no text to tokenize: the list is empty")
+        if padding_side not in ("left", "right"):
+            raise JaxqkvError(f"padding_side is 'left' or 'right', not {padding_side!r}")
+        for number, ids in enumerate(self.encode(texts, special_tokens=False)):
+            if not ids:
+                raise JaxqkvError(f"text {number} is empty: it gives no token")
+        rows = self.encode(texts, special_tokens)
+        for number, ids in enumerate(rows):
+            if len(ids) > config.n_positions and not truncate:
+                raise JaxqkvError(
+                    f"text {number} has {len(ids)} tokens, more than the model's {config.n_positions} positions; "
+                    "shorten it, or pass truncate=True"
+                )
+        ends = len(rows[0]) - len(self.encode(texts[:1], special_tokens=False)[0]) > 0
+        rows = [_cut(ids, config.n_positions, keep_last=ends) for ids in rows]
+        width = max(map(len, rows))
+        ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+        for row, tokens in enumerate(rows):
+            where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
+            ids[row, where], mask[row, where] = tokens, True
+        return Batch(ids=jnp.asarray(ids), mask=jnp.asarray(mask), token_types=jnp.zeros_like(ids))
+
+
+def _cut(ids: list[int], length: int, keep_last: bool) -> list[int]:
+    """The first `length` ids; a closing special token stays the last."""
+    if len(ids) <= length:
+        return ids
+    return [*ids[: length - 1], ids[-1]] if keep_last else ids[:length]
+
+
+def _byte_level_bpe(vocab: Path) -> Any:
+    """GPT-2's tokenizer from vocab.json and merges.txt."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    merges = vocab.with_name("merges.txt")
+    if not merges.exists():
+        raise CheckpointError(f"{merges}: no such file; vocab.json needs it")
+    backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if backend.token_to_id("<|endoftext|>") is not None:
+        backend.add_special_tokens(["<|endoftext|>"])
+    return backend
+
+
+def _wordpiece(vocab: Path) -> Any:
+    """BERT's tokenizer from vocab.txt; cased if tokenizer_config.json says so."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    settings = vocab.with_name("tokenizer_config.json")
+    lowercase = (
+        json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True) if settings.exists() else True
+    )
+    backend = Backend(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    specials = {token: backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")}
+    missing = [token for token, number in specials.items() if number is None]
+    if missing:
+        raise CheckpointError(f"{vocab}: lacks {', '.join(missing)}")
+    backend.add_special_tokens(list(specials))
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, specials[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return backend
