@@ -36,7 +36,7 @@ def visible_keys(mask: Bool[Array, "*batch pos"], causal: bool) -> Bool[Array, "
     """Which keys a query may see: real tokens, and no later ones if `causal`."""
     pos = mask.shape[-1]
     visible = jnp.broadcast_to(mask[..., None, :], (*mask.shape, pos))
-    return visible & jnp.tril(jnp.ones((pos, pos), bool)) if causal else visible
+    return jnp.tril(visible) if causal else visible
 
 
 def attention_pattern(

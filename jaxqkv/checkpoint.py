@@ -187,7 +187,7 @@ class FolderCheckpoint(Checkpoint):
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             shards: dict[str, list[str]] = {}
             for key, name in places.items():
-                shards.setdefault(name, []).append(key)
+                shards.setdefault(os.fspath(name), []).append(key)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index}: not a readable index ({error!r})") from None
         for name in shards:

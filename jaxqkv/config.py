@@ -97,7 +97,7 @@ class BertConfig(Config):
 ARCHITECTURES: dict[str, type[Config]] = {"gpt2": GPT2Config, "bert": BertConfig}
 
 
-def parse_config(data: Mapping[str, Any], where: str) -> Config:
+def parse_config(data: Any, where: str) -> Config:
     """Makes a config from the contents of `config.json`.
 
     Args:
@@ -133,7 +133,7 @@ def parse_config(data: Mapping[str, Any], where: str) -> Config:
     epsilon = values["layer_norm_epsilon"]
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
         raise CheckpointError(f"{where}: {cls.keys['layer_norm_epsilon']} = {epsilon!r} is not a number in [0, 1)")
-    if values["activation"] not in ACTIVATIONS:
+    if not isinstance(values["activation"], str) or values["activation"] not in ACTIVATIONS:
         raise CheckpointError(
             f"{where}: {cls.keys['activation']} = {values['activation']!r} is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}"

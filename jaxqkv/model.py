@@ -21,7 +21,7 @@ from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.config import Config, GPT2Config
 from jaxqkv.devices import jit
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.tokens import Batch, Tokenizer, as_batch
+from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
 from jaxqkv.weights import Weights
 
 Params = Mapping[str, Any]
@@ -68,7 +68,7 @@ _unembed = jit(gpt2.unembed)
 
 def forward(
     params: Params,
-    batch: Batch | Int[Array, "batch pos"],
+    batch: BatchLike,
     config: Config,
     *,
     capture: Collection[str] | None = None,
@@ -104,14 +104,13 @@ def forward(
     for layer, result in _run(params, batch, config, capture, selected, reduce, memory, goes_on=False):
         if layer in selected:
             results.append(result)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     if reduce:
-        return stacked
-    fields = {name: getattr(stacked, name) for name in capture}
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    fields = {name: jnp.stack([getattr(result, name) for result in results]) for name in capture}
     return Activations(mask=batch.mask, layers=selected, **fields)
 
 
-def hidden(params: Params, batch: Batch | Int[Array, "batch pos"], config: Config) -> Float[Array, "batch pos embed"]:
+def hidden(params: Params, batch: BatchLike, config: Config) -> Float[Array, "batch pos embed"]:
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
     *_, (_, x) = _run(params, batch, config, frozenset(), (config.n_layer - 1,), None, None, goes_on=True)
@@ -120,9 +119,7 @@ def hidden(params: Params, batch: Batch | Int[Array, "batch pos"], config: Confi
     return x
 
 
-def logits(
-    params: Params, batch: Batch | Int[Array, "batch pos"], config: GPT2Config
-) -> Float[Array, "batch pos vocab"]:
+def logits(params: Params, batch: BatchLike, config: Config) -> Float[Array, "batch pos vocab"]:
     """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`."""
     if not isinstance(config, GPT2Config):
         raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
@@ -270,7 +267,7 @@ class Model:
 
     def run(
         self,
-        batch: Batch | Int[Array, "batch pos"],
+        batch: BatchLike,
         capture: Collection[str] | None = None,
         layers: int | Iterable[int] | None = None,
         reduce: Reducer | None = None,
@@ -280,11 +277,11 @@ class Model:
         params = self._params
         return forward(params, batch, self.config, capture=capture, layers=layers, reduce=reduce, memory=memory)
 
-    def hidden(self, batch: Batch | Int[Array, "batch pos"]) -> Float[Array, "batch pos embed"]:
+    def hidden(self, batch: BatchLike) -> Float[Array, "batch pos embed"]:
         """Final hidden states; see `hidden`."""
         return hidden(self._params, batch, self.config)
 
-    def logits(self, batch: Batch | Int[Array, "batch pos"]) -> Float[Array, "batch pos vocab"]:
+    def logits(self, batch: BatchLike) -> Float[Array, "batch pos vocab"]:
         """Next-token logits of a GPT-2; see `logits`."""
         return logits(self._params, batch, self.config)
 

@@ -34,7 +34,11 @@ class Batch:
         return jnp.maximum(jnp.cumsum(self.mask, axis=-1, dtype=self.ids.dtype) - 1, 0)
 
 
-def as_batch(batch: Batch | Int[Array, "batch pos"], config: Config) -> Batch:
+# What the model's functions take: a batch, or integer ids [batch, pos] without padding.
+BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
+
+
+def as_batch(batch: BatchLike, config: Config) -> Batch:
     """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes."""
     if not isinstance(batch, Batch):
         ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)

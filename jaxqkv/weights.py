@@ -29,7 +29,7 @@ class Weights:
     @property
     def names(self) -> list[str]:
         """The canonical names of all tensors of the model, in the order of the forward pass."""
-        return list(self._keys)
+        return list(self._rules)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,83 @@
+"""Every attention intermediate from the PyTorch models of `transformers`, through forward hooks.
+
+The parity tests and `make_goldens.py` compare with this. Needs the extra `torch`.
+"""
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+import jaxqkv.config
+
+
+def build(config: jaxqkv.config.Config, seed: int) -> torch.nn.Module:
+    """A PyTorch model of that architecture whose weights, biases and norms are all random."""
+    settings = jaxqkv.config.config_to_json(config)
+    settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
+    dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    if isinstance(config, jaxqkv.config.GPT2Config):
+        model = GPT2LMHeadModel(GPT2Config(**settings, **dropout, attn_implementation="eager"))
+    else:
+        model = BertModel(BertConfig(**settings, attn_implementation="eager"), add_pooling_layer=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_scale = name.endswith("weight") and parameter.ndim == 1
+            parameter.copy_(1 + 0.3 * noise if is_scale else 2 * config.initializer_range * noise)
+    return model.eval()
+
+
+def intermediates(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays named and shaped as `jaxqkv.Activations`', with `hidden`, and `logits` for GPT-2."""
+    is_gpt2 = model.config.model_type == "gpt2"
+    n_head = model.config.num_attention_heads
+    found: dict[str, list[torch.Tensor]] = {}
+
+    def keep(name, pick):
+        def hook(module, arguments, output):
+            found.setdefault(name, []).append(pick(arguments, output).detach())
+
+        return hook
+
+    def heads(x):
+        return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+    def keep_output(module, name, shape=lambda x: x):
+        return module.register_forward_hook(keep(name, lambda arguments, output: shape(output)))
+
+    def keep_input(module, name, shape=lambda x: x):
+        return module.register_forward_hook(keep(name, lambda arguments, output: shape(arguments[0])))
+
+    handles = []
+    for block in model.transformer.h if is_gpt2 else model.encoder.layer:
+        handles.append(keep_input(block, "resid_pre"))
+        if is_gpt2:
+            for index, name in enumerate("qkv"):
+                part = lambda x, index=index: heads(x.chunk(3, dim=-1)[index])  # noqa: E731
+                handles.append(keep_output(block.attn.c_attn, name, part))
+            out, mlp = block.attn.c_proj, block.mlp
+        else:
+            for name, module in zip("qkv", ("query", "key", "value"), strict=True):
+                handles.append(keep_output(getattr(block.attention.self, module), name, heads))
+            out, mlp = block.attention.output.dense, block.output.dense
+        handles += [keep_input(out, "z", heads), keep_output(out, "attn_out"), keep_output(mlp, "mlp_out")]
+
+    mask = torch.tensor(mask)
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        output = model(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            output_attentions=True,
+            output_hidden_states=True,
+        )
+    for handle in handles:
+        handle.remove()
+    arrays = {name: torch.stack(layers).numpy() for name, layers in found.items()}
+    q, k = torch.stack(found["q"]), torch.stack(found["k"])
+    arrays["scores"] = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).numpy()
+    arrays["pattern"] = torch.stack(output.attentions).numpy()
+    arrays["hidden"] = output.hidden_states[-1].numpy()
+    return arrays | ({"logits": output.logits.numpy()} if is_gpt2 else {})

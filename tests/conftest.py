@@ -1,0 +1,111 @@
+"""Strictness for the whole suite, and small checkpoints whose sizes are distinct primes."""
+
+import dataclasses
+import os
+import socket
+
+# Before jax is imported: its own cache and the hub's belong to no test.
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import jax
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with install_import_hook("jaxqkv", "beartype.beartype"):
+    import jaxqkv
+    import jaxqkv.cli
+    import jaxqkv.kernels
+    import jaxqkv.studies.qkv_weights
+
+from jaxqkv.checkpoint import save_checkpoint  # noqa: E402
+from jaxqkv.config import BertConfig, GPT2Config  # noqa: E402
+
+SIZES = {
+    "vocab_size": 43,
+    "n_positions": 17,
+    "n_embd": 35,
+    "n_layer": 3,
+    "n_head": 5,
+    "n_inner": 29,
+    "initializer_range": 0.3,
+}
+GPT2 = GPT2Config(
+    **SIZES,
+    activation="gelu_new",
+    layer_norm_epsilon=1e-5,
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    tie_word_embeddings=True,
+)
+BERT = BertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12, type_vocab_size=2)
+CONFIGS = {"gpt2": GPT2, "bert": BERT}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory, monkeypatch):
+    """No test reaches beyond this machine or the user's caches."""
+    monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    connect = socket.socket.connect
+
+    def only_loopback(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionRefusedError(f"tests do not reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", only_loopback)
+
+
+def random_tensors(config, seed=0):
+    """Every tensor of a fresh model, norms and biases random too, so that each one matters."""
+    rules = jaxqkv.weight_map.table(config).rules(config.n_layer)
+    generator = np.random.default_rng(seed)
+    return {
+        key: (rule.init == "ones") + generator.normal(0, config.initializer_range, rule.shape).astype(np.float32)
+        for key, rule in rules.items()
+    }
+
+
+@pytest.fixture(params=["gpt2", "bert"])
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def folder(config, tmp_path):
+    """A tiny checkpoint in Hugging Face's format."""
+    return write_folder(tmp_path / config.model_type, config)
+
+
+def write_folder(path, config, tensors=None, **extra):
+    save_checkpoint(path, config, random_tensors(config) if tensors is None else tensors, **extra)
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    return jaxqkv.load(folder)
+
+
+@pytest.fixture
+def gpt2_model(tmp_path):
+    return jaxqkv.load(write_folder(tmp_path / "gpt2", GPT2))
+
+
+def changed(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+def random_ids(config, batch, pos, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, pos)).astype(np.int32)
+
+
+def relative_error(actual, expected):
+    """Largest absolute difference, relative to the largest magnitude expected."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.abs(actual - expected).max() / np.abs(expected).max()

@@ -1,0 +1,75 @@
+"""The functions of `attention.py` against loops written from the definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxqkv import attention
+
+BATCH, HEAD, POS, HEAD_DIM = 2, 3, 5, 7
+
+
+@pytest.fixture
+def arrays():
+    generator = np.random.default_rng(0)
+    return [jnp.asarray(generator.normal(size=(BATCH, HEAD, POS, HEAD_DIM)), jnp.float32) for _ in range(3)]
+
+
+def test_heads_are_consecutive_columns_and_merge_undoes_split():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, POS, HEAD * HEAD_DIM)), jnp.float32)
+    heads = attention.split_heads(x, HEAD)
+    assert heads.shape == (BATCH, HEAD, POS, HEAD_DIM)
+    for head in range(HEAD):
+        np.testing.assert_array_equal(heads[:, head], x[:, :, head * HEAD_DIM : (head + 1) * HEAD_DIM])
+    np.testing.assert_array_equal(attention.merge_heads(heads), x)
+
+
+def test_scores(arrays):
+    q, k, _ = (np.asarray(a, np.float64) for a in arrays)
+    scores = attention.scaled_scores(*arrays[:2])
+    for b, h, i, j in np.ndindex(scores.shape):
+        assert scores[b, h, i, j] == pytest.approx(q[b, h, i] @ k[b, h, j] / np.sqrt(HEAD_DIM), abs=1e-6)
+    np.testing.assert_allclose(attention.scaled_scores(*arrays[:2], 0.25), 0.25 * np.sqrt(HEAD_DIM) * scores, rtol=1e-5)
+
+
+def test_visible_keys():
+    mask = np.array([[True, True, False], [False, True, True]])
+    for causal in (False, True):
+        visible = attention.visible_keys(jnp.asarray(mask), causal)
+        for b, query, key in np.ndindex(visible.shape):
+            assert visible[b, query, key] == (mask[b, key] and (key <= query or not causal))
+
+
+def test_pattern_is_a_softmax_over_what_is_visible(arrays):
+    scores = attention.scaled_scores(*arrays[:2])
+    mask = jnp.asarray(np.array([[True, True, True, True, True], [False, False, True, True, True]]))
+    visible = attention.visible_keys(mask, causal=True)
+    pattern = attention.attention_pattern(scores, visible[:, None])
+    for b, h, query in np.ndindex(BATCH, HEAD, POS):
+        keys = np.asarray(visible[b, query])
+        expected = np.zeros(POS)
+        if keys.any():
+            exponentials = np.exp(np.asarray(scores[b, h, query], np.float64)[keys])
+            expected[keys] = exponentials / exponentials.sum()
+        np.testing.assert_allclose(pattern[b, h, query], expected, atol=1e-7)
+
+
+def test_enormous_scores_neither_overflow_nor_pass_for_masked_ones():
+    scores = jnp.asarray([[3e38, -3e38, 1.0]], jnp.float32)
+    np.testing.assert_array_equal(attention.attention_pattern(scores, jnp.asarray([[True, True, True]])), [[1, 0, 0]])
+    np.testing.assert_array_equal(attention.attention_pattern(scores, jnp.asarray([[False, True, False]])), [[0, 1, 0]])
+
+
+def test_pattern_has_finite_gradients_where_nothing_is_visible():
+    visible = jnp.zeros((3, 3), bool)
+    gradient = jax.grad(lambda s: attention.attention_pattern(s, visible).sum())(jnp.ones((3, 3)))
+    np.testing.assert_array_equal(gradient, np.zeros((3, 3)))
+
+
+def test_mix(arrays):
+    pattern = attention.attention_pattern(attention.scaled_scores(*arrays[:2]), jnp.ones((POS, POS), bool)[None, None])
+    z = attention.mix(pattern, arrays[2])
+    for b, h, query in np.ndindex(BATCH, HEAD, POS):
+        expected = sum(pattern[b, h, query, key] * arrays[2][b, h, key] for key in range(POS))
+        np.testing.assert_allclose(z[b, h, query], expected, atol=1e-6)

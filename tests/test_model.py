@@ -1,0 +1,297 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BERT, GPT2, changed, random_ids, random_tensors, relative_error, write_folder
+
+import jaxqkv
+from jaxqkv.activations import FIELDS
+from jaxqkv.config import parse_config
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.model import StreamedLayers
+from jaxqkv.tokens import Batch
+
+GOLDENS = Path(__file__).parent / "goldens"
+EVERYTHING = frozenset(FIELDS)
+
+
+def masked_batch(ids, mask):
+    ids = jnp.asarray(ids, jnp.int32)
+    return Batch(ids=ids, mask=jnp.asarray(mask), token_types=jnp.zeros_like(ids))
+
+
+def real(values, mask, field):
+    """Values at real positions only; scores and patterns at real queries and keys."""
+    values = np.asarray(values)
+    if field in ("scores", "pattern"):
+        return np.concatenate([values[:, b][:, :, m][..., m].ravel() for b, m in enumerate(mask)])
+    if field in ("q", "k", "v", "z"):
+        return np.concatenate([values[:, b][:, :, m].ravel() for b, m in enumerate(mask)])
+    return np.concatenate([values[..., b, m, :].ravel() for b, m in enumerate(mask)])
+
+
+@pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_goldens_from_pytorch(name, padding, tmp_path):
+    golden = dict(np.load(GOLDENS / f"{name}.npz"))
+    config = parse_config(json.loads(str(golden["config"])), name)
+    tensors = {key.removeprefix("tensor/"): value for key, value in golden.items() if key.startswith("tensor/")}
+    model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))
+    mask = golden[f"{padding}/mask"]
+    batch = masked_batch(golden[f"{padding}/ids"], mask)
+
+    activations = model.run(batch, capture=EVERYTHING)
+    for field in FIELDS:
+        expected = golden[f"{padding}/{field}"]
+        assert getattr(activations, field).shape == expected.shape
+        error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
+        assert error <= 1e-5, field
+    outputs = {"hidden": model.hidden(batch)} | ({"logits": model.logits(batch)} if name == "gpt2" else {})
+    for field, values in outputs.items():
+        expected = golden[f"{padding}/{field}"]
+        assert values.shape == expected.shape
+        assert relative_error(real(values, mask, field), real(expected, mask, field)) <= 1e-5, field
+
+
+def test_shapes_and_dtypes_of_everything(config, model):
+    batch, pos = 2, 11
+    activations = model.run(random_ids(config, batch, pos), capture=EVERYTHING)
+    layer, head, head_dim, embed = config.n_layer, config.n_head, config.head_dim, config.n_embd
+    for field in ("q", "k", "v", "z"):
+        assert getattr(activations, field).shape == (layer, batch, head, pos, head_dim)
+    for field in ("scores", "pattern"):
+        assert getattr(activations, field).shape == (layer, batch, head, pos, pos)
+    for field in ("attn_out", "resid_pre", "mlp_out"):
+        assert getattr(activations, field).shape == (layer, batch, pos, embed)
+    assert all(getattr(activations, field).dtype == jnp.float32 for field in FIELDS)
+    assert activations.mask.shape == (batch, pos)
+    assert activations.layers == (0, 1, 2)
+
+
+def test_only_what_was_asked_for_comes_back(config, model):
+    ids = random_ids(config, 2, 7)
+    activations = model.run(ids, capture={"k", "pattern"}, layers=[2, 0])
+    assert activations.layers == (0, 2)
+    assert {field for field in FIELDS if getattr(activations, field) is not None} == {"k", "pattern"}
+    whole = model.run(ids, capture=EVERYTHING)
+    np.testing.assert_allclose(activations.k, whole.k[np.array([0, 2])], atol=1e-6)
+    np.testing.assert_allclose(model.run(ids, capture="mlp_out", layers=1).mlp_out, whole.mlp_out[1:2], atol=1e-6)
+    default = model.run(ids)
+    assert {field for field in FIELDS if getattr(default, field) is not None} == {"q", "k", "v"}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_batch_mates_change_nothing(config, model, side):
+    lengths, width = [13, 1, 5], 13
+    rows = [random_ids(config, 1, length, seed=length)[0] for length in lengths]
+    ids, mask = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
+    for row, (tokens, length) in enumerate(zip(rows, lengths, strict=True)):
+        place = slice(0, length) if side == "right" else slice(width - length, width)
+        ids[row, place], mask[row, place] = tokens, True
+    together = model.run(masked_batch(ids, mask), capture=EVERYTHING)
+    for row, tokens in enumerate(rows):
+        alone = model.run(tokens[None], capture=EVERYTHING)
+        for field in FIELDS:
+            pair = [real(getattr(together, field)[:, row : row + 1], mask[row : row + 1], field)]
+            pair.append(real(getattr(alone, field), np.ones((1, len(tokens)), bool), field))
+            np.testing.assert_allclose(*pair, atol=1e-6 * max(1, np.abs(pair[1]).max()), err_msg=field)
+    for field in FIELDS:
+        assert np.isfinite(getattr(together, field)).all()
+
+
+def test_later_layers_are_neither_read_nor_run(config, folder):
+    model = jaxqkv.load(folder, stream=True)
+    read = []
+
+    class Spy(StreamedLayers):
+        def __getitem__(self, layer):
+            read.append(layer)
+            return super().__getitem__(layer)
+
+    model._layers = Spy(model.weights)
+    model.run(random_ids(config, 1, 3), capture={"q"}, layers=1)
+    assert read == [0, 1]
+
+
+def test_last_layer_stops_at_what_is_needed(config, model):
+    """The program of the last layer has no product with the MLP's weights when only q is asked for."""
+    from jaxqkv.model import _block
+
+    shapes = jax.eval_shape(lambda: model.params()["layers"][0])
+    x = jnp.zeros((1, 3, config.n_embd))
+    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
+    compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), jnp.int32(0), **options).compile()
+    flops = 2 * 3 * config.n_embd**2
+    assert compiled.cost_analysis()["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
+
+
+def test_reducer_sees_one_layer_and_is_stacked(config, model):
+    ids = random_ids(config, 2, 7)
+    whole = model.run(ids, capture={"scores", "v"})
+
+    def reduce(attention, mask):
+        return {"largest": attention.scores.max(axis=(-1, -2)), "tokens": mask.sum(), "v": (attention.v**2).sum()}
+
+    reduced = model.run(ids, reduce=reduce)
+    np.testing.assert_allclose(reduced["largest"], whole.scores.max(axis=(-1, -2)), rtol=1e-5)
+    np.testing.assert_allclose(reduced["v"], (whole.v**2).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
+    np.testing.assert_array_equal(reduced["tokens"], [14] * config.n_layer)
+    np.testing.assert_allclose(model.run(ids, reduce=reduce, layers=[1])["v"], reduced["v"][1:2], rtol=1e-5)
+
+
+def test_microbatches_change_nothing(config, model):
+    ids = random_ids(config, 7, 11)
+    whole = model.run(ids, capture=EVERYTHING)
+    for memory in (1, 60_000, 10**9):
+        cut = model.run(ids, capture=EVERYTHING, memory=memory)
+        for field in FIELDS:
+            np.testing.assert_allclose(getattr(cut, field), getattr(whole, field), atol=2e-5, err_msg=field)
+        means = model.run(ids, reduce=lambda attention, mask: attention.k.mean(axis=(1, 2, 3)), memory=memory)
+        np.testing.assert_allclose(means, whole.k.mean(axis=(2, 3, 4)), atol=1e-6)
+    with pytest.raises(JaxqkvError, match="must have it as its first axis"):
+        model.run(ids, reduce=lambda attention, mask: attention.k.mean(), memory=1)
+
+
+def test_streamed_equals_kept(config, folder):
+    ids = random_ids(config, 2, 5)
+    streamed, kept = (jaxqkv.load(folder, stream=stream) for stream in (True, False))
+    for _ in range(2):
+        np.testing.assert_array_equal(streamed.run(ids).v, kept.run(ids).v)
+    assert kept._layers[1] is kept._layers[1]
+    assert streamed._layers[1] is not streamed._layers[1]
+
+
+def test_jit_grad_and_vmap_over_a_batch(config, model):
+    ids = jnp.asarray(random_ids(config, 3, 5))
+    eager = model.run(ids, capture={"q", "pattern"})
+    jitted = jax.jit(lambda ids: model.run(ids, capture={"q", "pattern"}))(ids)
+    np.testing.assert_allclose(jitted.q, eager.q, atol=1e-5)
+    mapped = jax.vmap(lambda row: model.run(row[None], capture={"pattern"}).pattern[:, 0], out_axes=1)(ids)
+    np.testing.assert_allclose(mapped, eager.pattern, atol=1e-6)
+
+    def loss(scale):
+        return (scale * model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
+
+    expected = (model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
+    np.testing.assert_allclose(jax.grad(loss)(2.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.run(ids, capture={"q"}).q, eager.q, atol=1e-6)  # nothing leaked from tracing
+
+
+def test_gradient_with_respect_to_parameters(config, model):
+    """Against a central difference along a random direction."""
+    params, ids = model.params(), random_ids(config, 2, 5)
+
+    def loss(params):
+        return (jaxqkv.forward(params, ids, config, capture={"z"}, layers=2).z ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    generator = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), params)
+    step = 3e-3
+    moved = [jax.tree.map(lambda p, d, s=s: p + s * d, params, direction) for s in (step, -step)]
+    numerical = (loss(moved[0]) - loss(moved[1])) / (2 * step)
+    exact = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(exact, numerical, rtol=0.02)
+
+
+def test_vmap_over_checkpoints(config, tmp_path):
+    models = [jaxqkv.load(write_folder(tmp_path / str(s), config, random_tensors(config, s))) for s in (0, 1)]
+    ids = random_ids(config, 2, 5)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model.params() for model in models))
+    q = jax.vmap(lambda params: jaxqkv.forward(params, ids, config, capture={"q"}).q)(stacked)
+    for index, model in enumerate(models):
+        np.testing.assert_allclose(q[index], model.run(ids, capture={"q"}).q, atol=1e-5)
+
+
+def test_untied_logits_use_lm_head(tmp_path):
+    untied = changed(GPT2, tie_word_embeddings=False)
+    tensors = random_tensors(untied)
+    tied = jaxqkv.load(write_folder(tmp_path / "tied", GPT2, tensors))  # lm_head.weight is a known extra there
+    model = jaxqkv.load(write_folder(tmp_path / "untied", untied, tensors))
+    ids = random_ids(GPT2, 2, 3)
+    hidden = np.asarray(model.hidden(ids), np.float64)
+    np.testing.assert_allclose(model.logits(ids), hidden @ tensors["lm_head.weight"].T, atol=1e-4)
+    np.testing.assert_allclose(tied.logits(ids), hidden @ tensors["wte.weight"].T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "factor"),
+    [
+        ({"scale_attn_weights": False}, lambda layer: np.sqrt(GPT2.head_dim)),
+        ({"scale_attn_by_inverse_layer_idx": True}, lambda layer: 1 / (layer + 1)),
+    ],
+)
+def test_settings_of_the_scale(tmp_path, change, factor):
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, **change)))
+    activations = model.run(random_ids(GPT2, 2, 5), capture={"q", "k", "scores"})
+    q, k = np.asarray(activations.q, np.float64), np.asarray(activations.k, np.float64)
+    for layer in range(GPT2.n_layer):
+        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) * factor(layer)
+        assert relative_error(activations.scores[layer], expected) < 1e-5
+
+
+def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
+    ids = random_ids(config, 2, 5)
+    exact = jaxqkv.load(folder).run(ids)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
+        rough = jaxqkv.load(folder, dtype=jnp.bfloat16).run(ids)
+    assert rough.q.dtype == jnp.bfloat16
+    assert 1e-4 < relative_error(rough.q[0].astype(jnp.float32), exact.q[0]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
+        ({"capture": set()}, "not both, not none"),
+        ({"capture": {"q"}, "reduce": lambda attention, mask: 0}, "not both, not none"),
+        ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
+        ({"layers": [-1, 0]}, "no layer -1"),
+        ({"layers": []}, "no layer selected"),
+    ],
+)
+def test_bad_questions(model, config, arguments, message):
+    with pytest.raises(JaxqkvError, match=message):
+        model.run(random_ids(config, 1, 3), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((1, 18), np.int32), "18 tokens are more than the model's 17 positions"),
+        (np.array([[43]]), "the model's are 0 to 42"),
+        (np.array([[-1]]), "reach from -1"),
+        (np.zeros(3, np.int32), r"expected integer ids \[batch, pos\], got int32 \[3\]"),
+        (np.zeros((2, 3)), r"got float64 \[2, 3\]"),
+        (np.zeros((0, 3), np.int32), r"got int32 \[0, 3\]"),
+    ],
+)
+def test_bad_ids(model, ids, message):
+    with pytest.raises(JaxqkvError, match=message):
+        model.run(ids)
+
+
+def test_bert_has_no_logits(tmp_path):
+    model = jaxqkv.load(write_folder(tmp_path / "x", BERT))
+    with pytest.raises(JaxqkvError, match="logits are for GPT-2"):
+        model.logits(random_ids(BERT, 1, 3))
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "bert-large-uncased"])
+def test_full_sizes_for_nothing(name):
+    """Shapes of a whole forward pass at the real sizes, without a weight or a product."""
+    config = jaxqkv.config.KNOWN[name]
+    model = jaxqkv.load(f"random:{name}")
+    zeros = {key: np.broadcast_to(np.float32(0), rule.shape) for key, rule in model.weights._rules.items()}
+    model.checkpoint.tensor = zeros.__getitem__
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        {"embed": model.weights.embed(), "final": model.weights.final(),
+         "layers": [model.weights.layer(layer) for layer in range(config.n_layer)]},
+    )  # fmt: skip
+    ids = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+    q = jax.eval_shape(lambda params, ids: jaxqkv.forward(params, ids, config).q, shapes, ids)
+    assert q.shape == (config.n_layer, 2, config.n_head, 7, config.head_dim)
