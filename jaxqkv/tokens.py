@@ -136,18 +136,19 @@ class Tokenizer:
             raise JaxqkvError("no text to tokenize: the list is empty")
         if padding_side not in ("left", "right"):
             raise JaxqkvError(f"padding_side is 'left' or 'right', not {padding_side!r}")
-        for number, ids in enumerate(self.encode(texts, special_tokens=False)):
+        bare = self.encode(texts, special_tokens=False)
+        for number, ids in enumerate(bare):
             if not ids:
                 raise JaxqkvError(f"text {number} is empty: it gives no token")
-        rows = self.encode(texts, special_tokens)
+        rows = self.encode(texts) if special_tokens else bare
         for number, ids in enumerate(rows):
             if len(ids) > config.n_positions and not truncate:
                 raise JaxqkvError(
                     f"text {number} has {len(ids)} tokens, more than the model's {config.n_positions} positions; "
                     "shorten it, or pass truncate=True"
                 )
-        ends = len(rows[0]) - len(self.encode(texts[:1], special_tokens=False)[0]) > 0
-        rows = [_cut(ids, config.n_positions, keep_last=ends) for ids in rows]
+        closed = len(rows[0]) > len(bare[0])
+        rows = [_cut(ids, config.n_positions, keep_last=closed) for ids in rows]
         width = max(map(len, rows))
         ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
         for row, tokens in enumerate(rows):

@@ -24,7 +24,7 @@ def build(config: jaxqkv.config.Config, seed: int) -> torch.nn.Module:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_scale = name.endswith("weight") and parameter.ndim == 1
-            parameter.copy_(1 + 0.3 * noise if is_scale else 2 * config.initializer_range * noise)
+            parameter.copy_(1 + 0.3 * noise if is_scale else config.initializer_range * noise)
     return model.eval()
 
 

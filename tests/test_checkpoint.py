@@ -55,8 +55,13 @@ def test_prefix_buffers_and_heads_are_known():
         "bert." + key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): shape
         for key, shape in bert.items()
     }
-    extras = {"bert.embeddings.position_ids": (1, 17), "bert.pooler.dense.weight": (35, 35), "cls.predictions.bias": (43,),
-              "cls.predictions.transform.LayerNorm.gamma": (35,), "cls.seq_relationship.weight": (2, 35)}  # fmt: skip
+    extras = {
+        "bert.embeddings.position_ids": (1, 17),
+        "bert.pooler.dense.weight": (35, 35),
+        "cls.predictions.bias": (43,),
+        "cls.predictions.transform.LayerNorm.gamma": (35,),
+        "cls.seq_relationship.weight": (2, 35),
+    }
     found = resolve(BERT, old | extras, "x")
     assert found["encoder.layer.2.output.LayerNorm.weight"] == "bert.encoder.layer.2.output.LayerNorm.gamma"
     assert sorted(found) == sorted(bert)

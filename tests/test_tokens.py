@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from conftest import BERT, GPT2, changed, write_folder
+
+import jaxqkv
+from jaxqkv.checkpoint import BUNDLED
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.tokens import Tokenizer
+
+MERGES = ["Ġ h", "h e", "Ġ t", "Ġt he", "Ġh e"]
+WORDS = ["the", "cat", "##s", "her", ",", "."]
+
+
+@pytest.fixture
+def gpt2_files(tmp_path):
+    """A byte-level vocabulary of 256 bytes, five merges and the end token."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in MERGES), "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def bert_files(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    return tmp_path
+
+
+def test_byte_level_bpe_from_vocab_and_merges(gpt2_files):
+    tokenizer = Tokenizer.from_folder(gpt2_files, changed(GPT2, vocab_size=262))
+    (ids,) = tokenizer.encode([" the he\né<|endoftext|>"])
+    assert tokenizer.tokens(ids)[:2] == [" the", " he"]
+    assert tokenizer.backend.decode(ids, skip_special_tokens=False) == " the he\né<|endoftext|>"
+    assert ids[-1] == 261
+
+
+def test_wordpiece_from_vocab(bert_files):
+    tokenizer = Tokenizer.from_folder(bert_files, BERT)
+    assert tokenizer.encode(["The CATS, xyz."]) == [[2, 5, 6, 7, 9, 1, 10, 3]]
+    assert tokenizer.encode(["The CATS"], special_tokens=False) == [[5, 6, 7]]
+    (bert_files / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert Tokenizer.from_folder(bert_files, BERT).encode(["The cat"], special_tokens=False) == [[1, 6]]
+
+
+def test_padding_on_either_side(bert_files):
+    tokenizer = Tokenizer.from_folder(bert_files, BERT)
+    texts = ["the cat", "her", "the cats, the cat"]
+    for side in ("right", "left"):
+        batch = tokenizer.batch(texts, BERT, padding_side=side)
+        assert batch.ids.shape == (3, 8)
+        for row, text in enumerate(texts):
+            (ids,) = tokenizer.encode([text])
+            np.testing.assert_array_equal(batch.ids[row][batch.mask[row]], ids)
+            np.testing.assert_array_equal(batch.positions[row][batch.mask[row]], np.arange(len(ids)))
+        first = np.argmax(np.asarray(batch.mask), axis=1)
+        np.testing.assert_array_equal(first, [0, 0, 0] if side == "right" else [4, 5, 0])
+
+
+def test_too_long_is_refused_or_cut(bert_files):
+    tokenizer = Tokenizer.from_folder(bert_files, BERT)
+    with pytest.raises(JaxqkvError, match="text 1 has 22 tokens, more than the model's 17 positions"):
+        tokenizer.batch(["cat", "cat " * 20], BERT)
+    batch = tokenizer.batch(["cat", "cat " * 20], BERT, truncate=True)
+    np.testing.assert_array_equal(batch.ids[1], [2] + 15 * [6] + [3])
+    batch = tokenizer.batch("cat " * 20, BERT, truncate=True, special_tokens=False)
+    np.testing.assert_array_equal(batch.ids[0], 17 * [6])
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, "the list is empty"),
+        ("", {}, "text 0 is empty"),
+        (["cat", "  "], {}, "text 1 is empty"),
+        ("cat", {"padding_side": "both"}, "padding_side is 'left' or 'right', not 'both'"),
+    ],
+)
+def test_nothing_to_tokenize(bert_files, texts, options, message):
+    with pytest.raises(JaxqkvError, match=message):
+        Tokenizer.from_folder(bert_files, BERT).batch(texts, BERT, **options)
+
+
+def test_tokenizers_that_do_not_fit(bert_files, tmp_path_factory):
+    with pytest.raises(JaxqkvError, match="the tokenizer has 11 tokens, the model only 7; they do not belong together"):
+        Tokenizer.from_folder(bert_files, changed(BERT, vocab_size=7))
+    with pytest.raises(JaxqkvError, match=r"no tokenizer.json and no vocab.json"):
+        Tokenizer.from_folder(bert_files, GPT2)
+    (bert_files / "vocab.txt").write_text("cat\n[UNK]\n")
+    with pytest.raises(JaxqkvError, match=r"vocab.txt: lacks \[CLS\], \[SEP\], \[PAD\], \[MASK\]"):
+        Tokenizer.from_folder(bert_files, BERT)
+    (bert_files / "tokenizer.json").write_text("{")
+    with pytest.raises(JaxqkvError, match="tokenizer files cannot be read"):
+        Tokenizer.from_folder(bert_files, BERT)
+    folder = tmp_path_factory.mktemp("gpt2")
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(JaxqkvError, match=r"merges.txt: no such file"):
+        Tokenizer.from_folder(folder, GPT2)
+    with pytest.raises(JaxqkvError, match=r"has no tokenizer\.json"):
+        jaxqkv.load(write_folder(folder / "x", GPT2)).tokenize("cat")
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLED))
+def test_same_ids_as_transformers(name):
+    """The bundled tokenizers give what `transformers` reads from the same files."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    theirs = transformers.AutoTokenizer.from_pretrained(BUNDLED[name])
+    texts = ["I saw her at the market.", "Déjà vu — naïve façade\n\t2,048 tokens?", "日本語 🙂 <b>x</b>"]
+    assert jaxqkv.load(name).tokenizer.encode(texts) == theirs(texts)["input_ids"]
