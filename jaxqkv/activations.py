@@ -19,8 +19,12 @@ Values at padded positions are finite and mean nothing; the mask beside them say
 
 from collections.abc import Iterable
 
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
+
+# What kernels take: an array on the device or on the host.
+AnyArray = Array | np.ndarray
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
 

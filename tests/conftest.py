@@ -11,12 +11,15 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import jax
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("jaxqkv", "beartype.beartype"):
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is well
+
+with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
     import jaxqkv.cli
     import jaxqkv.kernels

@@ -5,18 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 
 
 def counts(
-    values: Float[Array, "*shape"],
-    edges: Float[np.ndarray, "edge"] | Float[Array, "edge"],
-    where: Bool[Array, "*#shape"] | None = None,
+    values: Float[AnyArray, "*shape"],
+    edges: Float[AnyArray, "edge"],
+    where: Bool[AnyArray, "*#shape"] | None = None,
 ) -> Int[Array, "bin"]:
     """How many values fall in each bin: bin i is [edge i, edge i+1), the last one closed.
 
     As `numpy.histogram(values, edges)[0]`, to the last count: NumPy edges in float64 are compared
-    exactly, although the values are float32. NaN falls in no bin.
+    exactly, although the values are float32. NaN falls in no bin; a subnormal value counts as 0.
 
     Args:
       values: any shape.
@@ -27,21 +28,21 @@ def counts(
 
 
 def density(
-    values: Float[Array, "*shape"],
-    edges: Float[np.ndarray, "edge"] | Float[Array, "edge"],
-    where: Bool[Array, "*#shape"] | None = None,
+    values: Float[AnyArray, "*shape"],
+    edges: Float[AnyArray, "edge"],
+    where: Bool[AnyArray, "*#shape"] | None = None,
 ) -> Float[Array, "bin"]:
     """Probability density: count / (total count inside the edges · bin width), in 1/unit of `values`.
 
     As `numpy.histogram(values, edges, density=True)[0]`, but an empty sample gives zeros, not NaN.
     Arguments as for `counts`.
     """
-    inside = counts(values, edges, where)
+    inside = counts(values, edges, where).astype(jnp.float32)
     widths = jnp.diff(jnp.asarray(edges, jnp.float32))
     return inside / (jnp.maximum(inside.sum(), 1) * widths)
 
 
-def freedman_diaconis_edges(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "edge"]:
+def freedman_diaconis_edges(values: Float[AnyArray, "*shape"]) -> Float[np.ndarray, "edge"]:
     """Equally spaced edges by Freedman and Diaconis' rule: NumPy's, width 2·IQR/∛n.
 
     On the host, since the number of bins depends on the data. An empty sample gives one bin [0, 1].
@@ -67,13 +68,13 @@ def _bounds(edges):
 def _counts(values, bounds, where):
     if where is not None:
         where = jnp.broadcast_to(where, values.shape).ravel()
-    values = values.astype(jnp.float32).ravel()
+    values, bounds = values.astype(jnp.float32).ravel(), jnp.asarray(bounds)
     bins = bounds.size - 1
     scale = bins / (bounds[-1] - bounds[0])
     index = jnp.clip((values - bounds[0]) * scale, 0, bins - 1).astype(jnp.int32)
     # The arithmetic can be one bin off next to an edge; the bounds decide.
-    index -= values < bounds[index]
-    index += values >= bounds[index + 1]
+    index -= (values < bounds[index]).astype(jnp.int32)
+    index += (values >= bounds[index + 1]).astype(jnp.int32)
     inside = (values >= bounds[0]) & (values < bounds[-1])
     if where is not None:
         inside &= where

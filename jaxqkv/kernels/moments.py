@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 
 
 @jit(static_argnames="ddof")
 def moments(
-    values: Float[Array, "*shape"], where: Bool[Array, "*#shape"] | None = None, *, ddof: int = 0
+    values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation over all values, in two passes.
 
@@ -23,7 +24,7 @@ def moments(
       Two scalars in the unit of `values`; 0 and 0 for an empty sample.
     """
     mask = jnp.broadcast_to(True if where is None else where, values.shape)
-    n = mask.sum()
+    n = mask.sum().astype(values.dtype)
     mean = jnp.where(mask, values, 0).sum() / jnp.maximum(n, 1)
     squares = jnp.where(mask, (values - mean) ** 2, 0).sum()
     return mean, jnp.sqrt(squares / jnp.maximum(n - ddof, 1))

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 from jaxqkv.kernels.histograms import density
 from jaxqkv.kernels.moments import moments
 
 
-def unit_columns(x: Float[Array, "row column"]) -> Float[Array, "row column"]:
+def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
     """Columns divided by their Euclidean norms; a column of zeros stays zero."""
     norm = jnp.linalg.norm(x, axis=0, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
 
 
 @jit
-def column_cosine(x: Float[Array, "row column"]) -> Float[Array, "column column"]:
+def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
     """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1."""
     unit = unit_columns(x)
     return unit.T @ unit
@@ -29,7 +30,7 @@ def column_cosine(x: Float[Array, "row column"]) -> Float[Array, "column column"
 
 @jit(static_argnames=("ddof", "strips"))
 def column_cosine_moments(
-    x: Float[Array, "row column"], *, ddof: int = 1, strips: int = 3
+    x: Float[AnyArray, "row column"], *, ddof: int = 1, strips: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation of the column cosines above the diagonal, without keeping them.
 
@@ -74,7 +75,7 @@ def head_pair_masks(n_head: int, head_dim: int) -> Bool[np.ndarray, "two column 
 
 
 def head_pair_densities(
-    x: Float[Array, "row column"], n_head: int, edges: Float[np.ndarray, "edge"]
+    x: Float[AnyArray, "row column"], n_head: int, edges: Float[np.ndarray, "edge"]
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
     """Densities, means and population standard deviations of column cosines within and across heads.
 

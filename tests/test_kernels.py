@@ -1,0 +1,174 @@
+"""Each kernel against plain NumPy written from its definition, with and without jit, and by invariants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxqkv import kernels
+
+ROWS, HEADS, HEAD_DIM = 23, 3, 7
+COLUMNS = HEADS * HEAD_DIM
+
+
+@pytest.fixture
+def matrix():
+    return np.random.default_rng(0).normal(0.1, 0.3, (ROWS, COLUMNS)).astype(np.float32)
+
+
+def cosine(x):
+    """Pair by pair, in float64."""
+    x = np.asarray(x, np.float64)
+    n = x.shape[1]
+    norm = [np.linalg.norm(x[:, i]) for i in range(n)]
+    return np.array([[x[:, i] @ x[:, j] / (norm[i] * norm[j]) for j in range(n)] for i in range(n)])
+
+
+def within_and_across(similarity):
+    """The two samples, by loops over pairs of heads."""
+    within, across = [], []
+    for i in range(HEADS):
+        for j in range(i, HEADS):
+            block = similarity[i * HEAD_DIM : (i + 1) * HEAD_DIM, j * HEAD_DIM : (j + 1) * HEAD_DIM]
+            if i == j:
+                within += [block[a, b] for a in range(HEAD_DIM) for b in range(a + 1, HEAD_DIM)]
+            else:
+                across += block.ravel().tolist()
+    return np.array(within), np.array(across)
+
+
+@pytest.fixture(params=["jit", "no jit"])
+def maybe_jit(request):
+    with jax.disable_jit(request.param == "no jit"):
+        yield
+
+
+@pytest.mark.usefixtures("maybe_jit")
+class TestMoments:
+    @pytest.mark.parametrize("ddof", [0, 1])
+    def test_definition(self, matrix, ddof):
+        mean, std = kernels.moments(matrix, ddof=ddof)
+        assert mean == pytest.approx(matrix.mean(dtype=np.float64), rel=1e-6)
+        assert std == pytest.approx(matrix.std(dtype=np.float64, ddof=ddof), rel=1e-6)
+
+    def test_masked(self, matrix):
+        where = matrix > 0.2
+        mean, std = kernels.moments(matrix, where, ddof=1)
+        assert mean == pytest.approx(matrix[where].mean(dtype=np.float64), rel=1e-6)
+        assert std == pytest.approx(matrix[where].std(dtype=np.float64, ddof=1), rel=1e-6)
+
+    def test_empty_and_single(self):
+        assert kernels.moments(np.ones((2, 3), np.float32), np.zeros((2, 3), bool)) == (0, 0)
+        assert kernels.moments(np.full(1, 5.0, np.float32), ddof=1) == (5, 0)
+
+    def test_far_from_zero(self):
+        values = (1000 + np.random.default_rng(1).normal(size=10_007)).astype(np.float32)
+        assert kernels.moments(values)[1] == pytest.approx(values.std(dtype=np.float64), rel=1e-5)
+
+
+EDGES = [np.linspace(-0.8, 0.8, 81), np.linspace(-0.4, 0.4, 101), np.linspace(0, 1, 91), np.linspace(-15, 15, 201)]
+
+
+@pytest.mark.usefixtures("maybe_jit")
+class TestHistograms:
+    @pytest.mark.parametrize("edges", EDGES, ids=len)
+    def test_counts_are_numpys_to_the_last_one(self, edges):
+        spread = (edges[-1] - edges[0]) * 0.6
+        values = np.random.default_rng(2).normal(edges.mean(), spread, 20_011).astype(np.float32)
+        # Values on the edges, and right beside them, are where rounding would show.
+        on = edges.astype(np.float32)
+        hard = [on, np.nextafter(on, np.float32(-np.inf)), np.nextafter(on, np.float32(np.inf))]
+        values = np.concatenate([values, *hard])
+        values = values[(values == 0) | (np.abs(values) >= np.finfo(np.float32).tiny)]  # XLA flushes subnormals
+        expected = np.histogram(values.astype(np.float64), edges)[0]
+        np.testing.assert_array_equal(kernels.counts(values, edges), expected)
+
+    def test_density_integrates_to_one_inside_the_edges(self, matrix):
+        edges = np.linspace(-0.2, 0.5, 38)
+        density = np.asarray(kernels.density(matrix, edges))
+        assert (density * np.diff(edges)).sum() == pytest.approx(1, rel=1e-5)
+        np.testing.assert_allclose(density, np.histogram(matrix, edges, density=True)[0], rtol=1e-5)
+
+    def test_masked(self, matrix):
+        where = np.arange(COLUMNS) % 3 == 1
+        edges = np.linspace(-1, 1, 12)
+        expected = np.histogram(matrix[:, where], edges)[0]
+        np.testing.assert_array_equal(kernels.counts(matrix, edges, where[None]), expected)
+
+    def test_empty_sample_gives_zeros(self):
+        np.testing.assert_array_equal(kernels.density(np.full(5, 9.0, np.float32), np.linspace(0, 1, 8)), np.zeros(7))
+
+    def test_nan_and_infinity_fall_in_no_bin(self):
+        values = np.array([np.nan, np.inf, -np.inf, 0.5], np.float32)
+        np.testing.assert_array_equal(kernels.counts(values, np.linspace(0, 1, 4)), [0, 1, 0])
+
+    def test_edges_on_the_device(self, matrix):
+        edges = jnp.linspace(-0.5, 0.5, 14)
+        np.testing.assert_array_equal(kernels.counts(matrix, edges), np.histogram(matrix, np.asarray(edges))[0])
+
+    def test_vmapped_over_layers(self):
+        layers = np.random.default_rng(3).normal(size=(5, 11, 13)).astype(np.float32)
+        edges = np.linspace(-2, 2, 18)
+        mapped = jax.vmap(lambda layer: kernels.counts(layer, edges))(layers)
+        for layer, counted in zip(layers, mapped, strict=True):
+            np.testing.assert_array_equal(counted, np.histogram(layer, edges)[0])
+
+    def test_freedman_diaconis(self, matrix):
+        sample = matrix.astype(np.float64).ravel()
+        quartiles = np.percentile(sample, [25, 75])
+        width = 2 * (quartiles[1] - quartiles[0]) / sample.size ** (1 / 3)
+        bins = int(np.ceil((sample.max() - sample.min()) / width))
+        edges = kernels.freedman_diaconis_edges(sample)
+        np.testing.assert_allclose(edges, np.linspace(sample.min(), sample.max(), bins + 1))
+        assert kernels.counts(matrix, kernels.freedman_diaconis_edges(matrix)).sum() == matrix.size
+        np.testing.assert_array_equal(kernels.freedman_diaconis_edges(np.zeros(0, np.float32)), [0, 1])
+
+
+@pytest.mark.usefixtures("maybe_jit")
+class TestSimilarity:
+    def test_column_cosine(self, matrix):
+        similarity = np.asarray(kernels.column_cosine(matrix))
+        np.testing.assert_allclose(similarity, cosine(matrix), atol=1e-6)
+        np.testing.assert_allclose(np.diagonal(similarity), 1, atol=1e-6)
+        np.testing.assert_allclose(kernels.column_cosine(-2.5 * matrix), similarity, atol=1e-6)
+
+    def test_a_column_of_zeros_resembles_nothing(self, matrix):
+        matrix[:, 4] = 0
+        similarity = np.asarray(kernels.column_cosine(matrix))
+        assert (similarity[4] == 0).all()
+        assert np.isfinite(similarity).all()
+
+    @pytest.mark.parametrize("strips", [1, 2, 3, 8, 50])
+    @pytest.mark.parametrize("ddof", [0, 1])
+    def test_moments_without_the_matrix(self, matrix, strips, ddof):
+        sample = cosine(matrix)[np.triu_indices(COLUMNS, 1)]
+        mean, std = kernels.column_cosine_moments(matrix, ddof=ddof, strips=strips)
+        assert mean == pytest.approx(sample.mean(), rel=1e-5)
+        assert std == pytest.approx(sample.std(ddof=ddof), rel=1e-5)
+
+    def test_moments_of_nearly_parallel_columns(self):
+        """All cosines close to 1: the squares are summed about the mean, so nothing cancels."""
+        generator = np.random.default_rng(4)
+        x = (generator.normal(size=(101, 1)) + 0.05 * generator.normal(size=(101, 37))).astype(np.float32)
+        sample = cosine(x)[np.triu_indices(37, 1)]
+        mean, std = kernels.column_cosine_moments(x)
+        assert mean == pytest.approx(sample.mean(), rel=1e-6)
+        assert std == pytest.approx(sample.std(ddof=1), rel=1e-3)
+
+    def test_pair_masks_hold_each_pair_once(self):
+        within, across = kernels.head_pair_masks(HEADS, HEAD_DIM)
+        assert within.sum() == HEADS * HEAD_DIM * (HEAD_DIM - 1) / 2
+        assert across.sum() == HEADS * (HEADS - 1) / 2 * HEAD_DIM**2
+        np.testing.assert_array_equal(within | across, np.triu(np.ones((COLUMNS, COLUMNS), bool), 1))
+        assert not (within & across).any()
+        similarity = np.random.default_rng(5).normal(size=(COLUMNS, COLUMNS))
+        for mask, sample in zip((within, across), within_and_across(similarity), strict=True):
+            np.testing.assert_array_equal(np.sort(similarity[mask]), np.sort(sample))
+
+    def test_head_pair_densities(self, matrix):
+        edges = np.linspace(-0.6, 0.6, 18)
+        density, mean, std = kernels.head_pair_densities(matrix, HEADS, edges)
+        for index, sample in enumerate(within_and_across(cosine(matrix))):
+            np.testing.assert_allclose(density[index], np.histogram(sample, edges, density=True)[0], rtol=1e-5)
+            assert mean[index] == pytest.approx(sample.mean(), rel=1e-5)
+            assert std[index] == pytest.approx(sample.std(), rel=1e-5)
