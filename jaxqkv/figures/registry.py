@@ -75,5 +75,5 @@ def study(name: str) -> Study:
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names)}"

@@ -1,0 +1,110 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import GPT2, write_folder
+
+import jaxqkv
+from jaxqkv.checkpoint import BUNDLED
+from jaxqkv.cli import main
+from jaxqkv.errors import CheckpointError
+
+
+def in_a_process(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"jaxqkv {jaxqkv.__version__}"
+
+
+@pytest.mark.parametrize("command", [[], ["figures"], ["list"], ["info"]])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_list_is_the_registry(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["study", "id", "figure"]
+    assert [line.split()[1] for line in lines[2:]] == [
+        "1",
+        "2a",
+        "2b",
+        "2c",
+        "2d",
+        "3",
+        "4a",
+        "4b",
+        "5a",
+        "5b",
+        "5c",
+        "6",
+    ]
+
+
+def test_info(capsys, tmp_path):
+    assert main(["info", str(write_folder(tmp_path / "tiny", GPT2))]) == 0
+    out = capsys.readouterr().out
+    assert "gpt2, 3 layers, 5 heads of 7" in out
+    assert "43 tokens, 17 positions" in out
+    # Embeddings; four projections; the MLP's two matrices; two norms a layer and the last.
+    attention, mlp = 3 * 4 * (35 * 35 + 35), 3 * (2 * 35 * 29 + 35 + 29)
+    total = (43 + 17) * 35 + attention + mlp + (2 * 3 + 1) * 70
+    assert f"parameters:           {total:,}" in out
+    assert "model.safetensors (" in out
+    assert "F32" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figures", "qkv-weigths"], "no study qkv-weigths; did you mean qkv-weights?"),
+        (["figures", "qkv-weights", "7x"], "qkv-weights has no figure 7x"),
+        (["figures", "qkv-weights", "--demo", "--layer", "8"], "--layer 8: the layers of demo-gpt2 are 0 to 7"),
+        (["figures", "qkv-weights", "--demo", "--model", "gpt2"], "--demo and --model exclude each other"),
+        (["figures", "qkv-weights", "--demo", "--dpi", "0"], "--dpi 0: expected a positive number"),
+        (["figures", "qkv-weights", "--model", "./nowhere"], "./nowhere: no such folder"),
+        (["info", "random:"], "expected a checkpoint after 'random:'"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxqkv: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.glob("figures/qkv-weights/*")) == []
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "./nowhere"], ["info", "./nowhere", "--debug"]])
+def test_debug_shows_the_traceback(arguments):
+    with pytest.raises(CheckpointError):
+        main(arguments)
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_the_package_is_light_to_import():
+    """Nothing heavy comes with `import jaxqkv`; what draws, tokenizes or downloads loads on first use."""
+    heavy = ("matplotlib", "datasets", "tokenizers", "huggingface_hub", "tqdm", "torch")
+    code = f"import sys, jaxqkv; print([m for m in {heavy} if m in sys.modules])"
+    assert in_a_process("-c", code).stdout.strip() == "[]"
+    quick = "import sys, jaxqkv.errors, jaxqkv.cli; print('matplotlib' in sys.modules)"
+    assert in_a_process("-c", quick).stdout.strip() == "False"
+
+
+def test_script_of_the_study(tmp_path):
+    script = BUNDLED["demo-gpt2"].parents[2] / "scripts" / "qkv_weights.py"
+    result = in_a_process(str(script), "1", "--demo", "--arrays-only", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "qkv-weights" / "1.npz").exists()
+    assert result.stderr == ""  # no progress bar where there is no terminal
