@@ -55,7 +55,7 @@ class Activations:
     `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
     """
 
-    mask: Bool[Array, "batch pos"]
+    mask: Bool[AnyArray, "batch pos"]
     q: Float[Array, "layer batch head pos head_dim"] | None = None
     k: Float[Array, "layer batch head pos head_dim"] | None = None
     v: Float[Array, "layer batch head pos head_dim"] | None = None

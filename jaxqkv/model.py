@@ -15,19 +15,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv import bert, gpt2
-from jaxqkv.activations import FIELDS, Activations, Attention
+from jaxqkv.activations import FIELDS, Activations, AnyArray, Attention
 from jaxqkv.attention import visible_keys
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.config import Config, GPT2Config
 from jaxqkv.devices import jit
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.streaming import LayerStream, to_device
 from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
 from jaxqkv.weights import Weights
 
 Params = Mapping[str, Any]
-Reducer = Callable[[Attention, Bool[Array, "batch pos"]], Any]
+Reducer = Callable[[Attention, Bool[AnyArray, "batch pos"]], Any]
 
-# Weights up to this size stay in memory after their first use; larger ones are streamed by layer.
+# Weights up to this size stay in memory once they are used again; larger ones are read at every run.
 KEEP_BYTES = 2 << 30
 
 
@@ -43,8 +44,8 @@ def _embed(params: Params, batch: Batch, *, config: Config) -> Float[Array, "bat
 def _block(
     params: Params,
     x: Float[Array, "batch pos embed"],
-    mask: Bool[Array, "batch pos"],
-    layer: Int[Array, ""],
+    mask: Bool[AnyArray, "batch pos"],
+    layer: Int[AnyArray, ""] | np.int32,
     *,
     config: Config,
     capture: frozenset[str],
@@ -133,10 +134,10 @@ def _run(params, batch, config, capture, selected, reduce, memory, goes_on):
     stream = [_embed(params["embed"], piece, config=config) for piece in pieces]
     last = max(selected)
     layers = params["layers"]
+    results: list[Any] = []
     for layer in range(last + 1):
-        weights = layers[layer]  # read while the device still works on the layer before
-        if isinstance(layers, StreamedLayers):
-            jax.block_until_ready(stream)  # so that no more than two layers' weights are in memory
+        busy = (stream, results)
+        weights = layers.after(busy, layer) if isinstance(layers, LayerStream) else layers[layer]
         wanted = layer in selected and not goes_on
         results = []
         for index, piece in enumerate(pieces):
@@ -144,7 +145,7 @@ def _run(params, batch, config, capture, selected, reduce, memory, goes_on):
                 weights,
                 stream[index],
                 piece.mask,
-                jnp.int32(layer),
+                np.int32(layer),
                 config=config,
                 capture=capture if wanted else frozenset(),
                 reduce=reduce if wanted else None,
@@ -200,38 +201,6 @@ def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[i
     return selected
 
 
-def _on_device(tree: Any) -> Any:
-    """NumPy leaves as device arrays; concrete ones, also while an outer `jax.jit` is tracing."""
-    with jax.ensure_compile_time_eval():
-        return jax.tree.map(jnp.asarray, tree)
-
-
-class StreamedLayers(Sequence):
-    """The layers' parameters, read from the checkpoint at every access and kept by nobody."""
-
-    def __init__(self, weights: Weights):
-        self._weights = weights
-
-    def __len__(self) -> int:
-        return self._weights.config.n_layer
-
-    def __getitem__(self, layer: int) -> Params:
-        return _on_device(self._weights.layer(layer))
-
-
-class KeptLayers(StreamedLayers):
-    """The layers' parameters, read at their first access."""
-
-    def __init__(self, weights: Weights):
-        super().__init__(weights)
-        self._kept: dict[int, Params] = {}
-
-    def __getitem__(self, layer: int) -> Params:
-        if layer not in self._kept:
-            self._kept[layer] = super().__getitem__(layer)
-        return self._kept[layer]
-
-
 class Model:
     """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`."""
 
@@ -242,7 +211,8 @@ class Model:
         self.weights = Weights(checkpoint, dtype)
         if stream is None:
             stream = self.weights.nbytes > KEEP_BYTES
-        self._layers = (StreamedLayers if stream else KeptLayers)(self.weights)
+        self._kept: dict[int, Params] | None = None if stream else {}
+        self._used: set[int] = set()
         self._tokenizer = tokenizer
 
     @property
@@ -274,28 +244,33 @@ class Model:
         memory: int | None = None,
     ) -> Any:
         """Every attention intermediate that is asked for; see `forward`."""
-        params = self._params
+        params = self._streamed()
         return forward(params, batch, self.config, capture=capture, layers=layers, reduce=reduce, memory=memory)
 
     def hidden(self, batch: BatchLike) -> Float[Array, "batch pos embed"]:
         """Final hidden states; see `hidden`."""
-        return hidden(self._params, batch, self.config)
+        return hidden(self._streamed(), batch, self.config)
 
     def logits(self, batch: BatchLike) -> Float[Array, "batch pos vocab"]:
         """Next-token logits of a GPT-2; see `logits`."""
-        return logits(self._params, batch, self.config)
+        return logits(self._streamed(), batch, self.config)
 
     def params(self) -> dict[str, Any]:
         """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
-        return self._params | {"layers": [self._layers[layer] for layer in range(self.config.n_layer)]}
+        kept = {} if self._kept is None else self._kept
+        stream = self._streamed()["layers"]
+        for layer in set(range(self.config.n_layer)) - set(kept):
+            kept[layer] = stream[layer]
+        return self._ends | {"layers": [kept[layer] for layer in range(self.config.n_layer)]}
+
+    def _streamed(self) -> dict[str, Any]:
+        """Parameters for one run, each layer read when the run comes to it."""
+        return self._ends | {"layers": LayerStream(self.weights, self._kept, self._used)}
 
     @cached_property
-    def _params(self) -> dict[str, Any]:
-        return {
-            "embed": _on_device(self.weights.embed()),
-            "layers": self._layers,
-            "final": _on_device(self.weights.final()),
-        }
+    def _ends(self) -> dict[str, Any]:
+        """Parameters of what comes before the first block and after the last."""
+        return {"embed": to_device(self.weights.embed()), "final": to_device(self.weights.final())}
 
 
 def load(
@@ -314,8 +289,8 @@ def load(
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
       dtype: of the arithmetic.
-      stream: read each layer's weights anew at every run instead of keeping them in memory; decided
-        by their size (2 GiB) unless given.
+      stream: read each layer's weights anew at every run, instead of keeping them in memory from
+        their second use on; decided by their size (2 GiB) unless given.
       tokenizer: a folder with tokenizer files, instead of the checkpoint's own.
 
     Raises:

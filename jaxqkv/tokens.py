@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jaxqkv.activations import AnyArray
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.config import BertConfig, Config
 from jaxqkv.errors import CheckpointError, JaxqkvError
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 class Batch:
     """Token ids of several texts. `mask` is True at real tokens; pads may stand on either side."""
 
-    ids: Int[Array, "batch pos"]
-    mask: Bool[Array, "batch pos"]
-    token_types: Int[Array, "batch pos"]
+    ids: Int[AnyArray, "batch pos"]
+    mask: Bool[AnyArray, "batch pos"]
+    token_types: Int[AnyArray, "batch pos"]
 
     @property
     def positions(self) -> Int[Array, "batch pos"]:
@@ -48,8 +49,8 @@ def as_batch(batch: BatchLike, config: Config) -> Batch:
             raise JaxqkvError(
                 f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
             )
-        ids = jnp.asarray(ids, jnp.int32)
-        batch = Batch(ids=ids, mask=jnp.ones(ids.shape, bool), token_types=jnp.zeros_like(ids))
+        ids = ids.astype(np.int32)
+        batch = Batch(ids=ids, mask=np.ones(ids.shape, bool), token_types=np.zeros(ids.shape, np.int32))
     if batch.ids.shape[-1] > config.n_positions:
         raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
     return batch
@@ -154,7 +155,7 @@ class Tokenizer:
         for row, tokens in enumerate(rows):
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             ids[row, where], mask[row, where] = tokens, True
-        return Batch(ids=jnp.asarray(ids), mask=jnp.asarray(mask), token_types=jnp.zeros_like(ids))
+        return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
 
 
 def _cut(ids: list[int], length: int, keep_last: bool) -> list[int]:

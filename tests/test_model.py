@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ import jaxqkv
 from jaxqkv.activations import FIELDS
 from jaxqkv.config import parse_config
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model import StreamedLayers
 from jaxqkv.tokens import Batch
+from jaxqkv.weights import Weights
 
 GOLDENS = Path(__file__).parent / "goldens"
 EVERYTHING = frozenset(FIELDS)
@@ -102,16 +103,10 @@ def test_padding_and_batch_mates_change_nothing(config, model, side):
         assert np.isfinite(getattr(together, field)).all()
 
 
-def test_later_layers_are_neither_read_nor_run(config, folder):
-    model = jaxqkv.load(folder, stream=True)
+def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
     read = []
-
-    class Spy(StreamedLayers):
-        def __getitem__(self, layer):
-            read.append(layer)
-            return super().__getitem__(layer)
-
-    model._layers = Spy(model.weights)
+    original = Weights.layer
+    monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
     model.run(random_ids(config, 1, 3), capture={"q"}, layers=1)
     assert read == [0, 1]
 
@@ -155,13 +150,31 @@ def test_microbatches_change_nothing(config, model):
         model.run(ids, reduce=lambda attention, mask: attention.k.mean(), memory=1)
 
 
-def test_streamed_equals_kept(config, folder):
+def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, monkeypatch):
     ids = random_ids(config, 2, 5)
+    read = []
+    original = Weights.layer
+    monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
     streamed, kept = (jaxqkv.load(folder, stream=stream) for stream in (True, False))
-    for _ in range(2):
-        np.testing.assert_array_equal(streamed.run(ids).v, kept.run(ids).v)
-    assert kept._layers[1] is kept._layers[1]
-    assert streamed._layers[1] is not streamed._layers[1]
+    results = [model.run(ids, capture=EVERYTHING) for model in (streamed, kept) for _ in range(4)]
+    for field in FIELDS:
+        for result in results[1:]:
+            np.testing.assert_array_equal(getattr(result, field), getattr(results[0], field))
+    assert read == 4 * [0, 1, 2] + 2 * [0, 1, 2]  # kept from the second use on
+    streamed.params()
+    assert read[18:] == [0, 1, 2]
+    kept.params()
+    assert len(read) == 21
+
+
+def test_two_threads_run_one_model(config, folder):
+    model = jaxqkv.load(folder, stream=True)
+    batches = [random_ids(config, 2, 11, seed) for seed in range(8)]
+    alone = [model.run(ids, capture={"mlp_out"}).mlp_out for ids in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda ids: model.run(ids, capture={"mlp_out"}).mlp_out, batches))
+    for expected, actual in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_jit_grad_and_vmap_over_a_batch(config, model):

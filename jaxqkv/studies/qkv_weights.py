@@ -28,6 +28,7 @@ from jaxqkv.kernels import (
     head_pair_masks,
     moments,
 )
+from jaxqkv.streaming import Arena, read_after, to_device
 from jaxqkv.studies.options import open_weights, pick_layer, short_names
 from jaxqkv.weights import Weights
 
@@ -115,11 +116,9 @@ class Run:
 
 
 def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
-    layers = []
+    layers, arena = [], Arena()
     for layer in range(weights.config.n_layer):
-        wide = jnp.asarray(weights.W_QKV(layer))  # copied while the device works on the layer before
-        if layers:
-            jax.block_until_ready(layers[-1])
+        wide = read_after(layers[-1:], lambda: to_device(weights.W_QKV(layer), arena))  # noqa: B023
         layers.append(_reduce(wide, n_head=weights.config.n_head, names=names))
         progress.update()
     return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
