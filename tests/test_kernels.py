@@ -118,10 +118,14 @@ class TestHistograms:
         quartiles = np.percentile(sample, [25, 75])
         width = 2 * (quartiles[1] - quartiles[0]) / sample.size ** (1 / 3)
         bins = int(np.ceil((sample.max() - sample.min()) / width))
-        edges = kernels.freedman_diaconis_edges(sample)
-        np.testing.assert_allclose(edges, np.linspace(sample.min(), sample.max(), bins + 1))
-        assert kernels.counts(matrix, kernels.freedman_diaconis_edges(matrix)).sum() == matrix.size
-        np.testing.assert_array_equal(kernels.freedman_diaconis_edges(np.zeros(0, np.float32)), [0, 1])
+        edges = np.linspace(sample.min(), sample.max(), bins + 1)
+        for density in (False, True):
+            heights, found = kernels.freedman_diaconis_histogram(sample, density)
+            np.testing.assert_allclose(found, edges)
+            np.testing.assert_allclose(heights, np.histogram(sample, edges, density=density)[0])
+        heights, found = kernels.freedman_diaconis_histogram(np.zeros(0, np.float32), density=True)
+        np.testing.assert_array_equal(heights, [0])
+        np.testing.assert_array_equal(found, [0, 1])
 
 
 @pytest.mark.usefixtures("maybe_jit")
@@ -156,7 +160,7 @@ class TestSimilarity:
         assert std == pytest.approx(sample.std(ddof=1), rel=1e-3)
 
     def test_pair_masks_hold_each_pair_once(self):
-        within, across = kernels.head_pair_masks(HEADS, HEAD_DIM)
+        within, across = np.asarray(kernels.head_pair_masks(HEADS, HEAD_DIM))
         assert within.sum() == HEADS * HEAD_DIM * (HEAD_DIM - 1) / 2
         assert across.sum() == HEADS * (HEADS - 1) / 2 * HEAD_DIM**2
         np.testing.assert_array_equal(within | across, np.triu(np.ones((COLUMNS, COLUMNS), bool), 1))

@@ -62,16 +62,16 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def head_pair_masks(n_head: int, head_dim: int) -> Bool[np.ndarray, "two column column"]:
+def head_pair_masks(n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Which pairs of columns are within a head, and which across heads, each pair once.
 
     Columns are heads side by side. Index 0: i < j in the same head (upper triangles of the diagonal
     blocks). Index 1: head of i < head of j (the blocks above the diagonal).
     """
-    head = np.arange(n_head * head_dim) // head_dim
-    upper = np.triu(np.ones((head.size, head.size), bool), 1)
+    column = jnp.arange(n_head * head_dim)
+    head = column // head_dim
     same = head[:, None] == head[None, :]
-    return np.stack([upper & same, upper & ~same])
+    return jnp.stack([(column[:, None] < column[None, :]) & same, head[:, None] < head[None, :]])
 
 
 def head_pair_densities(

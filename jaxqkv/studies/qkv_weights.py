@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxqkv.devices import jit
@@ -21,9 +21,8 @@ from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
     column_cosine_moments,
-    counts,
     density,
-    freedman_diaconis_edges,
+    freedman_diaconis_histogram,
     head_pair_densities,
     head_pair_masks,
     moments,
@@ -37,28 +36,26 @@ WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
 COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 MATRICES = ("Q", "K", "V")
 
-# One layer's [embed, 3, embed] and the number of heads → what is kept of that layer.
-Reduction = Callable[[Float[Array, "embed three embed"], int], Any]
+# One matrix and the number of heads → what is kept of it.
+Reduction = Callable[[Float[Array, "embed embed"], int], dict[str, Array]]
 
 
-def _moments(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
-    mean, std = jax.vmap(lambda matrix: moments(matrix, ddof=1), in_axes=1)(qkv)
+def _moments(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+    mean, std = moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
 
 
-def _densities(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
-    return {"density": jax.vmap(lambda matrix: density(matrix, WEIGHT_EDGES), in_axes=1)(qkv)}
+def _densities(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+    return {"density": density(matrix, WEIGHT_EDGES)}
 
 
-def _head_cosines(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
-    both = jnp.moveaxis(qkv[:, :2], 1, 0)
-    values, mean, std = jax.lax.map(lambda matrix: head_pair_densities(matrix, n_head, COSINE_EDGES), both)
+def _head_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+    values, mean, std = head_pair_densities(matrix, n_head, COSINE_EDGES)
     return {"density": values, "mean": mean, "std": std}
 
 
-def _column_cosines(qkv: Float[Array, "embed three embed"], n_head: int) -> dict[str, Array]:
-    # One matrix after another: a product that fills the machine gains nothing from a batch axis.
-    mean, std = jax.lax.map(column_cosine_moments, jnp.moveaxis(qkv, 1, 0))
+def _column_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+    mean, std = column_cosine_moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
 
 
@@ -74,8 +71,18 @@ ACROSS_MODELS = frozenset({"moments of all models", "column cosines"})
 
 @jit(static_argnames=("n_head", "names"))
 def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: frozenset[str]) -> dict[str, Any]:
-    qkv = wide.reshape(wide.shape[0], 3, -1)
-    return {name: REDUCTIONS[name](qkv, n_head) for name in names}
+    """The reductions `names` of W_Q, W_K and W_V, stacked.
+
+    One matrix after another: a product that fills the machine gains nothing from a batch axis, and
+    the columns of the wide matrix need not be moved to make one.
+    """
+    width = wide.shape[0]
+
+    def reduce_one(start: Int[Array, ""]) -> dict[str, Any]:
+        matrix = jax.lax.dynamic_slice_in_dim(wide, start, width, axis=1)
+        return {name: REDUCTIONS[name](matrix, n_head) for name in names}
+
+    return jax.lax.map(reduce_one, width * jnp.arange(3))
 
 
 class Run:
@@ -212,8 +219,7 @@ def figure_2a(run: Run) -> Display:
 def figure_2b(run: Run) -> Display:
     arrays, lines = {}, []
     for name, matrix in zip(MATRICES, run.qkv, strict=True):
-        edges = freedman_diaconis_edges(matrix)
-        heights = np.asarray(counts(matrix, edges))
+        heights, edges = freedman_diaconis_histogram(matrix)
         arrays |= {f"counts_{name.lower()}": heights, f"edges_{name.lower()}": edges}
         lines.append(Line(x=edges[:-1], y=heights, label=_label(name), color=style.QKV[name]))
     title = f"Distribution of QKV weights in layer {run.layer} of {run.names[0]}"
@@ -314,15 +320,13 @@ def figure_4b(run: Run) -> Display:
 @STUDY.figure("5a", "cosine similarities within and across heads of one layer")
 def figure_5a(run: Run) -> Display:
     arrays, panels = {}, []
-    masks = head_pair_masks(run.config.n_head, run.config.head_dim)
+    masks = np.asarray(head_pair_masks(run.config.n_head, run.config.head_dim))
     groups = (("within", "Within heads", style.WITHIN), ("across", "Across heads", style.ACROSS))
     for letter, name, matrix in zip("AB", "QK", run.qkv, strict=False):
         cosine = np.asarray(column_cosine(matrix))
         lines = []
         for mask, (group, label, color) in zip(masks, groups, strict=True):
-            sample = cosine[mask]
-            edges = freedman_diaconis_edges(sample)
-            heights = np.asarray(density(sample, edges))
+            heights, edges = freedman_diaconis_histogram(cosine[mask], density=True)
             arrays |= {f"density_{name.lower()}_{group}": heights, f"edges_{name.lower()}_{group}": edges}
             lines.append(Line(x=edges[:-1], y=heights, label=label, color=color))
         title = f"{letter}) Similarities in {_label(name)}"
@@ -336,7 +340,7 @@ def figure_5a(run: Run) -> Display:
 
 @STUDY.figure("5b", "cosine similarities within and across heads by layer", needs={"head cosines"})
 def figure_5b(run: Run) -> Display:
-    values = run.reductions[0]["head cosines"]["density"]
+    values = run.reductions[0]["head cosines"]["density"][:, :2]
     places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
     panels = [
         Image(
@@ -363,16 +367,16 @@ def figure_5b(run: Run) -> Display:
 
 @STUDY.figure("5c", "mean and standard deviation of the similarities by layer", needs={"head cosines"})
 def figure_5c(run: Run) -> Display:
-    reduction = run.reductions[0]["head cosines"]
+    mean, std = (run.reductions[0]["head cosines"][name][:, :2] for name in ("mean", "std"))
     panels = []
-    for name, ylabel, title in (
-        ("mean", "Mean", "A) Average of the cosine similarities"),
-        ("std", "Standard deviation", "B) Spread of the cosine similarities"),
+    for values, ylabel, title in (
+        (mean, "Mean", "A) Average of the cosine similarities"),
+        (std, "Standard deviation", "B) Spread of the cosine similarities"),
     ):
         lines = [
             Line(
-                x=np.arange(len(reduction[name])),
-                y=reduction[name][:, matrix, group],
+                x=np.arange(len(values)),
+                y=values[:, matrix, group],
                 label=f"{_label('QK'[matrix])} {('within', 'across')[group]} heads",
                 color=(style.WITHIN, style.ACROSS)[group],
                 marker=style.MARKERS["QK"[matrix]],
@@ -383,7 +387,7 @@ def figure_5c(run: Run) -> Display:
         ]
         panels.append(Lines(lines=lines, xlabel="Transformer layer", ylabel=ylabel, title=title, integer_x=True))
     return Display(
-        arrays={"mean": reduction["mean"], "std": reduction["std"]},
+        arrays={"mean": mean, "std": std},
         panels=[panels],
         caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.names[0]}.",
         size=(12, 3.8),
