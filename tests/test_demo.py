@@ -1,0 +1,124 @@
+"""The bundled checkpoints: small, in Hugging Face's format, and really trained."""
+
+import pydoc_data.topics
+import re
+
+import numpy as np
+import pytest
+from conftest import relative_error
+
+import jaxqkv
+from jaxqkv.checkpoint import BUNDLED
+
+
+@pytest.fixture(params=sorted(BUNDLED))
+def demo(request):
+    return jaxqkv.load(request.param)
+
+
+def held_out_text():
+    """The last twentieth of every help topic of Python, which training never saw."""
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    return [text[len(text) * 19 // 20 :] for text in texts]
+
+
+def windows(model, length=128):
+    ids = np.concatenate([np.array(ids) for ids in model.tokenizer.encode(held_out_text(), special_tokens=False)])
+    return ids[: 24 * length].reshape(24, length)
+
+
+def surprise(logits, truth):
+    """Mean negative log-probability, in nats."""
+    logits = np.asarray(logits, np.float64)
+    normaliser = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    return (normaliser - np.take_along_axis(logits, truth[..., None], -1)[..., 0]).mean()
+
+
+def test_sizes(demo):
+    config = demo.config
+    assert (config.n_layer, config.n_head, config.n_embd, config.n_positions) == (8, 8, 128, 256)
+    assert config.vocab_size == demo.tokenizer.backend.get_vocab_size() == 4096
+    assert set(demo.checkpoint.dtypes.values()) == {"F16"}
+    assert sum(path.stat().st_size for folder in BUNDLED.values() for path in folder.iterdir()) < 12e6
+
+
+def test_her_is_one_token(demo):
+    (ids,) = demo.tokenizer.encode([" her"], special_tokens=False)
+    assert len(ids) == 1
+    assert demo.tokenizer.tokens(ids)[0].strip() == "her"
+
+
+def test_gpt2_predicts_text_that_it_never_saw():
+    model = jaxqkv.load("demo-gpt2")
+    ids = windows(model)
+    trained = surprise(model.logits(ids)[:, :-1], ids[:, 1:])
+    untrained = surprise(jaxqkv.load("random:demo-gpt2").logits(ids)[:, :-1], ids[:, 1:])
+    assert untrained == pytest.approx(np.log(4096), abs=0.1)
+    assert trained < 5
+
+
+def test_transformers_loads_them(demo):
+    """The same numbers from PyTorch, and from BERT's head a guess that is better than chance."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    import torch
+
+    name = demo.checkpoint.spec
+    kind = transformers.AutoModelForCausalLM if name == "demo-gpt2" else transformers.AutoModelForMaskedLM
+    theirs, report = kind.from_pretrained(BUNDLED[name], output_loading_info=True, dtype=torch.float32)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = windows(demo)
+    with torch.no_grad():
+        hidden = theirs.eval()(torch.tensor(ids), output_hidden_states=True).hidden_states[-1].numpy()
+    assert relative_error(demo.hidden(ids), hidden) < 1e-5
+    if name == "demo-bert":
+        masked = ids.copy()
+        places = np.arange(5, 128, 10)
+        masked[:, places] = demo.tokenizer.backend.token_to_id("[MASK]")
+        with torch.no_grad():
+            logits = theirs(torch.tensor(masked)).logits.numpy()
+        assert surprise(logits[:, places], ids[:, places]) < 5.8
+
+
+def test_training_tasks():
+    """What the training script masks, and that each window is cut from the text as it stands."""
+    pytest.importorskip("optax")
+    import train_demo
+
+    generator = np.random.default_rng(0)
+    stream = np.arange(100_000, dtype=np.int32) % 4000 + 50
+    ids = train_demo.windows(stream, generator, 128)
+    assert ids.shape == (32, 128)
+    assert ((np.diff(ids) == 1) | (np.diff(ids) == -3999)).all()
+    corrupted, chosen, truth = train_demo.mask_tokens(ids, generator, ends=(2, 3), mask=4)
+    assert chosen.shape == truth.shape == (32, int(train_demo.MASKED * 128))
+    assert ((chosen > 0) & (chosen < 127)).all()
+    np.testing.assert_array_equal(truth, np.take_along_axis(ids, chosen, 1))
+    at_chosen = np.take_along_axis(corrupted, chosen, 1)
+    assert (at_chosen == 4).mean() == pytest.approx(0.8, abs=0.05)
+    assert (at_chosen == truth).mean() == pytest.approx(0.1, abs=0.05)
+    untouched = np.ones_like(ids, bool)
+    np.put_along_axis(untouched, chosen, False, 1)
+    untouched[:, [0, -1]] = False
+    np.testing.assert_array_equal(corrupted[untouched], ids[untouched])
+    framed = (corrupted[:, 0] == 2) & (corrupted[:, -1] == 3)
+    assert 5 <= framed.sum() <= 27
+
+
+def test_documents_and_split(tmp_path):
+    pytest.importorskip("optax")
+    import train_demo
+
+    (tmp_path / "b.txt").write_text("a novel <unk> of thirty letters")
+    (tmp_path / "a.jsonl").write_text('{"title": "t", "text": "x <unk>y"}\n')
+    documents = train_demo.read_documents(tmp_path)
+    assert documents[:2] == ["a novel of thirty letters", "xy"]
+    assert len(documents) == 2 + len(pydoc_data.topics.topics)
+    assert not any(re.search("<unk>", document) for document in documents)
+    training, held_out = train_demo.split(documents)
+    assert [a + b for a, b in zip(training, held_out, strict=True)] == documents
+    assert held_out[0] == "rs"
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(SystemExit, match=r"no \.txt and no \.jsonl files"):
+        train_demo.read_documents(tmp_path)
