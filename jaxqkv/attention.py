@@ -8,22 +8,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.activations import AnyArray
 
-def split_heads(x: Float[Array, "*batch pos embed"], n_head: int) -> Float[Array, "*batch head pos head_dim"]:
+
+def split_heads(x: Float[AnyArray, "*batch pos embed"], n_head: int) -> Float[Array, "*batch head pos head_dim"]:
     """Cuts the width in `n_head` consecutive pieces: head h is columns h·head_dim … (h+1)·head_dim."""
     *batch, pos, embed = x.shape
     return jnp.swapaxes(x.reshape(*batch, pos, n_head, embed // n_head), -3, -2)
 
 
-def merge_heads(x: Float[Array, "*batch head pos head_dim"]) -> Float[Array, "*batch pos embed"]:
+def merge_heads(x: Float[AnyArray, "*batch head pos head_dim"]) -> Float[Array, "*batch pos embed"]:
     """The inverse of `split_heads`."""
     *batch, head, pos, head_dim = x.shape
     return jnp.swapaxes(x, -3, -2).reshape(*batch, pos, head * head_dim)
 
 
 def scaled_scores(
-    q: Float[Array, "*batch query head_dim"],
-    k: Float[Array, "*batch key head_dim"],
+    q: Float[AnyArray, "*batch query head_dim"],
+    k: Float[AnyArray, "*batch key head_dim"],
     scale: float | Float[Array, ""] | None = None,
 ) -> Float[Array, "*batch query key"]:
     """QKᵀ · scale, with scale 1/√head_dim unless given; no mask."""
@@ -32,7 +34,7 @@ def scaled_scores(
     return jnp.einsum("...qd,...kd->...qk", q, k) * scale
 
 
-def visible_keys(mask: Bool[Array, "*batch pos"], causal: bool) -> Bool[Array, "*batch query key"]:
+def visible_keys(mask: Bool[AnyArray, "*batch pos"], causal: bool) -> Bool[Array, "*batch query key"]:
     """Which keys a query may see: real tokens, and no later ones if `causal`."""
     pos = mask.shape[-1]
     visible = jnp.broadcast_to(mask[..., None, :], (*mask.shape, pos))
@@ -40,7 +42,7 @@ def visible_keys(mask: Bool[Array, "*batch pos"], causal: bool) -> Bool[Array, "
 
 
 def attention_pattern(
-    scores: Float[Array, "*batch query key"], visible: Bool[Array, "*#batch query key"]
+    scores: Float[AnyArray, "*batch query key"], visible: Bool[AnyArray, "*#batch query key"]
 ) -> Float[Array, "*batch query key"]:
     """Softmax over the visible keys; exactly 0 elsewhere, and in a row that sees nothing.
 
@@ -54,7 +56,7 @@ def attention_pattern(
 
 
 def mix(
-    pattern: Float[Array, "*batch query key"], v: Float[Array, "*batch key head_dim"]
+    pattern: Float[AnyArray, "*batch query key"], v: Float[AnyArray, "*batch key head_dim"]
 ) -> Float[Array, "*batch query head_dim"]:
     """z = pattern · V: the values, averaged with the weights of the pattern."""
     return jnp.einsum("...qk,...kd->...qd", pattern, v)

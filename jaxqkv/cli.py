@@ -15,6 +15,18 @@ FIGURES_EXAMPLE = """examples:
   jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg"""
 
 
+# Arguments that only some studies take; each study names its own.
+STUDY_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"nargs": "+", "help": "text instead of the study's own; several make a batch"},
+    "text_file": {"nargs": "+", "type": Path, "metavar": "FILE", "help": "the same, each from a file"},
+    "sentences": {"type": Path, "metavar": "FILE", "help": "sentences instead of the study's own, one a line"},
+    "target": {"metavar": "WORD", "help": 'target token, with its leading space (default " her")'},
+    "measure": {"choices": ("correlation", "cosine"), "help": "similarity to go on with (default correlation)"},
+    "skip_missing": {"action": "store_true", "default": None, "help": "leave out sentences without the target"},
+    "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -42,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument("--revision", help="branch, tag or commit on the hub")
     figures.add_argument("--layer", type=int, help="instead of the study's own layer")
     figures.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
+    stimuli = figures.add_argument_group("stimuli of some studies")
+    for name, extra in STUDY_OPTIONS.items():
+        stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
     figures.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
     figures.add_argument("--format", nargs="+", choices=("png", "svg", "pdf"), default=[], help="besides png")
     figures.add_argument("--theme", choices=("light", "dark"), default="light")
@@ -123,6 +138,9 @@ def _figures(options: argparse.Namespace) -> None:
 
     chosen = study(options.study)
     specs = chosen.select(options.ids)
+    for name in STUDY_OPTIONS:
+        if getattr(options, name) is not None and name not in chosen.options:
+            raise jaxqkv.errors.JaxqkvError(f"{chosen.name} takes no --{name.replace('_', '-')}")
     if options.dpi < 1:
         raise jaxqkv.errors.JaxqkvError(f"--dpi {options.dpi}: expected a positive number")
     from jaxqkv import devices
@@ -138,7 +156,13 @@ def _figures(options: argparse.Namespace) -> None:
     try:
         for spec in specs:
             begin = time.monotonic()
-            display = spec.make(run)
+            try:
+                display = spec.make(run)
+            except jaxqkv.errors.NotDrawable as error:
+                if spec.id in options.ids or len(specs) == 1:
+                    raise
+                print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
+                continue
             if display.text:
                 print(display.text)
             middle = time.monotonic()

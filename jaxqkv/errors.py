@@ -1,4 +1,4 @@
-"""The two errors of the package, both with messages written for the person at the keyboard."""
+"""The errors of the package, all with messages written for the person at the keyboard."""
 
 
 class JaxqkvError(Exception):
@@ -7,3 +7,7 @@ class JaxqkvError(Exception):
 
 class CheckpointError(JaxqkvError):
     """A checkpoint that cannot be found, read or understood."""
+
+
+class NotDrawable(JaxqkvError):
+    """A figure that makes no sense for this checkpoint or this text; the others are drawn."""

@@ -5,7 +5,7 @@ compiled once whatever the depth; each layer's weights can be read just before t
 loop stops at the last layer that was asked for. Inside an outer `jax.jit` it unrolls.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -109,6 +109,25 @@ def forward(
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     fields = {name: jnp.stack([getattr(result, name) for result in results]) for name in capture}
     return Activations(mask=batch.mask, layers=selected, **fields)
+
+
+def layerwise(
+    params: Params,
+    batch: BatchLike,
+    config: Config,
+    *,
+    capture: Collection[str] | None = None,
+    layers: int | Iterable[int] | None = None,
+) -> Iterator[tuple[int, Attention]]:
+    """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
+
+    For statistics over many layers of what would not fit in memory together. Arguments as for `forward`.
+    """
+    batch = as_batch(batch, config)
+    captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
+    for layer, result in _run(params, batch, config, captured, selected, None, None, goes_on=False):
+        if layer in selected:
+            yield layer, result
 
 
 def hidden(params: Params, batch: BatchLike, config: Config) -> Float[Array, "batch pos embed"]:
@@ -246,6 +265,12 @@ class Model:
         """Every attention intermediate that is asked for; see `forward`."""
         params = self._streamed()
         return forward(params, batch, self.config, capture=capture, layers=layers, reduce=reduce, memory=memory)
+
+    def layerwise(
+        self, batch: BatchLike, capture: Collection[str] | None = None, layers: int | Iterable[int] | None = None
+    ) -> Iterator[tuple[int, Attention]]:
+        """One layer's intermediates after another; see `layerwise`."""
+        return layerwise(self._streamed(), batch, self.config, capture=capture, layers=layers)
 
     def hidden(self, batch: BatchLike) -> Float[Array, "batch pos embed"]:
         """Final hidden states; see `hidden`."""

@@ -111,6 +111,14 @@ class Tokenizer:
         """Each id's text, spaces and all, fit to be printed."""
         return [self.backend.decode([int(i)], skip_special_tokens=False) for i in ids]
 
+    def single_token(self, text: str) -> int:
+        """The id of a text that is one token; one that is not is refused with its pieces."""
+        (ids,) = self.encode([text], special_tokens=False)
+        if len(ids) != 1:
+            pieces = ", ".join(repr(piece) for piece in self.tokens(ids)) or "nothing"
+            raise JaxqkvError(f"{text!r} is not one token of {self.where} but {len(ids)}: {pieces}")
+        return ids[0]
+
     def batch(
         self,
         texts: str | Sequence[str],
@@ -156,6 +164,11 @@ class Tokenizer:
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             ids[row, where], mask[row, where] = tokens, True
         return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
+
+
+def find_token(ids: Sequence[int], token: int) -> int | None:
+    """Index of the first `token` in `ids`, or None."""
+    return ids.index(token) if token in ids else None
 
 
 def _cut(ids: list[int], length: int, keep_last: bool) -> list[int]:

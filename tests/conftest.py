@@ -23,7 +23,9 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
     import jaxqkv.cli
     import jaxqkv.kernels
+    import jaxqkv.studies.attention_scores
     import jaxqkv.studies.qkv_weights
+    import jaxqkv.studies.token_similarity
 
 from jaxqkv.checkpoint import save_checkpoint  # noqa: E402
 from jaxqkv.config import BertConfig, GPT2Config  # noqa: E402
@@ -112,3 +114,21 @@ def relative_error(actual, expected):
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+def write_word_tokenizer(folder, words):
+    """A tokenizer of whole words, each with its leading space, for a GPT-2 folder."""
+    import tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=words[0]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(" ?[^ ]+"), "isolated")
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def figures_of(study, base, folder, *arguments):
+    """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
+    line = ["figures", study, "--arrays-only", "--out", str(base / "out"), "--model", str(folder), *arguments]
+    assert jaxqkv.cli.main(line) == 0
+    return {path.stem: dict(np.load(path)) for path in (base / "out" / study).glob("*.npz")}

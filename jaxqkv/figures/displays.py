@@ -60,6 +60,8 @@ class Image(Panel):
     aspect: str = "auto"
     colorbar: str | bool = False  # True, or its label
     vlines: Sequence[float] = ()
+    texts: Sequence[Sequence[str]] = ()  # a word in each cell
+    cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
 
     def _draw(self, ax: "Axes") -> None:
@@ -77,6 +79,16 @@ class Image(Panel):
         )
         for x in self.vlines:
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
+        for row, words in enumerate(self.texts):
+            for column, word in enumerate(words):
+                light = image.norm(self.values[row, column]) < 0.5
+                ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
+        if self.cells:
+            ax.set_xticks(np.arange(0.5, self.values.shape[1] - 1), minor=True)
+            ax.set_yticks(np.arange(0.5, self.values.shape[0] - 1), minor=True)
+            ax.grid(which="minor", color="0.5")
+            ax.tick_params(which="minor", length=0)
+            ax.spines[["top", "right"]].set_visible(True)
         if self.tag:
             effect = [withStroke(linewidth=3, foreground="k")]
             place = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
@@ -93,20 +105,32 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     label: str = ""
-    color: str | None = None
+    color: str | tuple[float, ...] | None = None
     marker: str = ""
     linestyle: str = "-"
+    band: np.ndarray | None = None  # half-width of a shaded band around y
+    error: np.ndarray | None = None  # half-length of an error bar at each point
 
 
 @dataclasses.dataclass(kw_only=True)
 class Lines(Panel):
-    """Curves over a common axis, with a legend when they are named."""
+    """Curves or points over a common axis, with a legend when they are named.
+
+    `colorbar` is the label of a scale for lines coloured in order by `cmap`, `scale` its two ends.
+    """
 
     lines: Sequence[Line]
     integer_x: bool = False
+    log_y: bool = False
+    grid: bool = False
+    zero_x: bool = False  # a dashed line at x = 0
+    colorbar: str = ""
+    cmap: str = "plasma"
+    scale: tuple[float, float] = (0, 1)
 
     def _draw(self, ax: "Axes") -> None:
-        from matplotlib.colors import to_rgba
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize, to_rgba
         from matplotlib.ticker import MaxNLocator
 
         for line in self.lines:
@@ -120,13 +144,28 @@ class Lines(Panel):
                 marker=line.marker,
                 linestyle=line.linestyle,
                 markerfacecolor=face,
-                markersize=7 if line.x.size <= 24 else 5,
+                markersize=7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3,
                 **many,
             )
+            if line.band is not None:
+                ax.fill_between(
+                    line.x, line.y - line.band, line.y + line.band, color=line.color, alpha=0.25, linewidth=0
+                )
+            if line.error is not None:
+                ax.errorbar(line.x, line.y, line.error, fmt="none", color=line.color)
         if any(line.label for line in self.lines):
             ax.legend(fontsize=9, handlelength=3)
         if self.integer_x:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if self.log_y:
+            ax.set_yscale("log", nonpositive="mask")
+        if self.grid:
+            ax.grid(linestyle="--", linewidth=0.4)
+        if self.zero_x:
+            ax.axvline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
+        if self.colorbar:
+            mappable = ScalarMappable(Normalize(*self.scale), self.cmap)
+            ax.figure.colorbar(mappable, ax=ax, pad=0.02, label=self.colorbar)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -136,10 +175,42 @@ class Bars(Panel):
     heights: np.ndarray
     edges: np.ndarray
     color: str = "gray"
+    outline: bool = True
 
     def _draw(self, ax: "Axes") -> None:
         ax.stairs(self.heights, self.edges, fill=True, color=self.color, alpha=0.8)
-        ax.stairs(self.heights, self.edges, color="k", linewidth=0.6, fill=False)
+        if self.outline:
+            ax.stairs(self.heights, self.edges, color="k", linewidth=0.6, fill=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Violins(Panel):
+    """Samples side by side: every value as a point, jittered with `seed`, and a violin over them."""
+
+    samples: Sequence[np.ndarray]
+    names: Sequence[str]
+    colors: Sequence[str]
+    seed: int
+    zero_y: bool = False  # a dashed line at y = 0
+
+    def _draw(self, ax: "Axes") -> None:
+        from matplotlib.colors import to_rgba
+
+        generator = np.random.default_rng(self.seed)
+        places = np.arange(1, len(self.samples) + 1)
+        for place, sample, color in zip(places, self.samples, self.colors, strict=True):
+            x = generator.normal(place, 0.04, sample.size)
+            face, edge = to_rgba(color, 0.25), to_rgba(color, 0.5)
+            ax.plot(x, sample, "o", markersize=3, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=0.3,
+                    rasterized=sample.size > DENSE)  # fmt: skip
+        parts = ax.violinplot(list(self.samples), places)
+        for body, color in zip(parts["bodies"], self.colors, strict=True):
+            body.set(facecolor=color, alpha=0.6)
+        for name in ("cbars", "cmins", "cmaxes"):
+            parts[name].set(edgecolor=ax.xaxis.label.get_color(), linewidth=0.7)
+        if self.zero_y:
+            ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
+        ax.set_xticks(places, self.names)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -15,7 +15,11 @@ from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.displays import Display
 
 # Name on the command line → module; the order is that of the README's table.
-STUDIES = {"qkv-weights": "qkv_weights"}
+STUDIES = {
+    "qkv-weights": "qkv_weights",
+    "attention-scores": "attention_scores",
+    "token-similarity": "token_similarity",
+}
 
 
 class Run(Protocol):
@@ -40,14 +44,17 @@ class FigureSpec:
 
 @dataclasses.dataclass
 class Study:
-    """A published study: its name, its default checkpoints, its figures and how to run it."""
+    """A published study: its name, its default checkpoints, its figures and how to run it.
+
+    `options` are the arguments of the command that this study takes and others may not.
+    """
 
     name: str
     title: str
     models: tuple[str, ...]
     demo: str
     run: Callable[[argparse.Namespace], Run]
-    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    options: tuple[str, ...] = ()
     figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable:

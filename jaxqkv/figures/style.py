@@ -2,14 +2,25 @@
 
 from typing import Any
 
+import numpy as np
+
 Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
 WITHIN, ACROSS = "#8457b3", "#e08a1e"
 TARGET, NON_TARGET = "#1f9e9e", "#b5651d"
 QKV = {"Q": Q, "K": K, "V": V}
+# Pairs of Q, K and V: within a matrix in its colour, across two in one between theirs.
+GROUPS = {"QQ": Q, "KK": K, "VV": V, "QK": "#b8862f", "QV": "#8e5fb0", "KV": "#2f8f9b"}
 MARKERS = {"Q": "s", "K": "o", "V": "^"}
 
 _PAPER = {"light": ("white", "black"), "dark": ("#282a2c", "#DDE2F4")}
 THEMES = tuple(_PAPER)
+
+
+def layer_colors(n_layer: int) -> list[tuple[float, ...]]:
+    """A colour a layer, along `plasma`."""
+    from matplotlib import colormaps
+
+    return [tuple(color) for color in colormaps["plasma"](np.arange(n_layer) / n_layer)]
 
 
 def settings(theme: str) -> dict[str, Any]:

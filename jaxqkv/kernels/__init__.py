@@ -3,17 +3,27 @@
 They take one matrix or sample unless they say otherwise; `jax.vmap` them over layers or heads.
 """
 
+from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, upper_density
 from jaxqkv.kernels.histograms import counts, density, freedman_diaconis_histogram
 from jaxqkv.kernels.moments import moments
+from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
 from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head_pair_densities, head_pair_masks
 
 __all__ = [
+    "GROUPS",
+    "Sample",
+    "causal_samples",
+    "column_correlation",
     "column_cosine",
     "column_cosine_moments",
     "counts",
     "density",
+    "first_and_last",
     "freedman_diaconis_histogram",
+    "group_densities",
     "head_pair_densities",
     "head_pair_masks",
+    "last_token_scores",
     "moments",
+    "upper_density",
 ]

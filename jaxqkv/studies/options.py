@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxqkv.checkpoint import open_checkpoint
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model import Model, load
 from jaxqkv.weights import Weights
 
 if TYPE_CHECKING:
@@ -23,6 +25,35 @@ def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
     """The weights of every checkpoint asked for; headers are read, no tensors."""
     checkpoints = [open_checkpoint(s, revision=options.revision, seed=options.seed) for s in specs(options, study)]
     return [Weights(checkpoint) for checkpoint in checkpoints]
+
+
+def load_model(options: argparse.Namespace, study: "Study") -> Model:
+    """The one checkpoint of a study of activations, read layer by layer."""
+    chosen = specs(options, study)
+    if len(chosen) > 1:
+        raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(chosen)}")
+    return load(chosen[0], revision=options.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer)
+
+
+def stimuli(name: str) -> list[str]:
+    """The lines of a data file of the package, without its heading."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def read_text(path: Path) -> str:
+    """A text file of the user's."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise JaxqkvError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise JaxqkvError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def nearest_index(wanted: int, size: int, seed_size: int) -> int:
+    """The seed's index where it exists, else the one at the same fraction of the range."""
+    return wanted if wanted < size else wanted * size // seed_size
 
 
 def short_names(weights: Sequence[Weights]) -> list[str]:

@@ -1,0 +1,54 @@
+"""Similarities between the dimensions of Q, K and V over a set of samples, by group.
+
+Source: study token-similarity (Cohen, A deep understanding of AI language model mechanisms).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxqkv.activations import AnyArray
+from jaxqkv.devices import jit
+from jaxqkv.kernels.histograms import density
+from jaxqkv.kernels.similarity import unit_columns
+
+# The order of every array with a group axis: pairs of the thirds Q, K, V.
+GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
+
+
+@jit
+def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
+    """Pearson correlation of every pair of columns: cosine similarity of the centred columns; in −1…1."""
+    unit = unit_columns(x - x.mean(axis=0, keepdims=True))
+    return unit.T @ unit
+
+
+def group_densities(
+    x: Float[AnyArray, "sample three_embed"], edges: Float[np.ndarray, "edge"], *, centred: bool
+) -> Float[Array, "group bin"]:
+    """Densities of the similarities of column pairs, by group: QQ, KK, VV, QK, QV, KV.
+
+    Within a third, each pair once (the upper triangle); between two thirds, all pairs. One block
+    `[embed, embed]` of the matrix is in memory at a time.
+
+    Args:
+      x: samples of Q, K and V side by side.
+      edges: equally spaced bin edges in −1…1.
+      centred: correlation; else cosine similarity.
+    """
+    unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
+    thirds = jnp.stack(jnp.split(unit, 3, axis=1))
+    upper = jnp.triu(jnp.ones((thirds.shape[2], thirds.shape[2]), bool), 1)
+
+    def block(pair: Array) -> Float[Array, " bin"]:
+        similarity = thirds[pair[0]].T @ thirds[pair[1]]
+        return density(similarity, edges, upper | (pair[0] != pair[1]))
+
+    return jax.lax.map(block, jnp.array(list(GROUPS.values())))
+
+
+def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
+    """Density of the cosine similarities of all pairs of columns, each once."""
+    unit = unit_columns(x)
+    return density(unit.T @ unit, edges, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))

@@ -1,0 +1,74 @@
+"""Samples of attention scores and patterns, as values with a mask of those that count.
+
+A mask instead of a selection keeps shapes static, so that the kernels jit and vmap, and lets pads of
+a batch drop out: positions that are not real never count.
+
+Source: study attention-scores (Cohen, 50 ML projects to understand LLMs, project 35).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxqkv.activations import AnyArray
+from jaxqkv.devices import jit
+
+
+class Sample(NamedTuple):
+    """Values, and which of them count; the mask broadcasts against the values."""
+
+    values: Float[Array, "..."]
+    where: Bool[Array, "..."]
+
+
+def first_and_last(mask: Bool[AnyArray, "batch pos"]) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
+    """Positions of each sequence's first and last real token."""
+    pos = mask.shape[-1]
+    return jnp.argmax(mask, axis=-1), pos - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
+
+
+@jit
+def last_token_scores(
+    q: Float[AnyArray, "batch head pos head_dim"],
+    k: Float[AnyArray, "batch head pos head_dim"],
+    mask: Bool[AnyArray, "batch pos"],
+) -> tuple[Sample, Sample]:
+    """Scores of the last token's Q in every head against the K of every head, within and across heads.
+
+        scores[b, h, g, p] = q[b, h, last] · k[b, g, p] / √head_dim
+
+    at all real positions p but the first and the last, in one product.
+
+    Returns:
+      Two samples over the same `[batch, query_head, key_head, pos]` scores: h = g and h ≠ g.
+    """
+    n_head, head_dim = q.shape[1], q.shape[-1]
+    first, last = first_and_last(mask)
+    last_q = jnp.take_along_axis(q, last[:, None, None, None], axis=2)[:, :, 0]
+    scores = jnp.einsum("bhd,bgpd->bhgp", last_q, k) * head_dim**-0.5
+    position = jnp.arange(mask.shape[-1])[None]
+    earlier = mask & (position != first[:, None]) & (position != last[:, None])
+    same = jnp.eye(n_head, dtype=bool)[None, :, :, None]
+    earlier = earlier[:, None, None]
+    return Sample(scores, same & earlier), Sample(scores, ~same & earlier)
+
+
+@jit
+def causal_samples(
+    pattern: Float[AnyArray, "batch head query key"], mask: Bool[AnyArray, "batch pos"]
+) -> tuple[Sample, Sample, Sample]:
+    """Three samples of a causal pattern, over all heads: probabilities in 0…1.
+
+    Returns:
+      final to previous: the last token to every earlier one, the first included, itself not;
+      self, others: every token but the first to itself; self, first: the first to itself.
+      All `[batch, head, pos]`.
+    """
+    first, last = first_and_last(mask)
+    position = jnp.arange(mask.shape[-1])[None]
+    final = jnp.take_along_axis(pattern, last[:, None, None, None], axis=2)[:, :, 0]
+    diagonal = jnp.diagonal(pattern, axis1=-2, axis2=-1)
+    is_first = position == first[:, None]
+    masks = (mask & (position != last[:, None]), mask & ~is_first, mask & is_first)
+    return tuple(Sample(x, where[:, None]) for x, where in zip((final, diagonal, diagonal), masks, strict=True))

@@ -1,0 +1,8 @@
+"""Study 5, similarities of a token's Q, K and V: `python scripts/token_similarity.py [ID …] [--demo] [--help]`."""
+
+import sys
+
+from jaxqkv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["figures", "token-similarity", *sys.argv[1:]]))
