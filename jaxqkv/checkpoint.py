@@ -39,14 +39,16 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     tokenizer_folder: Path | None
+    where: str  # what an error about the tensors' names blames
 
     @property
     def name(self) -> str:
         """The spec, short enough for a title: of a folder, its last part."""
-        prefix, base = (
-            ("random:", self.spec.removeprefix("random:")) if self.spec.startswith("random:") else ("", self.spec)
-        )
-        return prefix + (Path(base).expanduser().resolve().name if _is_path(base) else base)
+        base = self.spec.removeprefix("random:")
+        prefix = self.spec.removesuffix(base)
+        if base in BUNDLED or not _is_path(base):
+            return self.spec
+        return prefix + _as_path(base).resolve().name
 
     def tensor(self, key: str) -> np.ndarray:
         """One tensor in the dtype that it is stored in; read-only."""
@@ -84,12 +86,24 @@ def open_checkpoint(spec: str | os.PathLike, *, revision: str | None = None, see
     if spec in BUNDLED:
         return FolderCheckpoint(spec, BUNDLED[spec])
     if _is_path(spec):
-        return FolderCheckpoint(spec, Path(spec).expanduser())
+        return FolderCheckpoint(spec, _as_path(spec))
+    # The config alone first: what is not supported is refused before its weights are fetched.
+    read_config(_download(spec, revision, ("config.json",)) / "config.json")
     return FolderCheckpoint(spec, _download(spec, revision, HUB_FILES), hub=True, revision=revision)
 
 
 def _is_path(spec: str) -> bool:
-    return spec.startswith((".", "/", "~", "\\")) or Path(spec).exists() or Path(spec).is_absolute()
+    try:
+        return spec.startswith((".", "/", "~", "\\")) or Path(spec).exists()
+    except (OSError, ValueError):  # longer than a path may be, or with a null byte
+        return False
+
+
+def _as_path(spec: str) -> Path:
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:
+        raise CheckpointError(f"{spec}: no such folder") from None
 
 
 def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
@@ -98,7 +112,11 @@ def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(spec, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(huggingface_hub.snapshot_download(spec, revision=revision, allow_patterns=list(patterns)))
+        # Offline, the library gives what it has: perhaps the config and the tokenizer, and no weights.
+        if folder.is_dir() and ("config.json" not in patterns or (folder / "config.json").exists()):
+            return folder
+        reason = "has no config.json; it is not a checkpoint, or only part of it is in the local cache"
     except errors.HFValidationError:
         reason = "neither a folder here nor a valid hub id"
     except errors.GatedRepoError:
@@ -167,6 +185,7 @@ class FolderCheckpoint(Checkpoint):
             if absent:
                 raise CheckpointError(f"{path}: the index places {', '.join(absent)} here, and it is not")
             self._files |= dict.fromkeys(keys or file.header, file)
+        self.where = f"{self.spec}: {SINGLE if len(self.files) == 1 else INDEX}"
         self.shapes = {key: tuple(file.header[key]["shape"]) for key, file in self._files.items()}
         self.dtypes = {key: file.header[key]["dtype"] for key, file in self._files.items()}
         self.tokenizer_folder = folder if any((folder / name).exists() for name in VOCABULARIES) else None
@@ -204,9 +223,15 @@ class FolderCheckpoint(Checkpoint):
 
     def _refuse_without_safetensors(self):
         pickles = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
+        if self.hub and not pickles:
+            raise CheckpointError(
+                f"{self.spec}: no {SINGLE} and no {INDEX} on the hub or, offline, in the local cache; go online once, "
+                "or, where the repository has pickled weights alone, load them with transformers and call its "
+                "save_pretrained(FOLDER), then give that folder"
+            )
         found = f"only {pickles[0]}, and pickles are never opened" if pickles else f"no {SINGLE} and no {INDEX}"
         raise CheckpointError(
-            f"{self.folder if not self.hub else self.spec}: {found}; for safetensors, load the model with "
+            f"{self.folder}: {found}; for safetensors, load the model with "
             "transformers and call its save_pretrained(FOLDER), then give that folder"
         )
 
@@ -241,13 +266,14 @@ class RandomCheckpoint(Checkpoint):
         elif not self.base or self.base.startswith("random:"):
             raise CheckpointError(f"{spec}: expected a checkpoint after 'random:', for example random:gpt2")
         elif self.base in BUNDLED or _is_path(self.base):
-            self._template = BUNDLED.get(self.base, Path(self.base).expanduser())
+            self._template = BUNDLED.get(self.base) or _as_path(self.base)
             self.config = read_config(self._template / "config.json")
         else:
             self._template = _download(self.base, revision, ("config.json", *TOKENIZER_FILES))
             self.config = read_config(self._template / "config.json")
         if not isinstance(self.config.initializer_range, int | float) or not self.config.initializer_range > 0:
             raise CheckpointError(f"{spec}: config.json has no positive initializer_range to draw weights with")
+        self.where = spec
         self._rules = weight_map.table(self.config).rules(self.config.n_layer)
         self.shapes = {key: rule.shape for key, rule in self._rules.items()}
         self.dtypes = dict.fromkeys(self.shapes, "F32")

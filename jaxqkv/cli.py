@@ -1,12 +1,13 @@
 """The `jaxqkv` command. Heavy imports wait until the arguments are known to be good."""
 
 import argparse
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jaxqkv.errors
 
@@ -27,24 +28,34 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, and help as it is written."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"jaxqkv: error: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="jaxqkv",
         description="Look inside the attention of GPT-2 and BERT.",
         epilog="example:\n  jaxqkv figures qkv-weights --demo",
-        **options,
     )
     top.add_argument("--version", action="store_true", help="print the version and those of its dependencies")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
-    figures = commands.add_parser(
-        "figures", help="draw the figures of a study", description="Draw the figures of a study.",
-        epilog=FIGURES_EXAMPLE, **options,
-    )  # fmt: skip
-    figures.set_defaults(action=_figures)
+    def command(name: str, action: Callable[[argparse.Namespace], None], help: str, examples: str) -> Parser:
+        added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=examples)
+        added.set_defaults(action=action)
+        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return added
+
+    figures = command("figures", _figures, "draw the figures of a study", FIGURES_EXAMPLE)
     figures.add_argument("study", metavar="STUDY", help="one of those that `jaxqkv list` names")
     figures.add_argument("ids", metavar="ID", nargs="*", help="figures to draw; all of the study unless given")
     figures.add_argument(
@@ -53,59 +64,78 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument("--demo", action="store_true", help="use the bundled checkpoint that fits the study")
     figures.add_argument("--revision", help="branch, tag or commit on the hub")
     figures.add_argument("--layer", type=int, help="instead of the study's own layer")
-    figures.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
+    figures.add_argument("--seed", type=_from(0), default=0, help="of everything random (default %(default)s)")
     stimuli = figures.add_argument_group("stimuli of some studies")
     for name, extra in STUDY_OPTIONS.items():
         stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
     figures.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
     figures.add_argument("--format", nargs="+", choices=("png", "svg", "pdf"), default=[], help="besides png")
     figures.add_argument("--theme", choices=("light", "dark"), default="light")
-    figures.add_argument("--dpi", type=int, default=200, help="of the pictures (default %(default)s)")
+    figures.add_argument("--dpi", type=_from(10, 2400), default=200, help="of the pictures (default %(default)s)")
     figures.add_argument("--arrays-only", action="store_true", help="write the .npz files and draw nothing")
     figures.add_argument("--no-compilation-cache", action="store_true", help="do not keep XLA's compiled programs")
-    figures.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
-    listing = commands.add_parser(
-        "list", help="list every figure", description="List every figure.", epilog="example:\n  jaxqkv list", **options
-    )
-    listing.set_defaults(action=_list)
+    command("list", _list, "list every figure", "example:\n  jaxqkv list")
 
-    info = commands.add_parser(
-        "info", help="describe a checkpoint", description="Describe a checkpoint without reading its weights.",
-        epilog="example:\n  jaxqkv info demo-gpt2", **options,
-    )  # fmt: skip
-    info.set_defaults(action=_info)
+    info = command("info", _info, "describe a checkpoint", "example:\n  jaxqkv info demo-gpt2")
     info.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
     info.add_argument("--revision", help="branch, tag or commit on the hub")
-    info.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return top
+
+
+def _from(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argument type: a whole number in a range."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < smallest or (largest is not None and value > largest):
+            limits = f"from {smallest} " + ("up" if largest is None else f"to {largest}")
+            raise argparse.ArgumentTypeError(f"{value} is not a whole number {limits}")
+        return value
+
+    number.__name__ = "whole number"
+    return number
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; figure ids may stand before and after the options."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (options.command != "figures" or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.ids += rest
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, 2 for an error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    top = parser()
-    options = top.parse_args(arguments)
+    options = parse(arguments)
     if options.version:
         print("\n".join(f"{name} {version}" for name, version in _versions().items()))
         return 0
     if options.command is None:
-        top.print_help()
+        parser().print_help()
         return 2
     options.command_line = shlex.join(["jaxqkv", *arguments])
     try:
         options.action(options)
-    except jaxqkv.errors.JaxqkvError as error:
-        if options.debug:
-            raise
-        print(f"jaxqkv: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("jaxqkv: interrupted; figures that were finished are whole", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `jaxqkv list | head`
-        sys.stderr.close()
-        return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        if isinstance(error, BrokenPipeError) and options.command != "figures":  # `jaxqkv list | head`
+            sys.stderr.close()
+            return 0
+        message = str(error)
+        if not isinstance(error, jaxqkv.errors.JaxqkvError):
+            lines = message.strip().splitlines() or ["no message"]
+            message = f"{type(error).__name__}: {lines[0]} (--debug shows where)"
+        print(f"jaxqkv: error: {message}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -133,6 +163,9 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from jaxqkv import devices
     from jaxqkv.figures import gallery
     from jaxqkv.figures.registry import study
 
@@ -141,20 +174,18 @@ def _figures(options: argparse.Namespace) -> None:
     for name in STUDY_OPTIONS:
         if getattr(options, name) is not None and name not in chosen.options:
             raise jaxqkv.errors.JaxqkvError(f"{chosen.name} takes no --{name.replace('_', '-')}")
-    if options.dpi < 1:
-        raise jaxqkv.errors.JaxqkvError(f"--dpi {options.dpi}: expected a positive number")
-    from jaxqkv import devices
-
     if not options.no_compilation_cache:
         devices.enable_compilation_cache()
+    folder = gallery.prepare_folder(options.out, chosen.name)
     start = time.monotonic()
     run = chosen.run(options)
-    folder = gallery.prepare_folder(options.out, chosen.name)
-    print(f"{chosen.name}: {', '.join(entry['checkpoint'] for entry in _checkpoints(run))}", flush=True)
+    about = _about_run(options) | run.describe()
+    _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
     run.prepare(frozenset().union(*(spec.needs for spec in specs)))
+    formats = [] if options.arrays_only else ["png", *(kind for kind in ("svg", "pdf") if kind in options.format)]
     computing, drawing, entries = time.monotonic() - start, 0.0, {}
     try:
-        for spec in specs:
+        for spec in tqdm(specs, desc="figures", unit="figure", delay=1, disable=None):
             begin = time.monotonic()
             try:
                 display = spec.make(run)
@@ -164,29 +195,24 @@ def _figures(options: argparse.Namespace) -> None:
                 print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
                 continue
             if display.text:
-                print(display.text)
+                _say(display.text)
             middle = time.monotonic()
-            gallery.save_arrays(display, folder / f"{spec.id}.npz")
-            files = [f"{spec.id}.npz"]
-            if not options.arrays_only:
-                formats = ["png", *(kind for kind in dict.fromkeys(options.format) if kind != "png")]
-                files += [f"{spec.id}.{kind}" for kind in formats]
-                gallery.save_picture(display, [folder / name for name in files[1:]], options.theme, options.dpi)
+            files = gallery.save_figure(display, spec.id, folder, formats, options.theme, options.dpi)
             computing += middle - begin
             drawing += time.monotonic() - middle
             entries[spec.id] = {"title": spec.title, "caption": display.caption, "files": files}
     finally:  # an interrupted run leaves a manifest of what it finished
         if entries:
             seconds = {"computing": round(computing, 3), "drawing": round(drawing, 3)}
-            about = _about_run(options) | run.describe() | {"seconds": seconds}
-            gallery.write_manifest(folder, chosen.name, about, entries)
+            gallery.write_manifest(folder, chosen.name, about | {"seconds": seconds}, entries)
             page = gallery.write_gallery(options.out)
-    print(f"{len(entries)} figures in {folder}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
+    _say(f"{len(entries)} figures in {folder}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
 
 
-def _checkpoints(run: Any) -> list[dict[str, Any]]:
-    described = run.describe()["checkpoint"]
-    return described if isinstance(described, list) else [described]
+def _say(text: str) -> None:
+    """Prints; a reader who has gone away (`| head`) does not stop the figures."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
 
 
 def _about_run(options: argparse.Namespace) -> dict[str, Any]:

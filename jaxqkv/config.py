@@ -119,7 +119,10 @@ def parse_config(data: Any, where: str) -> Config:
     if data.get("quantization_config"):
         raise CheckpointError(f"{where}: quantization_config is not supported; use an unquantised checkpoint")
 
-    values: dict[str, Any] = {"initializer_range": data.get("initializer_range")}
+    spread = data.get("initializer_range")
+    if spread is not None and (isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 < spread < 1e6):
+        raise CheckpointError(f"{where}: initializer_range = {spread!r} is not a positive number")
+    values: dict[str, Any] = {"initializer_range": spread}
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for field, key in cls.keys.items():
         value = data.get(key)

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,20 @@ def cache_folder() -> Path:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps XLA's compiled programs in the user's cache folder, small and quick ones too."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    """Keeps XLA's compiled programs in the user's cache folder, small and quick ones too.
+
+    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead; one that cannot be
+    written is said, and left alone.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = cache_folder() / "xla"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            print(f"jaxqkv: compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

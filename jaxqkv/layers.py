@@ -38,16 +38,16 @@ class SelfAttention(nn.Module):
     ) -> Attention:
         config = self.config
         q, k, v = (split_heads(nn.Dense(config.n_embd, name=name)(x), config.n_head) for name in "qkv")
-        scores = scaled_scores(q, k, self.scale(layer))
+        scores = scaled_scores(q, k, self.scale(layer, q.dtype))
         pattern = attention_pattern(scores, visible[:, None])
         z = mix(pattern, v)
         attn_out = nn.Dense(config.n_embd, name="o")(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 
-    def scale(self, layer: Int[Array, ""]) -> float | Float[Array, ""]:
+    def scale(self, layer: Int[Array, ""], dtype: jnp.dtype) -> float | Float[Array, ""]:
         scale = self.config.head_dim**-0.5 if getattr(self.config, "scale_attn_weights", True) else 1.0
         if getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
-            return scale / (layer + 1).astype(jnp.float32)
+            return scale / (layer + 1).astype(dtype)
         return scale
 
 

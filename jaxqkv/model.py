@@ -5,8 +5,9 @@ compiled once whatever the depth; each layer's weights can be read just before t
 loop stops at the last layer that was asked for. Inside an outer `jax.jit` it unrolls.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -45,8 +46,8 @@ def _block(
     params: Params,
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
-    layer: Int[AnyArray, ""] | np.int32,
     *,
+    layer: Int[AnyArray, ""] | np.int32,
     config: Config,
     capture: frozenset[str],
     reduce: Reducer | None,
@@ -102,7 +103,7 @@ def forward(
     capture = _checked_capture(capture, reduce)
     selected = _checked_layers(layers, config.n_layer)
     results = []
-    for layer, result in _run(params, batch, config, capture, selected, reduce, memory, goes_on=False):
+    for layer, _, result in _run(params, batch, config, capture, selected, reduce, memory):
         if layer in selected:
             results.append(result)
     if reduce:
@@ -125,65 +126,88 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
-    for layer, result in _run(params, batch, config, captured, selected, None, None, goes_on=False):
+    for layer, _, result in _run(params, batch, config, captured, selected, None, None):
         if layer in selected:
             yield layer, result
 
 
-def hidden(params: Params, batch: BatchLike, config: Config) -> Float[Array, "batch pos embed"]:
+def hidden(
+    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None
+) -> Float[Array, "batch pos embed"]:
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
-    *_, (_, x) = _run(params, batch, config, frozenset(), (config.n_layer - 1,), None, None, goes_on=True)
+    x = None
+    for _, x, _ in _run(params, batch, config, frozenset(), (), None, memory):  # noqa: B007
+        pass
     if isinstance(config, GPT2Config):
         return _final_norm(params["final"], x, config=config)
     return x
 
 
-def logits(params: Params, batch: BatchLike, config: Config) -> Float[Array, "batch pos vocab"]:
+def logits(
+    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None
+) -> Float[Array, "batch pos vocab"]:
     """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`."""
     if not isinstance(config, GPT2Config):
         raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
     embedding = params["embed"]["wte"] if config.tie_word_embeddings else params["final"]["lm_head"]
-    return _unembed(hidden(params, batch, config), embedding["embedding"])
+    return _unembed(hidden(params, batch, config, memory=memory), embedding["embedding"])
 
 
-def _run(params, batch, config, capture, selected, reduce, memory, goes_on):
-    """Yields (layer, result) up to the last selected layer; with `goes_on`, the result is the stream."""
+def _run(
+    params: Params,
+    batch: Batch,
+    config: Config,
+    capture: frozenset[str],
+    selected: tuple[int, ...],
+    reduce: Reducer | None,
+    memory: int | None,
+) -> Iterator[tuple[int, Array | None, Any]]:
+    """Yields (layer, residual stream after it, what was asked of it), to the last layer that is selected.
+
+    With none selected all layers are run, for the stream; else the last one's is not made, and None.
+    """
     pieces = _microbatches(batch, config, memory)
     stream = [_embed(params["embed"], piece, config=config) for piece in pieces]
-    last = max(selected)
+    last = max(selected, default=config.n_layer)
     layers = params["layers"]
     results: list[Any] = []
-    for layer in range(last + 1):
+    for layer in range(min(last + 1, config.n_layer)):
         busy = (stream, results)
         weights = layers.after(busy, layer) if isinstance(layers, LayerStream) else layers[layer]
-        wanted = layer in selected and not goes_on
+        wanted = layer in selected
+        block = functools.partial(
+            _block,
+            weights,
+            layer=np.int32(layer),
+            config=config,
+            capture=capture if wanted else frozenset(),
+            reduce=reduce if wanted else None,
+            goes_on=layer < last,
+        )
+        if wanted and reduce and len(pieces) > 1:
+            _check_batch_axis(block, stream[0])
         results = []
         for index, piece in enumerate(pieces):
-            stream[index], result = _block(
-                weights,
-                stream[index],
-                piece.mask,
-                np.int32(layer),
-                config=config,
-                capture=capture if wanted else frozenset(),
-                reduce=reduce if wanted else None,
-                goes_on=goes_on or layer < last,
-            )
+            stream[index], result = block(stream[index], piece.mask)
             results.append(result)
-        yield layer, _joined(stream if goes_on else results, [piece.ids.shape[0] for piece in pieces])
+        yield layer, _joined(stream) if layer < last else None, _joined(results)
 
 
-def _joined(results: Sequence[Any], sizes: Sequence[int]) -> Any:
+def _joined(results: Sequence[Any]) -> Any:
     """Microbatches' results put together along the batch axis."""
-    if len(results) == 1:
-        return results[0]
-    for result, size in zip(results, sizes, strict=True):
+    return results[0] if len(results) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
+
+
+def _check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"]) -> None:
+    """Refuses a reducer whose results cannot be joined: their first axis has to be the batch."""
+    for size in (1, 2):
+        piece = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+        _, result = jax.eval_shape(block, piece, jax.ShapeDtypeStruct(piece.shape[:2], bool))
         if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(result)):
             raise JaxqkvError(
                 "with `memory` the batch is cut, so each array that `reduce` returns must have it as its first axis"
             )
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
 
 
 def _microbatches(batch: Batch, config: Config, memory: int | None) -> list[Batch]:
@@ -198,6 +222,8 @@ def _microbatches(batch: Batch, config: Config, memory: int | None) -> list[Batc
 
 
 def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
+    if reduce is not None and not callable(reduce):
+        raise JaxqkvError(f"`reduce` is a function of one layer's Attention and the mask, not {reduce!r}")
     if capture is None:
         return frozenset() if reduce else frozenset("qkv")
     capture = frozenset([capture] if isinstance(capture, str) else capture)
@@ -212,12 +238,27 @@ def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) ->
 def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(n_layer))
-    selected = tuple(sorted({layers} if isinstance(layers, int | np.integer) else set(layers)))
+    try:
+        selected = tuple(sorted({operator.index(layer) for layer in np.atleast_1d(np.asarray(layers)).tolist()}))
+    except (TypeError, ValueError):
+        raise JaxqkvError(f"layers are whole numbers, not {layers!r}") from None
     bad = [layer for layer in selected if not 0 <= layer < n_layer]
     if bad or not selected:
         wrong = f"no layer {', '.join(map(str, bad))}" if bad else "no layer selected"
         raise JaxqkvError(f"{wrong}; the model's layers are 0 to {n_layer - 1}")
     return selected
+
+
+def _checked_dtype(dtype: Any) -> np.dtype:
+    allowed = ["float32", "bfloat16", "float16", *(["float64"] if jax.config.jax_enable_x64 else [])]
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in allowed:
+        hint = "; float64 needs jax.config.update('jax_enable_x64', True)" if name == "float64" else ""
+        raise JaxqkvError(f"dtype is one of {', '.join(allowed)}, not {name}{hint}")
+    return jnp.dtype(name)
 
 
 class Model:
@@ -227,7 +268,7 @@ class Model:
                  tokenizer: Tokenizer | None = None):  # fmt: skip
         self.checkpoint = checkpoint
         self.config = checkpoint.config
-        self.weights = Weights(checkpoint, dtype)
+        self.weights = Weights(checkpoint, _checked_dtype(dtype))
         if stream is None:
             stream = self.weights.nbytes > KEEP_BYTES
         self._kept: dict[int, Params] | None = None if stream else {}
@@ -272,13 +313,13 @@ class Model:
         """One layer's intermediates after another; see `layerwise`."""
         return layerwise(self._streamed(), batch, self.config, capture=capture, layers=layers)
 
-    def hidden(self, batch: BatchLike) -> Float[Array, "batch pos embed"]:
+    def hidden(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos embed"]:
         """Final hidden states; see `hidden`."""
-        return hidden(self._streamed(), batch, self.config)
+        return hidden(self._streamed(), batch, self.config, memory=memory)
 
-    def logits(self, batch: BatchLike) -> Float[Array, "batch pos vocab"]:
+    def logits(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos vocab"]:
         """Next-token logits of a GPT-2; see `logits`."""
-        return logits(self._streamed(), batch, self.config)
+        return logits(self._streamed(), batch, self.config, memory=memory)
 
     def params(self) -> dict[str, Any]:
         """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
@@ -292,7 +333,7 @@ class Model:
         """Parameters for one run, each layer read when the run comes to it."""
         return self._ends | {"layers": LayerStream(self.weights, self._kept, self._used)}
 
-    @cached_property
+    @functools.cached_property
     def _ends(self) -> dict[str, Any]:
         """Parameters of what comes before the first block and after the last."""
         return {"embed": to_device(self.weights.embed()), "final": to_device(self.weights.final())}

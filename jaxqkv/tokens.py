@@ -42,18 +42,32 @@ BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
 def as_batch(batch: BatchLike, config: Config) -> Batch:
     """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes."""
     if not isinstance(batch, Batch):
-        ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
-        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-            raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}")
-        if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
-            raise JaxqkvError(
-                f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
-            )
+        try:
+            ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
+        except ValueError:
+            raise JaxqkvError("expected ids [batch, pos] with rows of one length; `tokenize` pads texts") from None
+        _check_ids(ids, config)
         ids = ids.astype(np.int32)
         batch = Batch(ids=ids, mask=np.ones(ids.shape, bool), token_types=np.zeros(ids.shape, np.int32))
+    else:
+        _check_ids(batch.ids, config)
+        for name, part in (("mask", batch.mask), ("token_types", batch.token_types)):
+            if part.shape != batch.ids.shape:
+                raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(batch.ids.shape)}")
+        if batch.mask.dtype != bool:
+            raise JaxqkvError(f"mask is boolean, True at real tokens, not {batch.mask.dtype}")
     if batch.ids.shape[-1] > config.n_positions:
         raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
     return batch
+
+
+def _check_ids(ids: AnyArray, config: Config) -> None:
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+        raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}")
+    if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
+        raise JaxqkvError(
+            f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
+        )
 
 
 class Tokenizer:
@@ -141,6 +155,8 @@ class Tokenizer:
           JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not all(isinstance(text, str) for text in texts):
+            raise JaxqkvError("expected a text or a list of texts; token ids go to the model as they are")
         if not texts:
             raise JaxqkvError("no text to tokenize: the list is empty")
         if padding_side not in ("left", "right"):

@@ -24,7 +24,7 @@ class Weights:
         self.dtype = np.dtype(dtype)
         self._table = weight_map.table(self.config)
         self._rules = self._table.rules(self.config.n_layer)
-        self._keys = weight_map.resolve(self.config, checkpoint.shapes, checkpoint.spec)
+        self._keys = weight_map.resolve(self.config, checkpoint.shapes, checkpoint.where)
 
     @property
     def names(self) -> list[str]:

@@ -274,8 +274,8 @@ def test_the_studys_own_text():
 
 def test_numbers_against_pytorch(folder, arrays):
     """The study's quantities straight from a PyTorch model with hooks and loops."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
     pytest.importorskip("transformers", exc_type=ImportError)
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()

@@ -8,6 +8,7 @@ import jaxqkv
 from jaxqkv.checkpoint import BUNDLED
 from jaxqkv.cli import main
 from jaxqkv.errors import CheckpointError
+from jaxqkv.figures.registry import STUDIES, study
 
 
 def in_a_process(*arguments):
@@ -29,9 +30,10 @@ def test_help_has_an_example(command, capsys):
 
 def test_list_is_the_registry(capsys):
     assert main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["study", "id", "figure"]
-    assert [line.split()[1] for line in lines[2:]] == [
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["study", "id"]
+    assert lines[2:] == [[name, id] for name in STUDIES for id in study(name).figures]
+    assert [id for name, id in lines if name == "qkv-weights"] == [
         "1",
         "2a",
         "2b",
@@ -67,7 +69,12 @@ def test_info(capsys, tmp_path):
         (["figures", "qkv-weights", "7x"], "qkv-weights has no figure 7x"),
         (["figures", "qkv-weights", "--demo", "--layer", "8"], "--layer 8: the layers of demo-gpt2 are 0 to 7"),
         (["figures", "qkv-weights", "--demo", "--model", "gpt2"], "--demo and --model exclude each other"),
-        (["figures", "qkv-weights", "--demo", "--dpi", "0"], "--dpi 0: expected a positive number"),
+        (["info", "random:" + 9000 * "x"], "xxx: neither a folder here nor a valid hub id"),
+        (["info", "~nobody-of-that-name/x"], "~nobody-of-that-name/x: no such folder"),
+        (
+            ["figures", "qkv-weights", "--demo", "--out", "/proc/nowhere"],
+            "/proc/nowhere/qkv-weights: cannot be written",
+        ),
         (["figures", "qkv-weights", "--model", "./nowhere"], "./nowhere: no such folder"),
         (["info", "random:"], "expected a checkpoint after 'random:'"),
     ],
@@ -80,6 +87,49 @@ def test_an_error_is_one_line_and_status_2(arguments, message, capsys, tmp_path,
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.glob("figures/qkv-weights/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figures", "qkv-weights", "--dpi", "0"], "argument --dpi: 0 is not a whole number from 10 to 2400"),
+        (["figures", "qkv-weights", "--seed", "-1"], "argument --seed: -1 is not a whole number from 0 up"),
+        (["figures", "qkv-weights", "--seed", "x"], "argument --seed: invalid whole number value: 'x'"),
+        (["figures", "qkv-weights", "--demo", "--nothing"], "unrecognized arguments: --nothing"),
+        (["list", "more"], "unrecognized arguments: more"),
+        (["draw"], "argument COMMAND: invalid choice: 'draw'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_too(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_ids_stand_before_or_after_the_options(tmp_path):
+    assert (
+        main(["figures", "qkv-weights", "1", "--demo", "--arrays-only", "--out", str(tmp_path), "--seed", "3", "4b"])
+        == 0
+    )
+    assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
+
+
+def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
+    def fail(options):
+        raise MemoryError("no room\nfor more")
+
+    monkeypatch.setattr("jaxqkv.cli._list", fail)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == "jaxqkv: error: MemoryError: no room (--debug shows where)\n"
+
+
+def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
+    command = f"{sys.executable} -m jaxqkv.cli figures qkv-weights 1 2d --demo --arrays-only --out {tmp_path} | true"
+    subprocess.run(command, shell=True, check=True, timeout=120)
+    assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "2d.npz"]
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "./nowhere"], ["info", "./nowhere", "--debug"]])

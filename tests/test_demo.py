@@ -59,8 +59,8 @@ def test_gpt2_predicts_text_that_it_never_saw():
 
 def test_transformers_loads_them(demo):
     """The same numbers from PyTorch, and from BERT's head a guess that is better than chance."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
     transformers = pytest.importorskip("transformers", exc_type=ImportError)
-    import torch
 
     name = demo.checkpoint.spec
     kind = transformers.AutoModelForCausalLM if name == "demo-gpt2" else transformers.AutoModelForMaskedLM

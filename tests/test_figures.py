@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import GPT2, write_folder
+from conftest import GPT2, random_tensors, write_folder
 from matplotlib.figure import Figure
 
 from jaxqkv.cli import main
@@ -206,25 +206,52 @@ class TestWholeOrNotAtAll:
 
     def test_an_interrupted_run_keeps_what_it_finished(self, draw, monkeypatch, capsys):
         folder = draw("2a", "--dpi", "40")
-        before = (folder / "2a.png").read_bytes()
-        save = gallery.save_picture
+        before = {path.name: path.read_bytes() for path in folder.glob("2a.*")}
+        original = gallery.draw
 
-        def interrupt_2a(display, paths, *arguments):
-            if paths[0].name == "2a.png":
+        def interrupt_2a(display, *arguments):
+            if "weights" in display.arrays:
                 raise KeyboardInterrupt
-            save(display, paths, *arguments)
+            original(display, *arguments)
 
-        monkeypatch.setattr(gallery, "save_picture", interrupt_2a)
-        draw("1", "2a", "2d", "--dpi", "40", status=130)
-        assert (folder / "2a.png").read_bytes() == before
+        monkeypatch.setattr(gallery, "draw", interrupt_2a)
+        draw("1", "2a", "2d", "--dpi", "40", "--layer", "2", status=130)
+        assert {path.name: path.read_bytes() for path in folder.glob("2a.*")} == before
         assert not (folder / "2d.npz").exists()
-        assert set(json.loads((folder / "manifest.json").read_text())["figures"]) == {"1", "2a"}
+        figures = json.loads((folder / "manifest.json").read_text())["figures"]
+        assert {id: entry["run"]["layer"] for id, entry in figures.items()} == {"1": 2, "2a": 1}
         assert not list(folder.glob(".*"))
         assert "interrupted" in capsys.readouterr().err
 
+    def test_pictures_of_earlier_runs_do_not_stay_beside_new_arrays(self, draw):
+        folder = draw("1", "--dpi", "40", "--format", "svg")
+        assert {path.name for path in folder.glob("1.*")} == {"1.npz", "1.png", "1.svg"}
+        draw("1", "--arrays-only")
+        assert {path.name for path in folder.glob("1.*")} == {"1.npz"}
+
+    def test_a_manifest_of_another_make_is_replaced(self, draw):
+        folder = draw("1", "--arrays-only")
+        for content in ('{"figures": []}', '{"figures": {"1": 3}}', "[]", "3", "null"):
+            (folder / "manifest.json").write_text(content)
+            draw("1", "--arrays-only")
+            assert set(json.loads((folder / "manifest.json").read_text())["figures"]) == {"1"}
+
+    def test_names_are_not_read_as_mathematics(self, tmp_path):
+        folder = str(write_folder(tmp_path / r"m$\bad$", GPT2))
+        line = ["figures", "qkv-weights", "1", "2b", "2c", "3", "--dpi", "40", "--out", str(tmp_path / "out")]
+        assert main([*line, "--model", folder]) == 0
+
+    def test_weights_that_are_not_finite_are_named_where_no_histogram_is_possible(self, tmp_path, capsys):
+        tensors = random_tensors(GPT2)
+        tensors["h.1.attn.c_attn.weight"][3, 5] = np.nan
+        folder = str(write_folder(tmp_path / "broken", GPT2, tensors))
+        line = ["figures", "qkv-weights", "2b", "--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
+        assert main(line) == 2
+        assert "1 of 1,225 values are NaN or infinite, so there is no histogram" in capsys.readouterr().err
+
     def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(self, tmp_path, tiny, monkeypatch, capsys):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr("jaxqkv.studies.qkv_weights.Run.prepare", lambda self, needs: pytest.fail("worked"))
+        monkeypatch.setattr("jaxqkv.studies.qkv_weights.Run.__init__", lambda self, options: pytest.fail("worked"))
         assert main(["figures", "qkv-weights", "--out", str(tmp_path / "file"), "--model", tiny]) == 2
         assert "cannot be written (Not a directory); choose another folder with --out" in capsys.readouterr().err
 

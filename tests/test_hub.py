@@ -90,6 +90,7 @@ def hub(tmp_path):
     repositories = {
         "tiny": write_folder(tmp_path / "hub" / "tiny", GPT2),
         "owner/sharded": write_sharded(tmp_path / "hub" / "sharded", BERT),
+        "owner/llama": write_folder(tmp_path / "hub" / "llama", GPT2, model_type="llama"),
         "owner/pickled": write_folder(tmp_path / "hub" / "pickled", GPT2),
     }
     (tmp_path / "hub/pickled/model.safetensors").rename(tmp_path / "hub/pickled/pytorch_model.bin")
@@ -164,6 +165,19 @@ def test_revisions_shards_and_manifest(hub, command, tmp_path):
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]
+
+
+def test_what_is_not_supported_is_refused_before_its_weights_are_fetched(hub, command):
+    assert "model_type is 'llama'" in error_line(command("info", "owner/llama"))
+    assert hub.fetched == ["config.json"]
+
+
+def test_offline_with_part_of_a_copy(hub, command):
+    """As `random:` leaves it: config and tokenizer, and no weights."""
+    assert command("info", "random:tiny").returncode == 0
+    assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
+    line = error_line(command("info", "tiny", HF_HUB_OFFLINE="1"))
+    assert "tiny: not in the local cache, and the hub cannot be reached; go online once" in line
 
 
 @pytest.mark.parametrize(

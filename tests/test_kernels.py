@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxqkv import kernels
+from jaxqkv.errors import JaxqkvError
 
 ROWS, HEADS, HEAD_DIM = 23, 3, 7
 COLUMNS = HEADS * HEAD_DIM
@@ -60,6 +61,9 @@ class TestMoments:
     def test_empty_and_single(self):
         assert kernels.moments(np.ones((2, 3), np.float32), np.zeros((2, 3), bool)) == (0, 0)
         assert kernels.moments(np.full(1, 5.0, np.float32), ddof=1) == (5, 0)
+
+    def test_half_precision_values_are_summed_in_full(self):
+        assert kernels.moments(np.ones((300, 300), np.float16)) == (1, 0)
 
     def test_far_from_zero(self):
         values = (1000 + np.random.default_rng(1).normal(size=10_007)).astype(np.float32)
@@ -123,6 +127,12 @@ class TestHistograms:
             heights, found = kernels.freedman_diaconis_histogram(sample, density)
             np.testing.assert_allclose(found, edges)
             np.testing.assert_allclose(heights, np.histogram(sample, edges, density=density)[0])
+        far = np.concatenate([sample, [1e9]])
+        heights, found = kernels.freedman_diaconis_histogram(far)
+        assert heights.size == 100_000
+        assert heights.sum() == far.size
+        with pytest.raises(JaxqkvError, match="2 of 3 values are NaN or infinite"):
+            kernels.freedman_diaconis_histogram(np.array([1, np.nan, np.inf]))
         heights, found = kernels.freedman_diaconis_histogram(np.zeros(0, np.float32), density=True)
         np.testing.assert_array_equal(heights, [0])
         np.testing.assert_array_equal(found, [0, 1])

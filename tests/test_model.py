@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -118,7 +120,7 @@ def test_last_layer_stops_at_what_is_needed(config, model):
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))
     options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
-    compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), jnp.int32(0), **options).compile()
+    compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
     flops = 2 * 3 * config.n_embd**2
     assert compiled.cost_analysis()["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
 
@@ -146,8 +148,28 @@ def test_microbatches_change_nothing(config, model):
             np.testing.assert_allclose(getattr(cut, field), getattr(whole, field), atol=2e-5, err_msg=field)
         means = model.run(ids, reduce=lambda attention, mask: attention.k.mean(axis=(1, 2, 3)), memory=memory)
         np.testing.assert_allclose(means, whole.k.mean(axis=(2, 3, 4)), atol=1e-6)
-    with pytest.raises(JaxqkvError, match="must have it as its first axis"):
-        model.run(ids, reduce=lambda attention, mask: attention.k.mean(), memory=1)
+    # Also when an axis happens to be as long as a piece of the batch.
+    for reduce in (lambda attention, mask: attention.k.mean(), lambda attention, mask: attention.k[:1].mean((2, 3))):
+        with pytest.raises(JaxqkvError, match="must have it as its first axis"):
+            model.run(ids, reduce=reduce, memory=1)
+    np.testing.assert_allclose(model.hidden(ids, memory=60_000), model.hidden(ids), atol=2e-5)
+
+
+def test_hidden_states_of_earlier_layers_are_let_go(tmp_path):
+    deep = jaxqkv.load(write_folder(tmp_path / "deep", changed(GPT2, n_layer=13)))
+    ids = random_ids(GPT2, 3, 11)
+    shape, most = (3, 11, GPT2.n_embd), 0
+    layer = Weights.layer
+
+    def count(self, number):
+        nonlocal most
+        most = max(most, sum(array.shape == shape for array in jax.live_arrays()))
+        return layer(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weights, "layer", count)
+        deep.hidden(ids)
+    assert most <= 3
 
 
 def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, monkeypatch):
@@ -280,11 +302,49 @@ def test_bad_questions(model, config, arguments, message):
         (np.zeros(3, np.int32), r"expected integer ids \[batch, pos\], got int32 \[3\]"),
         (np.zeros((2, 3)), r"got float64 \[2, 3\]"),
         (np.zeros((0, 3), np.int32), r"got int32 \[0, 3\]"),
+        ([[1, 2], [3]], "rows of one length"),
+        (masked_batch(np.full((1, 3), 43), np.ones((1, 3), bool)), "the model's are 0 to 42"),
     ],
 )
 def test_bad_ids(model, ids, message):
     with pytest.raises(JaxqkvError, match=message):
         model.run(ids)
+
+
+def test_wrong_types_without_the_suites_own_checks(folder):
+    """In a process of its own: the suite's type checks would refuse these before the package does."""
+    code = f"""
+import numpy as np, jaxqkv
+model, ids = jaxqkv.load({str(folder)!r}), np.zeros((1, 3), int)
+batch = jaxqkv.Batch(ids=ids, mask=np.ones((1, 2), bool), token_types=ids)
+for run in (
+    lambda: model.run(ids, layers=[0.5]),
+    lambda: model.run(ids, layers="1"),
+    lambda: model.run(ids, reduce="mean"),
+    lambda: model.run(batch),
+    lambda: model.run(batch.replace(mask=ids)),
+    lambda: model.run(np.zeros((2, 3))),
+):
+    try:
+        run()
+    except jaxqkv.JaxqkvError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.splitlines() == [
+        "layers are whole numbers, not [0.5]",
+        "layers are whole numbers, not '1'",
+        "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
+        "mask [1, 2] does not go with ids [1, 3]",
+        "mask is boolean, True at real tokens, not int64",
+        "expected integer ids [batch, pos], got float64 [2, 3]",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float64", "nonsense"])
+def test_dtypes_that_would_change_the_numbers_silently(folder, dtype):
+    with pytest.raises(JaxqkvError, match="dtype is one of float32, bfloat16, float16, not "):
+        jaxqkv.load(folder, dtype=dtype)
 
 
 def test_bert_has_no_logits(tmp_path):

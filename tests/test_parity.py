@@ -6,15 +6,16 @@ The suite's extra brings torch; without it these tests are skipped and the golde
 import numpy as np
 import pytest
 from conftest import relative_error, write_folder
-from make_goldens import masks
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
 from jaxqkv.activations import FIELDS
 from jaxqkv.config import KNOWN
 
+torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
-import torch_reference
+import torch_reference  # noqa: E402
+from make_goldens import masks  # noqa: E402
 
 FULL = {"gpt2": KNOWN["gpt2"], "bert": KNOWN["bert-base-uncased"]}
 
@@ -66,8 +67,6 @@ def test_transformers_loads_what_is_saved(config, tmp_path):
     folder = write_folder(tmp_path / "x", config)
     torch_model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     ids = np.random.default_rng(7).integers(0, config.vocab_size, (3, 13))
-    import torch
-
     with torch.no_grad():
         expected = torch_model(torch.tensor(ids)).last_hidden_state.numpy()
     assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= 1e-5

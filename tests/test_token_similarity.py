@@ -211,8 +211,8 @@ def test_the_studys_own_sentences(tmp_path, capsys):
 
 def test_numbers_against_pytorch(folder, arrays):
     """The target's Q, K, V and their correlations straight from a padded batch in PyTorch."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
     pytest.importorskip("transformers", exc_type=ImportError)
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -20,7 +20,7 @@ DENSE = 2000
 
 @dataclasses.dataclass(kw_only=True)
 class Panel:
-    """What every panel has: title, labels, limits. `ticks=False` leaves an image's ticks out."""
+    """What every panel has: title, labels, limits, ticks."""
 
     title: str = ""
     xlabel: str = ""
@@ -100,7 +100,7 @@ class Image(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Line:
-    """One curve of a `Lines` panel. With `steps`, y is constant over each bin of edges x."""
+    """One curve, or one set of points, of a `Lines` panel."""
 
     x: np.ndarray
     y: np.ndarray
@@ -223,7 +223,7 @@ class Table(Panel):
     def _draw(self, ax: "Axes") -> None:
         ax.axis("off")
         table = ax.table(
-            cellText=[list(row) for row in self.rows],
+            cellText=[[plain(cell) for cell in row] for row in self.rows],
             colLabels=list(self.heading),
             cellLoc="right",
             colWidths=self._widths(),
@@ -285,6 +285,11 @@ class Display:
                 panel.draw(figure.add_subplot(grid[i, j]))
         if self.title:
             figure.suptitle(self.title)
+
+
+def plain(name: str) -> str:
+    """A name that is shown as it is, not read as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:

@@ -17,6 +17,7 @@ from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.registry import STUDIES
 
+# The first is always drawn: the page shows it.
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -42,25 +43,37 @@ def _umask() -> int:
 
 
 def prepare_folder(out: Path, study: str) -> Path:
-    """Makes `out/study` and proves that it can be written, before any work is done."""
+    """Makes `out/study` and proves that both can be written, before any work is done."""
     folder = out / study
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        for place in (out, folder):
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except OSError as error:
         raise JaxqkvError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
     return folder
 
 
-def save_arrays(display: Display, path: Path) -> None:
-    """The display's arrays as `.npz`."""
-    with replacing(path) as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in display.arrays.items()})
+def save_figure(display: Display, id: str, folder: Path, formats: Sequence[str], theme: str, dpi: int) -> list[str]:
+    """Writes `ID.npz` and a picture in each format; the names of the files.
+
+    All are made before any takes its place, so that arrays and pictures are of one run; pictures of
+    earlier runs in other formats are removed.
+    """
+    with contextlib.ExitStack() as files:
+        arrays = files.enter_context(replacing(folder / f"{id}.npz"))
+        np.savez(arrays, **{name: np.asarray(array) for name, array in display.arrays.items()})
+        if formats:
+            pictures = {kind: files.enter_context(replacing(folder / f"{id}.{kind}")) for kind in formats}
+            draw(display, pictures, theme, dpi)
+    for kind in set(FORMATS) - set(formats):
+        (folder / f"{id}.{kind}").unlink(missing_ok=True)
+    return [f"{id}.{kind}" for kind in ("npz", *formats)]
 
 
-def save_picture(display: Display, paths: Sequence[Path], theme: str, dpi: int) -> None:
-    """The display, drawn once and written in the format of each path's suffix."""
+def draw(display: Display, files: Mapping[str, Any], theme: str, dpi: int) -> None:
+    """The display, drawn once and written to a file for each format."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -69,31 +82,29 @@ def save_picture(display: Display, paths: Sequence[Path], theme: str, dpi: int) 
         figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
         FigureCanvasAgg(figure)
         display.draw(figure)
-        for path in paths:
-            kind = path.suffix[1:]
-            buffer = io.BytesIO()
+        for kind, file in files.items():
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-            with replacing(path) as file:
-                file.write(buffer.getbuffer())
+            file.write(buffer.getbuffer())
 
 
 def write_manifest(folder: Path, study: str, run: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> None:
     """Records a run in `folder/manifest.json`; figures of earlier runs that are still there stay listed."""
-    earlier = read_manifest(folder / "manifest.json").get("figures", {})
+    earlier = listed_figures(folder / "manifest.json")
     kept = {id: entry for id, entry in earlier.items() if (folder / f"{id}.npz").exists()}
     manifest = {"study": study, **run, "figures": kept | {id: {**entry, "run": run} for id, entry in figures.items()}}
     with replacing(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest's contents, or nothing where there is none that can be read."""
+def listed_figures(path: Path) -> dict[str, dict[str, Any]]:
+    """The figures that a manifest lists; none where there is none that can be read."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        return {id: entry for id, entry in figures.items() if isinstance(entry, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 _PAGE = """<!doctype html>
@@ -121,8 +132,7 @@ def write_gallery(out: Path) -> Path:
 
     sections = []
     for name in STUDIES:
-        manifest = read_manifest(out / name / "manifest.json")
-        entries = manifest.get("figures", {})
+        entries = listed_figures(out / name / "manifest.json")
         figures = [_figure(name, id, entries[id]) for id in study(name).figures if id in entries]
         if any(figures):
             title = html.escape(f"{name}: {study(name).title}")

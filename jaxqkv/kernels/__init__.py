@@ -1,6 +1,7 @@
-"""Kernels: pure, jitted functions from arrays to arrays, for CPU, GPU and TPU.
+"""Kernels: pure functions from arrays to arrays, for CPU, GPU and TPU.
 
-They take one matrix or sample unless they say otherwise; `jax.vmap` them over layers or heads.
+They take one matrix or sample unless they say otherwise, and jit and vmap over layers or heads.
+Only `freedman_diaconis_histogram` runs on the host: the size of its result depends on the data.
 """
 
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, upper_density

@@ -7,6 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
+from jaxqkv.errors import JaxqkvError
+
+MOST_BINS = 100_000
 
 
 def counts(
@@ -49,9 +52,21 @@ def freedman_diaconis_histogram(
 
     On the host: the number of bins depends on the data, so a compiled kernel would be compiled anew
     for every sample. Heights are counts, or densities as in `density`; an empty sample gives one
-    bin [0, 1] of height 0.
+    bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
+
+    Raises:
+      JaxqkvError: if a value is NaN or infinite.
     """
-    heights, edges = np.histogram(values, bins="fd")
+    values = np.asarray(values)
+    if broken := int(np.sum(~np.isfinite(values))):
+        raise JaxqkvError(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
+    bins: str | int = "fd"
+    if values.size:
+        spread = np.subtract(*np.percentile(values, [75, 25]))
+        width = 2.0 * spread * values.size ** (-1 / 3)
+        if width > 0 and np.ptp(values) / width > MOST_BINS:
+            bins = MOST_BINS
+    heights, edges = np.histogram(values, bins=bins)
     if density:
         heights = heights / (max(heights.sum(), 1) * np.diff(edges))
     return heights, edges

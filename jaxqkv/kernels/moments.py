@@ -21,8 +21,9 @@ def moments(
       ddof: 0 for the population's standard deviation, 1 for the sample's.
 
     Returns:
-      Two scalars in the unit of `values`; 0 and 0 for an empty sample.
+      Two float32 scalars in the unit of `values`; 0 and 0 for an empty sample.
     """
+    values = jnp.asarray(values, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, values.shape)
     n = mask.sum().astype(values.dtype)
     mean = jnp.where(mask, values, 0).sum() / jnp.maximum(n, 1)

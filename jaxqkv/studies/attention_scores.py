@@ -32,6 +32,7 @@ from jaxqkv.kernels import (
 from jaxqkv.studies.options import load_model, pick_layer, read_text, stimuli
 
 LAYER = 6
+SEED_GRID = (4, 4)
 LAST_TOKEN_EDGES = np.linspace(-20, 20, 101)
 SCORE_EDGES = np.linspace(-15, 15, 201)
 SOFTMAX_BINS = 201
@@ -120,7 +121,7 @@ class Run:
         self.reductions: dict[str, dict[str, np.ndarray]] = {}
 
     def describe(self) -> dict[str, Any]:
-        return {"checkpoint": self.model.checkpoint.identity(), "layer": self.layer, "text": self.texts}
+        return {"checkpoint": [self.model.checkpoint.identity()], "layer": self.layer, "text": self.texts}
 
     @cached_property
     def batch(self) -> Any:
@@ -223,10 +224,11 @@ def figure_3(run: Run) -> Display:
     ]
     corner = panels[(rows - 1) * columns]
     corner.xlabel, corner.ylabel = "Token position", "Head dim"
+    grid = "" if (rows, columns) == SEED_GRID else f" ({rows}×{columns} heads; 4×4 in the seed.)"
     return Display(
         arrays={"q": q},
         panels=rows_of(panels, columns),
-        caption=f"Q of every head of {run.where}, colours from −2 to 2.{run.layer_note}",
+        caption=f"Q of every head of {run.where}, colours from −2 to 2.{grid}{run.layer_note}",
         size=(12, 1.6 * rows),
     )
 

@@ -4,6 +4,7 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weigh
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_grid, rows_of
+from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_grid, plain, rows_of
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
@@ -32,6 +33,7 @@ from jaxqkv.studies.options import open_weights, pick_layer, short_names
 from jaxqkv.weights import Weights
 
 LAYER = 6
+SEED_GRID = (3, 4)
 WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
 COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 MATRICES = ("Q", "K", "V")
@@ -65,8 +67,11 @@ REDUCTIONS: dict[str, Reduction] = {
     "head cosines": _head_cosines,
     "column cosines": _column_cosines,
 }
-# These are drawn for every model, the others for the first.
-ACROSS_MODELS = frozenset({"moments of all models", "column cosines"})
+# A figure that needs this draws every model, from these reductions; the others draw the first.
+EVERY_MODEL = "every model"
+ACROSS_MODELS = frozenset({"moments", "column cosines"})
+# Figures 5b and 5c have no V.
+MATRICES_OF = {"head cosines": 2}
 
 
 @jit(static_argnames=("n_head", "names"))
@@ -78,11 +83,15 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     """
     width = wide.shape[0]
 
-    def reduce_one(start: Int[Array, ""]) -> dict[str, Any]:
+    def reduce_one(start: Int[Array, ""], chosen: frozenset[str]) -> dict[str, Any]:
         matrix = jax.lax.dynamic_slice_in_dim(wide, start, width, axis=1)
-        return {name: REDUCTIONS[name](matrix, n_head) for name in names}
+        return {name: REDUCTIONS[name](matrix, n_head) for name in chosen}
 
-    return jax.lax.map(reduce_one, width * jnp.arange(3))
+    results = {}
+    for count in (2, 3):
+        chosen = frozenset(name for name in names if MATRICES_OF.get(name, 3) == count)
+        results |= jax.lax.map(functools.partial(reduce_one, chosen=chosen), width * jnp.arange(count))
+    return results
 
 
 class Run:
@@ -95,6 +104,7 @@ class Run:
         self.config = self.first.config
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.names[0])
         self.where = f"layer {self.layer} of {self.names[0]}"
+        self.label = plain(self.names[0])
         self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in self.weights]
 
     def describe(self) -> dict[str, Any]:
@@ -102,9 +112,9 @@ class Run:
 
     def prepare(self, needs: Collection[str]) -> None:
         """One pass over the layers of each checkpoint, with one layer's matrices in memory at a time."""
-        across = {"moments" if need.startswith("moments") else need for need in ACROSS_MODELS.intersection(needs)}
-        alone = set(needs) - ACROSS_MODELS
-        wanted = [frozenset(across | alone if index == 0 else across) for index in range(len(self.weights))]
+        names = frozenset(needs) - {EVERY_MODEL}
+        across = names & ACROSS_MODELS if EVERY_MODEL in needs else frozenset()
+        wanted = [names] + [across] * (len(self.weights) - 1)
         total = sum(w.config.n_layer for w, names in zip(self.weights, wanted, strict=True) if names)
         with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
             for index, (weights, names) in enumerate(zip(self.weights, wanted, strict=True)):
@@ -172,7 +182,7 @@ def _across_models(run: Run, need: str, caption: str) -> Display:
     for name, reductions in zip(run.names, run.reductions, strict=True):
         mean, std = reductions[need]["mean"], reductions[need]["std"]
         arrays |= {f"mean_{name}": mean, f"std_{name}": std}
-        rows.append(_mean_and_std(mean, std, title=name))
+        rows.append(_mean_and_std(mean, std, title=plain(name)))
     return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.4 + 2.4 * len(rows)))
 
 
@@ -222,7 +232,7 @@ def figure_2b(run: Run) -> Display:
         heights, edges = freedman_diaconis_histogram(matrix)
         arrays |= {f"counts_{name.lower()}": heights, f"edges_{name.lower()}": edges}
         lines.append(Line(x=edges[:-1], y=heights, label=_label(name), color=style.QKV[name]))
-    title = f"Distribution of QKV weights in layer {run.layer} of {run.names[0]}"
+    title = f"Distribution of QKV weights in layer {run.layer} of {run.label}"
     panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
     caption = f"Weights of {run.where} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
@@ -248,7 +258,7 @@ def figure_2c(run: Run) -> Display:
     return Display(
         arrays={"edges": WEIGHT_EDGES, "density": values},
         panels=[panels],
-        title=f"Laminar distributions of attention weights in {run.names[0]}",
+        title=f"Laminar distributions of attention weights in {run.label}",
         caption=f"Density of the weights of each layer of {run.names[0]}, colours from 0 to 3.5.",
         size=(10, 3.4),
     )
@@ -260,13 +270,13 @@ def figure_2d(run: Run) -> Display:
     return Display(
         arrays={"mean": mean, "std": std},
         panels=[_mean_and_std(mean, std)],
-        title=f"Means and standard deviations of attention weights in {run.names[0]}",
+        title=f"Means and standard deviations of attention weights in {run.label}",
         caption=f"Mean and sample standard deviation of the weights of each layer of {run.names[0]}.",
         size=(10, 3.4),
     )
 
 
-@STUDY.figure("3", "means and standard deviations by layer, every model", needs={"moments of all models"})
+@STUDY.figure("3", "means and standard deviations by layer, every model", needs={"moments", EVERY_MODEL})
 def figure_3(run: Run) -> Display:
     return _across_models(
         run, "moments", "Mean and sample standard deviation of the weights of each layer, one row a model."
@@ -282,7 +292,8 @@ def figure_4a(run: Run) -> Display:
     ]
     corner = panels[(rows - 1) * columns]
     corner.xlabel, corner.ylabel = "Embeddings dimensions", "Head dimension"
-    caption = f"W_Q of every head of {run.where}, transposed, colours from −0.1 to 0.1.{run.layer_note}"
+    grid = "" if (rows, columns) == SEED_GRID else f" ({rows}×{columns} heads; 3×4 in the seed.)"
+    caption = f"W_Q of every head of {run.where}, transposed, colours from −0.1 to 0.1.{grid}{run.layer_note}"
     return Display(arrays={"heads": heads}, panels=rows_of(panels, columns), caption=caption, size=(10, 1.7 * rows))
 
 
@@ -340,7 +351,7 @@ def figure_5a(run: Run) -> Display:
 
 @STUDY.figure("5b", "cosine similarities within and across heads by layer", needs={"head cosines"})
 def figure_5b(run: Run) -> Display:
-    values = run.reductions[0]["head cosines"]["density"][:, :2]
+    values = run.reductions[0]["head cosines"]["density"]
     places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
     panels = [
         Image(
@@ -367,7 +378,7 @@ def figure_5b(run: Run) -> Display:
 
 @STUDY.figure("5c", "mean and standard deviation of the similarities by layer", needs={"head cosines"})
 def figure_5c(run: Run) -> Display:
-    mean, std = (run.reductions[0]["head cosines"][name][:, :2] for name in ("mean", "std"))
+    mean, std = (run.reductions[0]["head cosines"][name] for name in ("mean", "std"))
     panels = []
     for values, ylabel, title in (
         (mean, "Mean", "A) Average of the cosine similarities"),
@@ -394,7 +405,7 @@ def figure_5c(run: Run) -> Display:
     )
 
 
-@STUDY.figure("6", "cosine similarities of all columns by layer, every model", needs={"column cosines"})
+@STUDY.figure("6", "cosine similarities of all columns by layer, every model", needs={"column cosines", EVERY_MODEL})
 def figure_6(run: Run) -> Display:
     return _across_models(
         run,

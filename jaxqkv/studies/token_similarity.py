@@ -113,7 +113,7 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "checkpoint": self.model.checkpoint.identity(),
+            "checkpoint": [self.model.checkpoint.identity()],
             "layer": self.layer,
             "measure": self.measure,
             "target": self.target_text,
