@@ -91,13 +91,23 @@ class TestHistograms:
         edges = np.linspace(-0.2, 0.5, 38)
         density = np.asarray(kernels.density(matrix, edges))
         assert (density * np.diff(edges)).sum() == pytest.approx(1, rel=1e-5)
-        np.testing.assert_allclose(density, np.histogram(matrix, edges, density=True)[0], rtol=1e-5)
+        np.testing.assert_allclose(density, np.histogram(matrix, edges, density=True)[0], rtol=1e-6)
 
     def test_masked(self, matrix):
         where = np.arange(COLUMNS) % 3 == 1
         edges = np.linspace(-1, 1, 12)
         expected = np.histogram(matrix[:, where], edges)[0]
         np.testing.assert_array_equal(kernels.counts(matrix, edges, where[None]), expected)
+
+    def test_several_samples_in_one_pass(self, matrix):
+        edges = np.linspace(-0.7, 0.6, 12)
+        group = np.random.default_rng(6).integers(-1, 4, matrix.shape)  # -1 and 3 are no groups
+        densities = kernels.density_by_group(matrix, edges, group, 3)
+        for index in range(3):
+            expected = np.histogram(matrix[group == index], edges, density=True)[0]
+            np.testing.assert_allclose(densities[index], expected, rtol=1e-6)
+        by_column = kernels.density_by_group(matrix, edges, np.arange(COLUMNS)[None] % 2, 2)
+        np.testing.assert_allclose(by_column[1], np.histogram(matrix[:, 1::2], edges, density=True)[0], rtol=1e-6)
 
     def test_empty_sample_gives_zeros(self):
         np.testing.assert_array_equal(kernels.density(np.full(5, 9.0, np.float32), np.linspace(0, 1, 8)), np.zeros(7))

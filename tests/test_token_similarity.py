@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from conftest import GPT2, changed, figures_of, write_folder, write_word_tokenizer
@@ -153,6 +154,18 @@ def test_laminar(arrays, samples):
         for index, third in enumerate(np.split(samples[0][layer], 3, axis=1)):
             assert figure["mean"][layer, index] == pytest.approx(third.mean(), abs=1e-5)
             assert figure["variance"][layer, index] == pytest.approx(third.var(), rel=1e-4)
+
+
+def test_permuted_control_keeps_the_entries_and_nothing_else():
+    x = np.repeat(np.arange(13.0, dtype=np.float32)[:, None], 7, axis=1) + np.arange(7, dtype=np.float32) / 10
+    permuted = np.asarray(kernels.permute_entries(x, jax.random.key(3)))
+    assert permuted.shape == x.shape
+    np.testing.assert_array_equal(np.sort(permuted.ravel()), np.sort(x.ravel()))
+    similarity = np.corrcoef(x.T)[np.triu_indices(7, 1)], np.corrcoef(permuted.T)[np.triu_indices(7, 1)]
+    assert similarity[0].min() > 0.999
+    assert np.abs(similarity[1]).mean() < 0.4
+    np.testing.assert_array_equal(permuted, kernels.permute_entries(x, jax.random.key(3)))
+    assert (permuted != np.asarray(kernels.permute_entries(x, jax.random.key(4)))).any()
 
 
 def test_kernels_by_group():

@@ -48,6 +48,17 @@ def group_densities(
     return jax.lax.map(block, jnp.array(list(GROUPS.values())))
 
 
+@jit
+def permute_entries(x: Float[AnyArray, "sample column"], key: Array) -> Float[Array, "sample column"]:
+    """The control: the same entries in random order, so that no column is like another but by chance.
+
+    Args:
+      x: samples.
+      key: from `jax.random.key`.
+    """
+    return jax.random.permutation(key, jnp.ravel(x)).reshape(x.shape)
+
+
 def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
     """Density of the cosine similarities of all pairs of columns, each once."""
     unit = unit_columns(x)

@@ -1,5 +1,7 @@
 """Histograms on equally spaced edges, by index arithmetic and scatter-add."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,8 @@ def counts(
       edges: equally spaced and increasing, `bin + 1` of them, in the unit of `values`.
       where: the values that count; all of them unless given.
     """
-    return _counts(values, _bounds(edges), where)
+    group = None if where is None else jnp.where(where, 0, -1)
+    return _counts(values, _bounds(edges), group, n_group=1)[0]
 
 
 def density(
@@ -40,9 +43,26 @@ def density(
     As `numpy.histogram(values, edges, density=True)[0]`, but an empty sample gives zeros, not NaN.
     Arguments as for `counts`.
     """
-    inside = counts(values, edges, where).astype(jnp.float32)
-    widths = jnp.diff(jnp.asarray(edges, jnp.float32))
-    return inside / (jnp.maximum(inside.sum(), 1) * widths)
+    return _normalised(counts(values, edges, where)[None], edges)[0]
+
+
+def density_by_group(
+    values: Float[AnyArray, "*shape"],
+    edges: Float[AnyArray, "edge"],
+    group: Int[AnyArray, "*#shape"],
+    n_group: int,
+) -> Float[Array, "group bin"]:
+    """`density` of several samples in one pass: `group` says which of `n_group` a value belongs to.
+
+    Values whose group is not among 0 … n_group − 1 are left out.
+    """
+    return _normalised(_counts(values, _bounds(edges), group, n_group=n_group), edges)
+
+
+def _normalised(inside: Int[Array, "group bin"], edges: Float[AnyArray, "edge"]) -> Float[Array, "group bin"]:
+    widths = jnp.diff(edges) if isinstance(edges, jax.Array) else np.diff(edges)
+    total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
+    return inside.astype(jnp.float32) / total / jnp.asarray(widths, jnp.float32)[None]
 
 
 def freedman_diaconis_histogram(
@@ -72,7 +92,7 @@ def freedman_diaconis_histogram(
     return heights, edges
 
 
-def _bounds(edges):
+def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     """Float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
     if isinstance(edges, jax.Array):
         edges = edges.astype(jnp.float32)
@@ -86,11 +106,15 @@ def _bounds(edges):
     return up
 
 
-@jit
-def _counts(values, bounds, where):
-    if where is not None:
-        where = jnp.broadcast_to(where, values.shape).ravel()
-    values, bounds = values.astype(jnp.float32).ravel(), jnp.asarray(bounds)
+@functools.partial(jit, static_argnames="n_group")
+def _counts(
+    values: Float[AnyArray, "*shape"],
+    bounds: Float[AnyArray, "edge"],
+    group: Int[AnyArray, "*#shape"] | None,
+    *,
+    n_group: int,
+) -> Int[Array, "group bin"]:
+    values, bounds = jnp.asarray(values, jnp.float32), jnp.asarray(bounds)
     bins = bounds.size - 1
     scale = bins / (bounds[-1] - bounds[0])
     index = jnp.clip((values - bounds[0]) * scale, 0, bins - 1).astype(jnp.int32)
@@ -98,7 +122,10 @@ def _counts(values, bounds, where):
     index -= (values < bounds[index]).astype(jnp.int32)
     index += (values >= bounds[index + 1]).astype(jnp.int32)
     inside = (values >= bounds[0]) & (values < bounds[-1])
-    if where is not None:
-        inside &= where
-    index = jnp.where(inside, index, bins)
-    return jnp.zeros(bins + 1, jnp.int32).at[index].add(1, mode="promise_in_bounds")[:-1]
+    if group is not None:
+        group = jnp.broadcast_to(group, values.shape)
+        inside &= (group >= 0) & (group < n_group)
+        index += bins * group
+    index = jnp.where(inside, index, bins * n_group).ravel()
+    tally = jnp.zeros(bins * n_group + 1, jnp.int32).at[index].add(1, mode="promise_in_bounds")
+    return tally[:-1].reshape(n_group, bins)

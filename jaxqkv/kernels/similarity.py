@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
-from jaxqkv.kernels.histograms import density
+from jaxqkv.kernels.histograms import density_by_group
 from jaxqkv.kernels.moments import moments
 
 
@@ -88,7 +88,8 @@ def head_pair_densities(
       density `[2, bin]`, mean `[2]`, std `[2]`; index 0 within heads, 1 across heads.
     """
     cosine = column_cosine(x)
-    masks = head_pair_masks(n_head, x.shape[1] // n_head)
-    statistics = [moments(cosine, mask) for mask in masks]
+    within, across = head_pair_masks(n_head, x.shape[1] // n_head)
+    group = jnp.where(within, 0, jnp.where(across, 1, -1))
+    statistics = [moments(cosine, mask) for mask in (within, across)]
     mean, std = (jnp.stack(column) for column in zip(*statistics, strict=True))
-    return jnp.stack([density(cosine, edges, mask) for mask in masks]), mean, std
+    return density_by_group(cosine, edges, group, 2), mean, std

@@ -26,6 +26,7 @@ from jaxqkv.kernels import (
     column_correlation,
     column_cosine,
     group_densities,
+    permute_entries,
     upper_density,
 )
 from jaxqkv.studies.options import load_model, nearest_index, pick_layer, read_text, stimuli
@@ -61,7 +62,9 @@ def _densities(target: Samples, non_target: Samples, *, centred: bool) -> Float[
     return jax.lax.map(lambda x: group_densities(x, EDGES, centred=centred), jnp.stack([target, non_target]))
 
 
-_random_density = jit(lambda x: upper_density(x, EDGES))
+@jit
+def _random_density(target: Samples, key: Array) -> Float[Array, " bin"]:
+    return upper_density(permute_entries(target, key), EDGES)
 
 
 @jit
@@ -278,8 +281,7 @@ def _group_lines(densities: np.ndarray, groups: Collection[str]) -> list[Line]:
 @STUDY.figure("distributions", "similarities by group, target and non-target", needs={LAYER_NEED})
 def figure_distributions(run: Run) -> Display:
     target, non_target = run.densities
-    shuffled = np.random.default_rng(run.seed).permutation(run.target.ravel()).reshape(run.target.shape)
-    random = np.asarray(_random_density(shuffled))
+    random = np.asarray(_random_density(run.target, jax.random.key(run.seed)))
     within, across = ("QQ", "KK", "VV"), ("QK", "QV", "KV")
     control = Line(x=CENTRES, y=random / 3, label="Random / 3", color="gray", linestyle="--")
     places = [
