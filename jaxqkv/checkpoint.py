@@ -281,7 +281,13 @@ class RandomCheckpoint(Checkpoint):
 
     def tokenizer_source(self) -> Path | None:
         if self._template is None:
-            return _download(self.base, self._revision, TOKENIZER_FILES)
+            try:
+                return _download(self.base, self._revision, TOKENIZER_FILES)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{self.spec}: text needs the tokenizer of {error}; or give a folder with tokenizer files "
+                    "(--tokenizer FOLDER, in the library tokenizer=)"
+                ) from None
         return self._template
 
     def tensor(self, key: str) -> np.ndarray:

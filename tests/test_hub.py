@@ -153,6 +153,12 @@ def test_offline_without_a_copy_says_what_to_do(command):
         assert "go online once, or copy the checkpoint to a folder" in line
 
 
+def test_fresh_weights_of_a_known_name_ask_for_a_tokenizer_offline(command):
+    line = error_line(command("figures", "attention-scores", "--model", "random:gpt2", HF_HUB_OFFLINE="1"))
+    assert "random:gpt2: text needs the tokenizer of gpt2: not in the local cache" in line
+    assert "--tokenizer FOLDER" in line
+
+
 def test_revisions_shards_and_manifest(hub, command, tmp_path):
     arguments = ["figures", "qkv-weights", "2d", "--arrays-only", "--model", "owner/sharded", "--revision", "v2"]
     result = command(*arguments)
