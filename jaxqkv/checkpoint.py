@@ -271,8 +271,8 @@ class RandomCheckpoint(Checkpoint):
         else:
             self._template = _download(self.base, revision, ("config.json", *TOKENIZER_FILES))
             self.config = read_config(self._template / "config.json")
-        if not isinstance(self.config.initializer_range, int | float) or not self.config.initializer_range > 0:
-            raise CheckpointError(f"{spec}: config.json has no positive initializer_range to draw weights with")
+        if self.config.initializer_range is None:
+            raise CheckpointError(f"{spec}: config.json has no initializer_range to draw weights with")
         self.where = spec
         self._rules = weight_map.table(self.config).rules(self.config.n_layer)
         self.shapes = {key: rule.shape for key, rule in self._rules.items()}

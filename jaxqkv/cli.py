@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxqkv.errors
+from jaxqkv.figures.gallery import FORMATS
+from jaxqkv.figures.style import THEMES
 
 FIGURES_EXAMPLE = """examples:
   jaxqkv figures qkv-weights --demo
@@ -69,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     for name, extra in STUDY_OPTIONS.items():
         stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
     figures.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
-    figures.add_argument("--format", nargs="+", choices=("png", "svg", "pdf"), default=[], help="besides png")
-    figures.add_argument("--theme", choices=("light", "dark"), default="light")
+    figures.add_argument("--format", nargs="+", choices=FORMATS, default=[], help="besides png")
+    figures.add_argument("--theme", choices=THEMES, default="light")
     figures.add_argument("--dpi", type=_from(10, 2400), default=200, help="of the pictures (default %(default)s)")
     figures.add_argument("--arrays-only", action="store_true", help="write the .npz files and draw nothing")
     figures.add_argument("--no-compilation-cache", action="store_true", help="do not keep XLA's compiled programs")
@@ -182,7 +184,7 @@ def _figures(options: argparse.Namespace) -> None:
     about = _about_run(options) | run.describe()
     _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
     run.prepare(frozenset().union(*(spec.needs for spec in specs)))
-    formats = [] if options.arrays_only else ["png", *(kind for kind in ("svg", "pdf") if kind in options.format)]
+    formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
     computing, drawing, entries = time.monotonic() - start, 0.0, {}
     try:
         for spec in tqdm(specs, desc="figures", unit="figure", delay=1, disable=None):

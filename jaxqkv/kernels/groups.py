@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 from jaxqkv.kernels.histograms import density
-from jaxqkv.kernels.similarity import unit_columns
+from jaxqkv.kernels.similarity import column_cosine, unit_columns
 
 # The order of every array with a group axis: pairs of the thirds Q, K, V.
 GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
@@ -20,8 +20,7 @@ GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), 
 @jit
 def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
     """Pearson correlation of every pair of columns: cosine similarity of the centred columns; in −1…1."""
-    unit = unit_columns(x - x.mean(axis=0, keepdims=True))
-    return unit.T @ unit
+    return column_cosine(x - x.mean(axis=0, keepdims=True))
 
 
 def group_densities(
@@ -61,5 +60,4 @@ def permute_entries(x: Float[AnyArray, "sample column"], key: Array) -> Float[Ar
 
 def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
     """Density of the cosine similarities of all pairs of columns, each once."""
-    unit = unit_columns(x)
-    return density(unit.T @ unit, edges, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))
+    return density(column_cosine(x), edges, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))
