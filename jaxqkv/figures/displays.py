@@ -5,10 +5,12 @@ is given; nothing is computed here but pixels.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxqkv.figures.style import layer_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -301,3 +303,19 @@ def head_grid(n_head: int) -> tuple[int, int]:
     """Rows and columns that fit `n_head` panels, wider than high: 12 → 3×4, 16 → 4×4, 25 → 5×5."""
     rows = max(int(n_head**0.5), 1)
     return rows, -(-n_head // rows)
+
+
+def head_images(
+    heads: np.ndarray, tag: str, seed_grid: tuple[int, int], **image: Any
+) -> tuple[list[Sequence[Panel]], str]:
+    """An image a head, in rows that fit their number, and what the caption says if the seed's grid is another."""
+    rows, columns = head_grid(len(heads))
+    panels = [Image(values=head, tag=f"{tag}{h}", xticks=(), yticks=(), **image) for h, head in enumerate(heads)]
+    seed = "×".join(map(str, seed_grid))
+    note = "" if (rows, columns) == seed_grid else f" ({rows}×{columns} heads; {seed} in the seed.)"
+    return rows_of(panels, columns), note
+
+
+def layer_lines(x: Iterable[np.ndarray], y: np.ndarray) -> list[Line]:
+    """A curve a layer, in the colours of the layers."""
+    return [Line(x=a, y=b, color=color) for a, b, color in zip(x, y, layer_colors(len(y)), strict=True)]

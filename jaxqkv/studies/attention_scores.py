@@ -4,7 +4,7 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 35, raw and s
 """
 
 import argparse
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visi
 from jaxqkv.devices import jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, Image, Line, Lines, Violins, head_grid, rows_of
+from jaxqkv.figures.displays import Display, Image, Line, Lines, Violins, head_images, layer_lines
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     Sample,
@@ -186,11 +186,6 @@ def _chosen(samples: Sequence[Sample]) -> list[np.ndarray]:
     return [np.asarray(s.values)[np.broadcast_to(s.where, s.values.shape)] for s in samples]
 
 
-def _by_layer(x: Iterable[np.ndarray], y: np.ndarray) -> list[Line]:
-    """A curve a layer, in the colours of the layers."""
-    return [Line(x=a, y=b, color=color) for a, b, color in zip(x, y, style.layer_colors(len(y)), strict=True)]
-
-
 @STUDY.figure("1", "standard deviation of matrix products, and what scaling does to it")
 def figure_1(run: Run) -> Display:
     generator = np.random.default_rng(run.seed)
@@ -216,19 +211,14 @@ def figure_1(run: Run) -> Display:
 @STUDY.figure("3", "Q of every head of one layer", needs={LAYER_NEED})
 def figure_3(run: Run) -> Display:
     q = run.q[0][:, run.first_text]
-    rows, columns = head_grid(len(q))
-    panels = [
-        Image(values=head.T, vmin=-2, vmax=2, origin="lower", tag=f"Qh{h}", xticks=(), yticks=())
-        for h, head in enumerate(q)
-    ]
-    corner = panels[(rows - 1) * columns]
+    panels, grid = head_images(q.swapaxes(1, 2), "Qh", SEED_GRID, vmin=-2, vmax=2, origin="lower")
+    corner = panels[-1][0]
     corner.xlabel, corner.ylabel = "Token position", "Head dim"
-    grid = "" if (rows, columns) == SEED_GRID else f" ({rows}×{columns} heads; 4×4 in the seed.)"
     return Display(
         arrays={"q": q},
-        panels=rows_of(panels, columns),
+        panels=panels,
         caption=f"Q of every head of {run.where}, colours from −2 to 2.{grid}{run.layer_note}",
-        size=(12, 1.6 * rows),
+        size=(12, 1.6 * len(panels)),
     )
 
 
@@ -315,7 +305,7 @@ def figure_5b(run: Run) -> Display:
 def figure_6(run: Run) -> Display:
     reduction = run.reductions["scores"]
     n_layer = len(reduction["mean"])
-    means = _by_layer([np.array([layer]) for layer in range(n_layer)], reduction["mean"][:, None])
+    means = layer_lines([np.array([layer]) for layer in range(n_layer)], reduction["mean"][:, None])
     for line, std in zip(means, reduction["std"], strict=True):
         line.marker, line.error = "h", np.array([std])
     panels = [
@@ -327,13 +317,13 @@ def figure_6(run: Run) -> Display:
             integer_x=True,
         ),
         Lines(
-            lines=_by_layer([SCORE_EDGES[:-1]] * n_layer, reduction["density"]),
+            lines=layer_lines([SCORE_EDGES[:-1]] * n_layer, reduction["density"]),
             xlabel="Activation value",
             ylabel="Density",
             title=r"B) Distributions of $\mathbf{QK^\top}$",
         ),
         Lines(
-            lines=_by_layer(reduction["softmax_edges"][:, :-1], reduction["softmax_density"]),
+            lines=layer_lines(reduction["softmax_edges"][:, :-1], reduction["softmax_density"]),
             xlabel="Softmax probability",
             ylabel="Density (log scale)",
             title=r"C) Distributions of $\sigma(\mathbf{QK^\top})$",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_grid, plain, rows_of
+from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_images, plain, rows_of
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
@@ -286,15 +286,11 @@ def figure_3(run: Run) -> Display:
 @STUDY.figure("4a", "W_Q of every head of one layer")
 def figure_4a(run: Run) -> Display:
     heads = run.first.W_Q(run.layer, by_head=True)
-    rows, columns = head_grid(run.config.n_head)
-    panels = [
-        Image(values=head.T, vmin=-0.1, vmax=0.1, tag=f"H{h}", xticks=(), yticks=()) for h, head in enumerate(heads)
-    ]
-    corner = panels[(rows - 1) * columns]
+    panels, grid = head_images(heads.swapaxes(1, 2), "H", SEED_GRID, vmin=-0.1, vmax=0.1)
+    corner = panels[-1][0]
     corner.xlabel, corner.ylabel = "Embeddings dimensions", "Head dimension"
-    grid = "" if (rows, columns) == SEED_GRID else f" ({rows}×{columns} heads; 3×4 in the seed.)"
     caption = f"W_Q of every head of {run.where}, transposed, colours from −0.1 to 0.1.{grid}{run.layer_note}"
-    return Display(arrays={"heads": heads}, panels=rows_of(panels, columns), caption=caption, size=(10, 1.7 * rows))
+    return Display(arrays={"heads": heads}, panels=panels, caption=caption, size=(10, 1.7 * len(panels)))
 
 
 @STUDY.figure("4b", "cosine similarity of the columns of head 0 of W_Q")

@@ -19,7 +19,7 @@ from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.devices import jit
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, rows_of
+from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, layer_lines, rows_of
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     GROUPS,
@@ -371,10 +371,7 @@ def figure_laminar(run: Run) -> Display:
                 colorbar="Density",
             )
             curves = Lines(
-                lines=[
-                    Line(x=CENTRES, y=layer, color=color)
-                    for layer, color in zip(values, style.layer_colors(n_layer), strict=True)
-                ],
+                lines=layer_lines([CENTRES] * n_layer, values),
                 xlabel=run.measure.capitalize(),
                 ylabel="Density",
                 title=f"{group}, {kind}",
