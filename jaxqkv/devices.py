@@ -1,10 +1,11 @@
-"""How programs are compiled for a device: the precision of matrix products, the compilation cache."""
+"""How programs are compiled for a device: the precision of matrix products, when, and the compilation cache."""
 
 import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
             return function(*args, **kwargs)
 
     return jax.jit(precise, **options)
+
+
+_compilers = ThreadPoolExecutor(thread_name_prefix="compiler")
+
+
+def compile_early(function: Callable[..., Any], *arguments: Any, **static: Any) -> Callable[..., Any]:
+    """A jitted function's program for one set of shapes, compiled while the caller goes on.
+
+    Args:
+      function: from `jit`.
+      arguments: its arrays, or `jax.ShapeDtypeStruct`s in their place.
+      static: its static arguments.
+
+    Returns:
+      What takes arrays of those shapes; its first call waits until the program is there.
+    """
+    future = _compilers.submit(function.lower(*arguments, **static).compile)
+    return lambda *arrays: future.result()(*arrays)
 
 
 def cache_folder() -> Path:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxqkv.figures.style import layer_colors
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -102,12 +100,12 @@ class Image(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Line:
-    """One curve, or one set of points, of a `Lines` panel."""
+    """One curve, or one set of points, of a `Lines` panel; a number as colour is a place, 0…1, on its `cmap`."""
 
     x: np.ndarray
     y: np.ndarray
     label: str = ""
-    color: str | tuple[float, ...] | None = None
+    color: str | float | None = None
     marker: str = ""
     linestyle: str = "-"
     band: np.ndarray | None = None  # half-width of a shaded band around y
@@ -131,18 +129,20 @@ class Lines(Panel):
     scale: tuple[float, float] = (0, 1)
 
     def _draw(self, ax: "Axes") -> None:
+        from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize, to_rgba
         from matplotlib.ticker import MaxNLocator
 
         for line in self.lines:
-            face = to_rgba(line.color, 0.45) if line.color else None
+            color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
+            face = None if color is None else to_rgba(color, 0.45)
             many = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(
                 line.x,
                 line.y,
                 label=line.label or None,
-                color=line.color,
+                color=color,
                 marker=line.marker,
                 linestyle=line.linestyle,
                 markerfacecolor=face,
@@ -150,11 +150,9 @@ class Lines(Panel):
                 **many,
             )
             if line.band is not None:
-                ax.fill_between(
-                    line.x, line.y - line.band, line.y + line.band, color=line.color, alpha=0.25, linewidth=0
-                )
+                ax.fill_between(line.x, line.y - line.band, line.y + line.band, color=color, alpha=0.25, linewidth=0)
             if line.error is not None:
-                ax.errorbar(line.x, line.y, line.error, fmt="none", color=line.color)
+                ax.errorbar(line.x, line.y, line.error, fmt="none", color=color)
         if any(line.label for line in self.lines):
             ax.legend(fontsize=9, handlelength=3)
         if self.integer_x:
@@ -317,5 +315,5 @@ def head_images(
 
 
 def layer_lines(x: Iterable[np.ndarray], y: np.ndarray) -> list[Line]:
-    """A curve a layer, in the colours of the layers."""
-    return [Line(x=a, y=b, color=color) for a, b, color in zip(x, y, layer_colors(len(y)), strict=True)]
+    """A curve a layer, coloured from the first to the last."""
+    return [Line(x=a, y=b, color=layer / len(y)) for layer, (a, b) in enumerate(zip(x, y, strict=True))]

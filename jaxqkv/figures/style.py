@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
 WITHIN, ACROSS = "#8457b3", "#e08a1e"
 TARGET, NON_TARGET = "#1f9e9e", "#b5651d"
@@ -14,13 +12,6 @@ MARKERS = {"Q": "s", "K": "o", "V": "^"}
 
 _PAPER = {"light": ("white", "black"), "dark": ("#282a2c", "#DDE2F4")}
 THEMES = tuple(_PAPER)
-
-
-def layer_colors(n_layer: int) -> list[tuple[float, ...]]:
-    """A colour a layer, along `plasma`."""
-    from matplotlib import colormaps
-
-    return [tuple(color) for color in colormaps["plasma"](np.arange(n_layer) / n_layer)]
 
 
 def settings(theme: str) -> dict[str, Any]:

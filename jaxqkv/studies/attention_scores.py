@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visible_keys
-from jaxqkv.devices import jit
+from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, Image, Line, Lines, Violins, head_images, layer_lines
@@ -90,7 +90,8 @@ LAYER_NEED = "the layer"
 
 @jit(static_argnames="names")
 def _reduce(q: Heads, k: Heads, mask: Mask, *, names: frozenset[str]) -> dict[str, dict[str, Array]]:
-    return {name: REDUCTIONS[name](q, k, mask) for name in names}
+    # In one order always, so that the compilation cache knows the program again.
+    return {name: REDUCTIONS[name](q, k, mask) for name in sorted(names)}
 
 
 @jit
@@ -134,14 +135,20 @@ class Run:
         if not needs:
             return
         layers = range(self.config.n_layer) if names else [self.layer]
+        mask = self.batch.mask
+        heads = jax.ShapeDtypeStruct((len(mask), self.config.n_head, mask.shape[1], self.config.head_dim), np.float32)
+        if names:
+            reduce = compile_early(_reduce, heads, heads, mask, names=names)
+        if LAYER_NEED in needs:
+            of_layer = compile_early(_of_layer, heads, heads, mask)
         results = []
         with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
             for layer, attention in self.model.layerwise(self.batch, capture={"q", "k"}, layers=layers):
                 if names:
-                    results.append(_reduce(attention.q, attention.k, self.batch.mask, names=names))
+                    results.append(reduce(attention.q, attention.k, mask))
                 if layer == self.layer and LAYER_NEED in needs:
                     self.q = np.asarray(attention.q)
-                    self.of_layer = _of_layer(attention.q, attention.k, self.batch.mask)
+                    self.of_layer = of_layer(attention.q, attention.k, mask)
                 progress.update()
         if results:
             self.reductions = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
@@ -335,7 +342,7 @@ def figure_6(run: Run) -> Display:
     ]
     names = ("mean", "std", "density", "softmax_edges", "softmax_density")
     return Display(
-        arrays={"edges": SCORE_EDGES} | {name: reduction[name] for name in names},
+        arrays={"edges": SCORE_EDGES} | {name: reduction[name] for name in sorted(names)},
         panels=[panels],
         caption=f"All scores of each layer of {run.name}, before any mask: mean ± sample standard deviation, "
         "densities, and densities of their unmasked softmax over keys.",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxqkv.activations import AnyArray, Attention
-from jaxqkv.devices import jit
+from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, layer_lines, rows_of
@@ -41,7 +41,7 @@ SENTENCES, DIMENSIONS = (1, 40), (123, 700)
 SEED_SENTENCES, SEED_WIDTH = 54, 768
 PAIRS_SHOWN = 20_000
 MEASURES = ("correlation", "cosine")
-LAYER_NEED, LAMINAR_NEED = "samples of the layer", "laminar"
+LAYER_NEED, GROUPS_NEED, LAMINAR_NEED = "samples of the layer", "densities by group", "laminar"
 
 Samples = Float[AnyArray, "sentence three_embed"]
 
@@ -134,6 +134,11 @@ class Run:
             return
         batch = self.model.tokenize(self.sentences, special_tokens=not self.config.causal)
         layers = range(self.config.n_layer) if LAMINAR_NEED in needs else [self.layer]
+        samples = jax.ShapeDtypeStruct((len(self.sentences), 3 * self.embed), np.float32)
+        if {GROUPS_NEED, LAMINAR_NEED} & set(needs):
+            self.group_densities = compile_early(_densities, samples, samples, centred=self.centred)
+        if GROUPS_NEED in needs:
+            self.random_density = compile_early(_random_density, samples, self.key)
         results = []
         with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
             for layer, attention in self.model.layerwise(batch, capture={"q", "k", "v"}, layers=layers):
@@ -142,7 +147,7 @@ class Run:
                     self.target, self.non_target = np.asarray(target), np.asarray(non_target)
                 if LAMINAR_NEED in needs:
                     mean, variance = _mean_and_variance(target)
-                    results.append((_densities(target, non_target, centred=self.centred), mean, variance))
+                    results.append((self.group_densities(target, non_target), mean, variance))
                     jax.block_until_ready(results[-1])
                 progress.update()
         if results:
@@ -154,9 +159,9 @@ class Run:
         return np.asarray((column_correlation if self.centred else column_cosine)(self.target))
 
     @cached_property
-    def densities(self) -> Float[np.ndarray, "two group bin"]:
-        """Target and non-target, by group."""
-        return np.asarray(_densities(self.target, self.non_target, centred=self.centred))
+    def key(self) -> Array:
+        """Of the shuffled control."""
+        return jax.random.key(self.seed)
 
     @property
     def embed(self) -> int:
@@ -278,10 +283,10 @@ def _group_lines(densities: np.ndarray, groups: Collection[str]) -> list[Line]:
     return [Line(x=CENTRES, y=densities[order.index(g)], label=g, color=style.GROUPS[g]) for g in groups]
 
 
-@STUDY.figure("distributions", "similarities by group, target and non-target", needs={LAYER_NEED})
+@STUDY.figure("distributions", "similarities by group, target and non-target", needs={LAYER_NEED, GROUPS_NEED})
 def figure_distributions(run: Run) -> Display:
-    target, non_target = run.densities
-    random = np.asarray(_random_density(run.target, jax.random.key(run.seed)))
+    target, non_target = np.asarray(run.group_densities(run.target, run.non_target))
+    random = np.asarray(run.random_density(run.target, run.key))
     within, across = ("QQ", "KK", "VV"), ("QK", "QV", "KV")
     control = Line(x=CENTRES, y=random / 3, label="Random / 3", color="gray", linestyle="--")
     places = [
