@@ -342,7 +342,7 @@ def figure_6(run: Run) -> Display:
     ]
     names = ("mean", "std", "density", "softmax_edges", "softmax_density")
     return Display(
-        arrays={"edges": SCORE_EDGES} | {name: reduction[name] for name in sorted(names)},
+        arrays={"edges": SCORE_EDGES} | {name: reduction[name] for name in names},
         panels=[panels],
         caption=f"All scores of each layer of {run.name}, before any mask: mean ± sample standard deviation, "
         "densities, and densities of their unmasked softmax over keys.",
