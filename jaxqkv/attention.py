@@ -4,11 +4,25 @@ Shapes are those of the glossary in `activations.py`; leading axes are free, so 
 on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv.activations import AnyArray
+
+# On a CPU, matrices of scores from this size on are taken one head at a time, to stay in the cache.
+# Measured on two cores, z of 8·16 heads: 166 → 97 ms at 512·512 scores a head; 3.8 → 6.1 ms at 24·24.
+SLICED_FROM = 128 * 128
+
+
+class Attended(NamedTuple):
+    """Scores, pattern and z of the same heads."""
+
+    scores: Float[Array, "batch head query key"]
+    pattern: Float[Array, "batch head query key"]
+    z: Float[Array, "batch head query head_dim"]
 
 
 def split_heads(x: Float[AnyArray, "*batch pos embed"], n_head: int) -> Float[Array, "*batch head pos head_dim"]:
@@ -60,3 +74,54 @@ def mix(
 ) -> Float[Array, "*batch query head_dim"]:
     """z = pattern · V: the values, averaged with the weights of the pattern."""
     return jnp.einsum("...qk,...kd->...qd", pattern, v)
+
+
+def attend(
+    q: Float[AnyArray, "batch head query head_dim"],
+    k: Float[AnyArray, "batch head key head_dim"],
+    v: Float[AnyArray, "batch head key head_dim"],
+    visible: Bool[AnyArray, "batch query key"],
+    scale: float | Float[Array, ""] | None = None,
+) -> Attended:
+    """Scores, pattern and z of every head; under `jit`, what is not used of them is not made.
+
+    On a CPU large heads are taken one after another, elsewhere all at once. The numbers are the same.
+    """
+    if jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
+        return attend_sliced(q, k, v, visible, scale)
+    return attend_whole(q, k, v, visible, scale)
+
+
+def attend_whole(
+    q: Float[AnyArray, "batch head query head_dim"],
+    k: Float[AnyArray, "batch head key head_dim"],
+    v: Float[AnyArray, "batch head key head_dim"],
+    visible: Bool[AnyArray, "batch query key"],
+    scale: float | Float[Array, ""] | None = None,
+) -> Attended:
+    """`attend` with all heads at once."""
+    scores = scaled_scores(q, k, scale)
+    pattern = attention_pattern(scores, visible[:, None])
+    return Attended(scores, pattern, mix(pattern, v))
+
+
+def attend_sliced(
+    q: Float[AnyArray, "batch head query head_dim"],
+    k: Float[AnyArray, "batch head key head_dim"],
+    v: Float[AnyArray, "batch head key head_dim"],
+    visible: Bool[AnyArray, "batch query key"],
+    scale: float | Float[Array, ""] | None = None,
+) -> Attended:
+    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache."""
+    batch, n_head = q.shape[:2]
+    visible = jnp.asarray(visible)
+
+    def one(slice_: tuple[Array, ...]) -> Attended:
+        index, q, k, v = slice_
+        scores = scaled_scores(q, k, scale)
+        pattern = attention_pattern(scores, visible[index // n_head])
+        return Attended(scores, pattern, mix(pattern, v))
+
+    heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in (q, k, v))
+    sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
+    return Attended(*(x.reshape(batch, n_head, *x.shape[1:]) for x in sliced))

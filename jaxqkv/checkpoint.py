@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxqkv import weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
-from jaxqkv.errors import CheckpointError
+from jaxqkv.errors import CheckpointError, first_line
 
 BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -131,12 +131,8 @@ def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
             "to a folder and give its path, or try demo-gpt2, demo-bert or random:gpt2, which need no download"
         )
     except Exception as error:  # the HTTP library below the hub's differs by version
-        reason = f"cannot be fetched from the hub ({type(error).__name__}: {_first_line(error)})"
+        reason = f"cannot be fetched from the hub ({type(error).__name__}: {first_line(error)})"
     raise CheckpointError(f"{spec}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 class MappedFile:
@@ -157,7 +153,7 @@ class MappedFile:
             self.bytes = np.memmap(path, np.uint8, mode="r")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: not a whole safetensors file ({_first_line(error)}); copy or download it again"
+                f"{path}: not a whole safetensors file ({first_line(error)}); copy or download it again"
             ) from None
 
     def tensor(self, key: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import shlex
 import sys
 import time
@@ -16,18 +17,6 @@ from jaxqkv.figures.style import THEMES
 FIGURES_EXAMPLE = """examples:
   jaxqkv figures qkv-weights --demo
   jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg"""
-
-
-# Arguments that only some studies take; each study names its own.
-STUDY_OPTIONS: dict[str, dict[str, Any]] = {
-    "text": {"nargs": "+", "help": "text instead of the study's own; several make a batch"},
-    "text_file": {"nargs": "+", "type": Path, "metavar": "FILE", "help": "the same, each from a file"},
-    "sentences": {"type": Path, "metavar": "FILE", "help": "sentences instead of the study's own, one a line"},
-    "target": {"metavar": "WORD", "help": 'target token, with its leading space (default " her")'},
-    "measure": {"choices": ("correlation", "cosine"), "help": "similarity to go on with (default correlation)"},
-    "skip_missing": {"action": "store_true", "default": None, "help": "leave out sentences without the target"},
-    "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,6 +88,38 @@ def _from(smallest: int, largest: int | None = None) -> Callable[[str], int]:
     return number
 
 
+def _bytes(text: str) -> int:
+    """An argument type: a size with a unit, or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 2GB or 500MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+# Arguments that only some studies take; each study names its own.
+STUDY_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"nargs": "+", "help": "text instead of the study's own; several make a batch"},
+    "text_file": {"nargs": "+", "type": Path, "metavar": "FILE", "help": "the same, each from a file"},
+    "sentences": {"type": Path, "metavar": "FILE", "help": "sentences instead of the study's own, one a line"},
+    "target": {"metavar": "WORD", "help": 'target token, with its leading space (default " her")'},
+    "measure": {"choices": ("correlation", "cosine"), "help": "similarity to go on with (default correlation)"},
+    "skip_missing": {"action": "store_true", "default": None, "help": "leave out sentences without the target"},
+    "corpus": {
+        "nargs": "+",
+        "metavar": "SPEC",
+        "help": "hub data set NAME[:CONFIG[:SPLIT]], files or folders of .txt, .jsonl, .parquet, or python-docs",
+    },
+    "documents": {"choices": ("files", "paragraphs"), "help": "what a document of a .txt file is (default files)"},
+    "text_column": {"metavar": "NAME", "help": "field or column with the text (default text)"},
+    "tokens": {"type": _from(1), "help": "tokens to count at least (default 1,000,000)"},
+    "batch": {"type": _from(1), "help": "documents to run (default 64)"},
+    "length": {"type": _from(2), "help": "tokens of each (default the model's positions)"},
+    "memory": {"type": _bytes, "help": "for temporaries of a block, as 2GB or 500MB (default 2GB)"},
+    "no_cache": {"action": "store_true", "default": None, "help": "count anew, and do not keep the counts"},
+    "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
+}
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; figure ids may stand before and after the options."""
     top = parser()
@@ -134,8 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         message = str(error)
         if not isinstance(error, jaxqkv.errors.JaxqkvError):
-            lines = message.strip().splitlines() or ["no message"]
-            message = f"{type(error).__name__}: {lines[0]} (--debug shows where)"
+            message = f"{type(error).__name__}: {jaxqkv.errors.first_line(error)} (--debug shows where)"
         print(f"jaxqkv: error: {message}", file=sys.stderr)
         return 2
     return 0
@@ -184,6 +204,8 @@ def _figures(options: argparse.Namespace) -> None:
     about = _about_run(options) | run.describe()
     _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
     run.prepare(frozenset().union(*(spec.needs for spec in specs)))
+    for note in run.describe().get("notes", ()):
+        _say(note)
     formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
     computing, drawing, entries = time.monotonic() - start, 0.0, {}
     try:
@@ -206,7 +228,8 @@ def _figures(options: argparse.Namespace) -> None:
     finally:  # an interrupted run leaves a manifest of what it finished
         if entries:
             seconds = {"computing": round(computing, 3), "drawing": round(drawing, 3)}
-            gallery.write_manifest(folder, chosen.name, about | {"seconds": seconds}, entries)
+            about |= run.describe() | {"seconds": seconds}
+            gallery.write_manifest(folder, chosen.name, about, entries)
             page = gallery.write_gallery(options.out)
     _say(f"{len(entries)} figures in {folder}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
 

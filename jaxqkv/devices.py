@@ -3,13 +3,14 @@
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxqkv.files import make_writable
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
@@ -65,9 +66,7 @@ def enable_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = cache_folder() / "xla"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            make_writable(folder)
         except OSError as error:
             print(f"jaxqkv: compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
             return

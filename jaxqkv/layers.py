@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import Attention
-from jaxqkv.attention import attention_pattern, merge_heads, mix, scaled_scores, split_heads
+from jaxqkv.attention import attend, merge_heads, split_heads
 from jaxqkv.config import ACTIVATIONS, Config
 
 ACTIVATION_FUNCTIONS = {
@@ -38,9 +38,7 @@ class SelfAttention(nn.Module):
     ) -> Attention:
         config = self.config
         q, k, v = (split_heads(nn.Dense(config.n_embd, name=name)(x), config.n_head) for name in "qkv")
-        scores = scaled_scores(q, k, self.scale(layer, q.dtype))
-        pattern = attention_pattern(scores, visible[:, None])
-        z = mix(pattern, v)
+        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype))
         attn_out = nn.Dense(config.n_embd, name="o")(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 

@@ -27,10 +27,15 @@ from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
 from jaxqkv.weights import Weights
 
 Params = Mapping[str, Any]
-Reducer = Callable[[Attention, Bool[AnyArray, "batch pos"]], Any]
+# One layer's attention, the mask, and `inputs` when there are any → what is kept of the layer.
+Reducer = Callable[..., Any]
+# Microbatches done, of all of a run.
+Progress = Callable[[int, int], None]
 
 # Weights up to this size stay in memory once they are used again; larger ones are read at every run.
 KEEP_BYTES = 2 << 30
+# On a CPU, tokens of a microbatch: with more, activations leave the cache and a block is slower a token.
+CPU_TOKENS = 2048
 
 
 @jit(static_argnames="config")
@@ -46,6 +51,7 @@ def _block(
     params: Params,
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
+    inputs: Any = None,
     *,
     layer: Int[AnyArray, ""] | np.int32,
     config: Config,
@@ -56,7 +62,10 @@ def _block(
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
     block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config)
     x, attention = block.apply({"params": params}, x, visible_keys(mask, config.causal), layer)
-    result = reduce(attention, mask) if reduce else attention.select(capture)
+    if reduce is None:
+        result = attention.select(capture)
+    else:
+        result = reduce(attention, mask) if inputs is None else reduce(attention, mask, inputs)
     return x if goes_on else None, result
 
 
@@ -76,7 +85,9 @@ def forward(
     capture: Collection[str] | None = None,
     layers: int | Iterable[int] | None = None,
     reduce: Reducer | None = None,
+    inputs: Any = None,
     memory: int | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """Runs the blocks and returns what was asked for from inside them.
 
@@ -90,8 +101,10 @@ def forward(
       layers: the layers to return; all of them unless given. Later ones are not run.
       reduce: instead of `capture`, a function of one layer's `Attention` and the mask; it is traced
         into the block, and what it returns (any pytree of arrays) is stacked over layers.
+      inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
       memory: bytes that the temporaries of a block may take; the batch is cut in microbatches that
         fit. A reducer's results must then have the batch as their leading axis.
+      progress: called with the number of microbatches done and that of all layers' together.
 
     Returns:
       `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
@@ -103,7 +116,9 @@ def forward(
     capture = _checked_capture(capture, reduce)
     selected = _checked_layers(layers, config.n_layer)
     results = []
-    for layer, _, result in _run(params, batch, config, capture, selected, reduce, memory):
+    if inputs is not None:
+        _check_inputs(inputs, reduce, len(batch.ids))
+    for layer, _, result in _run(params, batch, config, capture, selected, reduce, inputs, memory, progress):
         if layer in selected:
             results.append(result)
     if reduce:
@@ -126,7 +141,7 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
-    for layer, _, result in _run(params, batch, config, captured, selected, None, None):
+    for layer, _, result in _run(params, batch, config, captured, selected):
         if layer in selected:
             yield layer, result
 
@@ -137,7 +152,7 @@ def hidden(
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
     x = None
-    for _, x, _ in _run(params, batch, config, frozenset(), (), None, memory):  # noqa: B007
+    for _, x, _ in _run(params, batch, config, frozenset(), (), memory=memory):  # noqa: B007
         pass
     if isinstance(config, GPT2Config):
         return _final_norm(params["final"], x, config=config)
@@ -160,19 +175,22 @@ def _run(
     config: Config,
     capture: frozenset[str],
     selected: tuple[int, ...],
-    reduce: Reducer | None,
-    memory: int | None,
+    reduce: Reducer | None = None,
+    inputs: Any = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Array | None, Any]]:
     """Yields (layer, residual stream after it, what was asked of it), to the last layer that is selected.
 
     With none selected all layers are run, for the stream; else the last one's is not made, and None.
     """
-    pieces = _microbatches(batch, config, memory)
-    stream = [_embed(params["embed"], piece, config=config) for piece in pieces]
+    pieces = _microbatches((batch, inputs), batch.ids.shape, config, memory)
+    stream = [_embed(params["embed"], piece, config=config) for piece, _ in pieces]
     last = max(selected, default=config.n_layer)
+    depth = min(last + 1, config.n_layer)
     layers = params["layers"]
     results: list[Any] = []
-    for layer in range(min(last + 1, config.n_layer)):
+    for layer in range(depth):
         busy = (stream, results)
         weights = layers.after(busy, layer) if isinstance(layers, LayerStream) else layers[layer]
         wanted = layer in selected
@@ -186,11 +204,14 @@ def _run(
             goes_on=layer < last,
         )
         if wanted and reduce and len(pieces) > 1:
-            _check_batch_axis(block, stream[0])
+            _check_batch_axis(block, stream[0], pieces[0][1])
         results = []
-        for index, piece in enumerate(pieces):
-            stream[index], result = block(stream[index], piece.mask)
+        for index, (piece, piece_inputs) in enumerate(pieces):
+            stream[index], result = block(stream[index], piece.mask, piece_inputs)
             results.append(result)
+            if progress:
+                jax.block_until_ready((stream[index], result))
+                progress(layer * len(pieces) + index + 1, depth * len(pieces))
         yield layer, _joined(stream) if layer < last else None, _joined(results)
 
 
@@ -199,26 +220,40 @@ def _joined(results: Sequence[Any]) -> Any:
     return results[0] if len(results) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
 
 
-def _check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"]) -> None:
+def _check_inputs(inputs: Any, reduce: Reducer | None, size: int) -> None:
+    if reduce is None:
+        raise JaxqkvError("`inputs` are for `reduce`, and none is given")
+    wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs) if jnp.shape(leaf)[:1] != (size,)]
+    if wrong:
+        raise JaxqkvError(f"`inputs` have the batch of {size} as their first axis; one of them is {list(wrong[0])}")
+
+
+def _check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"], inputs: Any) -> None:
     """Refuses a reducer whose results cannot be joined: their first axis has to be the batch."""
     for size in (1, 2):
-        piece = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-        _, result = jax.eval_shape(block, piece, jax.ShapeDtypeStruct(piece.shape[:2], bool))
+        x_piece, inputs_piece = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),  # noqa: B023
+            (x, inputs),
+        )
+        _, result = jax.eval_shape(block, x_piece, jax.ShapeDtypeStruct(x_piece.shape[:2], bool), inputs_piece)
         if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(result)):
             raise JaxqkvError(
                 "with `memory` the batch is cut, so each array that `reduce` returns must have it as its first axis"
             )
 
 
-def _microbatches(batch: Batch, config: Config, memory: int | None) -> list[Batch]:
-    size, pos = batch.ids.shape
+def _microbatches(tree: Any, shape: tuple[int, int], config: Config, memory: int | None) -> list[Any]:
+    """`tree` cut along the batch, in pieces whose temporaries fit in `memory`."""
+    size, pos = shape
     if memory is None:
-        return [batch]
+        return [tree]
     # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
     floats = 3 * config.n_head * pos * pos + pos * (8 * config.n_embd + 2 * config.n_inner)
-    count = -(-size // max(1, memory // (4 * floats)))
-    step = -(-size // count)
-    return [jax.tree.map(lambda leaf: leaf[start : start + step], batch) for start in range(0, size, step)]  # noqa: B023
+    most = max(1, memory // (4 * floats))
+    if jax.default_backend() == "cpu":
+        most = min(most, max(1, CPU_TOKENS // pos))
+    step = -(-size // -(-size // most))
+    return [jax.tree.map(lambda leaf: leaf[start : start + step], tree) for start in range(0, size, step)]  # noqa: B023
 
 
 def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
@@ -301,11 +336,22 @@ class Model:
         capture: Collection[str] | None = None,
         layers: int | Iterable[int] | None = None,
         reduce: Reducer | None = None,
+        inputs: Any = None,
         memory: int | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """Every attention intermediate that is asked for; see `forward`."""
-        params = self._streamed()
-        return forward(params, batch, self.config, capture=capture, layers=layers, reduce=reduce, memory=memory)
+        return forward(
+            self._streamed(),
+            batch,
+            self.config,
+            capture=capture,
+            layers=layers,
+            reduce=reduce,
+            inputs=inputs,
+            memory=memory,
+            progress=progress,
+        )
 
     def layerwise(
         self, batch: BatchLike, capture: Collection[str] | None = None, layers: int | Iterable[int] | None = None

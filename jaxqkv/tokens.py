@@ -1,5 +1,6 @@
 """Text to token ids: the checkpoint's tokenizer, padding, and the mask that keeps pads out."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -115,6 +116,11 @@ class Tokenizer:
                 "they do not belong together"
             )
         return cls(backend, str(folder))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which ids a text gets."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none."""

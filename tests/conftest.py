@@ -22,9 +22,12 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a fl
 with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
     import jaxqkv.cli
+    import jaxqkv.corpus
+    import jaxqkv.counting
     import jaxqkv.kernels
     import jaxqkv.studies.attention_scores
     import jaxqkv.studies.qkv_weights
+    import jaxqkv.studies.token_frequency
     import jaxqkv.studies.token_similarity
 
 from jaxqkv.checkpoint import save_checkpoint  # noqa: E402

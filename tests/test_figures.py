@@ -17,6 +17,7 @@ from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import gallery, style
 from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Table, head_grid
 from jaxqkv.figures.registry import study
+from jaxqkv.files import replacing
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ class TestWholeOrNotAtAll:
         path.write_bytes(b"earlier")
 
         def write():
-            with gallery.replacing(path) as file:
+            with replacing(path) as file:
                 file.write(b"half")
                 raise KeyboardInterrupt
 

@@ -108,6 +108,9 @@ class Line:
     color: str | float | None = None
     marker: str = ""
     linestyle: str = "-"
+    alpha: float = 1.0
+    face: float = 0.45  # opacity of the markers' faces
+    size: float | None = None  # of the markers, in points; by their number unless given
     band: np.ndarray | None = None  # half-width of a shaded band around y
     error: np.ndarray | None = None  # half-length of an error bar at each point
 
@@ -124,6 +127,7 @@ class Lines(Panel):
     log_y: bool = False
     grid: bool = False
     zero_x: bool = False  # a dashed line at x = 0
+    zero_y: bool = False  # and at y = 0
     colorbar: str = ""
     cmap: str = "plasma"
     scale: tuple[float, float] = (0, 1)
@@ -136,7 +140,8 @@ class Lines(Panel):
 
         for line in self.lines:
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
-            face = None if color is None else to_rgba(color, 0.45)
+            face = None if color is None else to_rgba(color, line.face * line.alpha)
+            size = line.size or (7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3)
             many = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(
                 line.x,
@@ -146,7 +151,8 @@ class Lines(Panel):
                 marker=line.marker,
                 linestyle=line.linestyle,
                 markerfacecolor=face,
-                markersize=7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3,
+                markersize=size,
+                alpha=line.alpha,
                 **many,
             )
             if line.band is not None:
@@ -163,6 +169,8 @@ class Lines(Panel):
             ax.grid(linestyle="--", linewidth=0.4)
         if self.zero_x:
             ax.axvline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
+        if self.zero_y:
+            ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
         if self.colorbar:
             mappable = ScalarMappable(Normalize(*self.scale), self.cmap)
             ax.figure.colorbar(mappable, ax=ax, pad=0.02, label=self.colorbar)

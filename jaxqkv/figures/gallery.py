@@ -4,9 +4,7 @@ import contextlib
 import html
 import io
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +14,18 @@ from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.registry import STUDIES
+from jaxqkv.files import make_writable, replacing
 
 # The first is always drawn: the page shows it.
 FORMATS = ("png", "svg", "pdf")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner only
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def prepare_folder(out: Path, study: str) -> Path:
     """Makes `out/study` and proves that both can be written, before any work is done."""
     folder = out / study
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for place in (out, folder):
-            with tempfile.TemporaryFile(dir=place):
-                pass
+        make_writable(out)
+        make_writable(folder)
     except OSError as error:
         raise JaxqkvError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
     return folder

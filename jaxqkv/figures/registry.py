@@ -18,6 +18,7 @@ from jaxqkv.figures.displays import Display
 STUDIES = {
     "qkv-weights": "qkv_weights",
     "attention-scores": "attention_scores",
+    "token-frequency": "token_frequency",
     "token-similarity": "token_similarity",
 }
 

@@ -5,6 +5,8 @@ from typing import Any
 Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
 WITHIN, ACROSS = "#8457b3", "#e08a1e"
 TARGET, NON_TARGET = "#1f9e9e", "#b5651d"
+MEAN, STD = "#2b6cb0", "#c05621"
+POINTS, FIRST = "0.45", "#d62728"
 QKV = {"Q": Q, "K": K, "V": V}
 # Pairs of Q, K and V: within a matrix in its colour, across two in one between theirs.
 GROUPS = {"QQ": Q, "KK": K, "VV": V, "QK": "#b8862f", "QV": "#8e5fb0", "KV": "#2f8f9b"}

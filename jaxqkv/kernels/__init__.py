@@ -1,9 +1,12 @@
 """Kernels: pure functions from arrays to arrays, for CPU, GPU and TPU.
 
 They take one matrix or sample unless they say otherwise, and jit and vmap over layers or heads.
-Only `freedman_diaconis_histogram` runs on the host: the size of its result depends on the data.
+On the host run only `freedman_diaconis_histogram`, the size of whose result depends on the data, and
+`percentile_edges` and `bin_index`, for which float64 decides.
 """
 
+from jaxqkv.kernels.binned import bin_index, binned_moments, percentile_edges
+from jaxqkv.kernels.correlation import pearson
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, permute_entries, upper_density
 from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram
 from jaxqkv.kernels.moments import moments
@@ -13,6 +16,8 @@ from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head
 __all__ = [
     "GROUPS",
     "Sample",
+    "bin_index",
+    "binned_moments",
     "causal_samples",
     "column_correlation",
     "column_cosine",
@@ -27,6 +32,8 @@ __all__ = [
     "head_pair_masks",
     "last_token_scores",
     "moments",
+    "pearson",
+    "percentile_edges",
     "permute_entries",
     "upper_density",
 ]

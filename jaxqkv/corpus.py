@@ -1,0 +1,258 @@
+"""Documents to count and to run: from the Hugging Face hub, from local files, or from Python itself.
+
+    owner/name[:CONFIG[:SPLIT]]     a data set on the hub, streamed; only what is used is fetched
+    FILE, FOLDER                    .txt, .jsonl and .parquet, in the order of their paths
+    python-docs                     the language reference inside every CPython, in windows
+
+All but the last are read through `datasets`.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxqkv.checkpoint import fingerprint
+from jaxqkv.errors import CorpusError, first_line
+
+DEFAULT = "wikimedia/wikipedia:20231101.en:train"
+PYTHON_DOCS = "python-docs"
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+DOCUMENTS = ("files", "paragraphs")
+# Characters of a window of python-docs: some 1,000 tokens of BERT's.
+WINDOW = 4096
+WAYS_OUT = f"give local text with --corpus FILE or FOLDER ({', '.join(SUFFIXES)}), or --corpus {PYTHON_DOCS}"
+# Seconds that the hub may take to say what it has.
+PATIENCE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order, read again at each iteration.
+
+    Attributes:
+      name: as the user gave it.
+      about: what a manifest records, so that the same documents can be found again.
+      fingerprint: changes when the documents may have changed.
+      read: gives an iterator over the documents.
+    """
+
+    name: str
+    about: dict[str, Any]
+    fingerprint: str
+    read: Callable[[], Iterator[str]]
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read()
+
+
+def open_corpus(
+    specs: str | Path | Sequence[str | Path], *, documents: str = "files", text_column: str = "text"
+) -> Corpus:
+    """Finds a corpus; of a file nothing but its fingerprint is read, of a data set its commit.
+
+    Args:
+      specs: what the module's docstring lists; of files and folders there may be several.
+      documents: a text file is one document ("files"), or has them separated by blank lines ("paragraphs").
+      text_column: the field of a .jsonl line, or the column of a table, that holds the text.
+
+    Raises:
+      CorpusError: for what is not there, not text, or out of reach.
+    """
+    specs = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
+    if documents not in DOCUMENTS:
+        raise CorpusError(f"documents are {' or '.join(DOCUMENTS)}, not {documents!r}")
+    if specs == [PYTHON_DOCS]:
+        return _python_docs()
+    if len(specs) == 1 and not _is_local(specs[0]):
+        return _hub_corpus(specs[0], text_column)
+    return _local_corpus(specs, documents, text_column)
+
+
+def _is_local(spec: str) -> bool:
+    try:
+        return spec.startswith((".", "/", "~", "\\")) or spec.endswith(SUFFIXES) or Path(spec).exists()
+    except (OSError, ValueError):  # longer than a path may be, or with a null byte
+        return False
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# --- Python's own documentation ---
+
+
+def _python_docs() -> Corpus:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise CorpusError(f"{PYTHON_DOCS}: this Python comes without pydoc_data; {WAYS_OUT}") from None
+    text = "\n".join(topics[name] for name in sorted(topics))
+    digest = _digest(text)
+    about = {"corpus": PYTHON_DOCS, "source": "pydoc_data.topics", "sha256": digest}
+    return Corpus(PYTHON_DOCS, about, digest, lambda: _windows(text))
+
+
+def _windows(text: str) -> Iterator[str]:
+    """The text cut at the first line end after every `WINDOW` characters."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + WINDOW) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+# --- local files ---
+
+
+def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Corpus:
+    files = [file for spec in specs for file in _files(spec)]
+    try:
+        prints = {str(file): [fingerprint(file), file.stat().st_mtime_ns] for file in files}
+    except OSError as error:
+        raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    about = {"corpus": " ".join(specs), "source": "files", "files": {name: each[0] for name, each in prints.items()}}
+
+    def read() -> Iterator[str]:
+        for file in files:
+            yield from READERS[file.suffix.lower()](file, documents, text_column)
+
+    return Corpus(" ".join(specs), about, _digest(prints, documents, text_column), read)
+
+
+def _files(spec: str) -> list[Path]:
+    """The files of a spec: itself, or those below a folder, in the order of their paths."""
+    path = Path(spec).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise CorpusError(f"{path}: of files, {', '.join(SUFFIXES)} are read")
+        return [path]
+    if not path.is_dir():
+        raise CorpusError(f"{path}: no such file or folder")
+    files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not visible:
+        raise CorpusError(f"{path}: has no {', '.join(SUFFIXES)} file")
+    return sorted(visible)
+
+
+def _rows(kind: str, file: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    """A file's rows, by one of the formats of `datasets`."""
+    datasets = _datasets()
+    try:
+        yield from datasets.load_dataset(
+            kind, data_files=[glob.escape(str(file.resolve()))], split="train", streaming=True, **options
+        )
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file}: not UTF-8 text (byte {error.start} of a block)") from None
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_text(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    for row in _rows("text", file, sample_by="document" if documents == "files" else "paragraph"):
+        # `datasets` cuts at empty lines; one with blanks in it looks empty too.
+        yield from re.split(r"\n\s*\n", row["text"]) if documents == "paragraphs" else [row["text"]]
+
+
+def _read_jsonl(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    # As lines, not as a table: fields beside the text may have any type, and errors can name the line.
+    for number, row in enumerate(_rows("text", file, sample_by="line"), start=1):
+        line = row["text"]
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{file}, line {number}: not JSON ({error})") from None
+        yield _text_of(fields, text_column, f"{file}, line {number}")
+
+
+def _read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        columns = parquet.read_schema(file).names
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{file}: not a readable parquet file ({first_line(error)})") from None
+    _text_of(dict.fromkeys(columns, ""), text_column, str(file))
+    for number, row in enumerate(_rows("parquet", file, columns=[text_column])):
+        yield _text_of(row, text_column, f"{file}, row {number}")
+
+
+READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _text_of(row: Any, column: str, where: str) -> str:
+    if not isinstance(row, dict) or column not in row:
+        has = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) and row else "it has no fields"
+        raise CorpusError(f"{where}: no column {column!r}; {has}; name the text's with --text-column")
+    if not isinstance(row[column], str):
+        raise CorpusError(f"{where}: {column!r} is {type(row[column]).__name__}, not text")
+    return row[column]
+
+
+# --- the hub ---
+
+
+def _hub_corpus(spec: str, text_column: str) -> Corpus:
+    parts = spec.split(":")
+    if len(parts) > 3:
+        raise CorpusError(f"{spec}: expected NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")
+    name, config, split = (*parts, "", "")[:3]
+    split = split or "train"
+    commit = _commit(name)
+    about = {"corpus": spec, "source": "hub", "config": config or None, "split": split, "revision": commit}
+    return Corpus(
+        spec,
+        about,
+        _digest(about, text_column),
+        lambda: _read_hub(spec, name, config, split, commit, text_column),
+    )
+
+
+def _commit(name: str) -> str:
+    """The data set's present commit. One quick question, before `datasets` would try again and again."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
+    except errors.HFValidationError:
+        reason = f"neither a file here nor a valid hub id; {WAYS_OUT}"
+    except errors.GatedRepoError:
+        reason = "a gated data set; accept its terms on the hub and log in with `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = f"neither a file here nor a data set on the hub that you can read; {WAYS_OUT}"
+    except errors.OfflineModeIsEnabled:
+        reason = f"HF_HUB_OFFLINE is set, and data sets are streamed; unset it, or {WAYS_OUT}"
+    except Exception as error:  # the HTTP library below the hub's differs by version
+        reason = f"the hub cannot be reached ({type(error).__name__}); go online, or {WAYS_OUT}"
+    raise CorpusError(f"{name}: {reason}")
+
+
+def _read_hub(spec: str, name: str, config: str, split: str, commit: str, text_column: str) -> Iterator[str]:
+    datasets = _datasets()
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split, revision=commit, streaming=True)
+        for number, row in enumerate(rows):
+            yield _text_of(row, text_column, f"{spec}, row {number}")
+    except CorpusError:
+        raise
+    except Exception as error:  # `datasets` raises whatever the layer below does
+        raise CorpusError(f"{spec}: {type(error).__name__}: {first_line(error)}; or {WAYS_OUT}") from None
+
+
+def _datasets() -> Any:
+    """`datasets`, quiet: its progress bars are not ours."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    return datasets

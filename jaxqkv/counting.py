@@ -1,0 +1,194 @@
+"""Token counts of a corpus, and a batch of its long documents: one pass, whose results are kept.
+
+Counting is array arithmetic on whole batches of documents, which `tokenizers` takes on all cores.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from jaxqkv.corpus import Corpus
+from jaxqkv.devices import cache_folder
+from jaxqkv.errors import CorpusError
+from jaxqkv.files import replacing
+from jaxqkv.tokens import Tokenizer
+
+# Documents go to the tokenizer together until they have this many characters, enough for all cores.
+CHARACTERS = 1 << 20
+# Raised when what is kept changes its form.
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """How often each token occurs in the first whole documents of a corpus.
+
+    Attributes:
+      counts: by token id.
+      documents: how many were counted; those that give no token are not among them.
+      whole: the corpus ended before there were as many tokens as asked for.
+    """
+
+    counts: Int[np.ndarray, "vocab"]
+    documents: int
+    whole: bool
+
+    @property
+    def tokens(self) -> int:
+        """All that were counted."""
+        return int(self.counts.sum())
+
+    @property
+    def log_frequency(self) -> Float[np.ndarray, "vocab"]:
+        """Natural logarithm of each token's share of all; NaN for what was never counted."""
+        counted = self.counts > 0
+        share = np.where(counted, self.counts, 1) / self.counts.sum()
+        return np.where(counted, np.log(share), np.nan)
+
+
+def count_and_batch(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    vocab: int,
+    *,
+    tokens: int | None = None,
+    batch: int | None = None,
+    length: int = 1,
+    cache: bool = True,
+) -> tuple[TokenCounts | None, Int[np.ndarray, "batch pos"] | None]:
+    """Token counts, a batch of ids, or both in one pass; without special tokens.
+
+    Both are kept in the user's cache folder by tokenizer and corpus, and taken from there the next
+    time, which is said.
+
+    Args:
+      corpus: documents.
+      tokenizer: of the model.
+      vocab: the model's vocabulary, the length of the counts.
+      tokens: count whole documents until there are this many tokens; None for no counts.
+      batch: take the first documents with at least `length` tokens, this many; None for none.
+      length: tokens to take of each, from its beginning.
+      cache: False to neither look nor keep.
+
+    Raises:
+      CorpusError: when the corpus has no token, or too few documents that are long enough.
+    """
+    key = {"version": VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab": vocab}
+    counts_key, batch_key = key | {"tokens": tokens}, key | {"batch": batch, "length": length}
+    counts = ids = None
+    if cache and tokens and (kept := _recall("counts", counts_key)):
+        counts = TokenCounts(kept["counts"], int(kept["documents"]), bool(kept["whole"]))
+        message = f"{counts.tokens:,} tokens of {corpus.name} were counted before; --no-cache counts them anew"
+        print(f"jaxqkv: {message}", file=sys.stderr)
+    if cache and batch and (kept := _recall("batch", batch_key)):
+        ids = kept["ids"]
+    new_counts, new_ids = _read(
+        corpus, tokenizer, vocab, tokens if counts is None else None, batch if ids is None else None, length
+    )
+    if cache and new_counts:
+        _keep("counts", counts_key, **dataclasses.asdict(new_counts))
+    if cache and new_ids is not None:
+        _keep("batch", batch_key, ids=new_ids)
+    return counts or new_counts, new_ids if ids is None else ids
+
+
+def _read(
+    corpus: Corpus, tokenizer: Tokenizer, vocab: int, tokens: int | None, batch: int | None, length: int
+) -> tuple[TokenCounts | None, Int[np.ndarray, "batch pos"] | None]:
+    """One pass, to the document that completes what is asked for; none when nothing is."""
+    if not tokens and not batch:
+        return None, None
+    counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
+    rows: list[np.ndarray] = []
+    lengths: list[int] = []
+    counting, batching = bool(tokens), bool(batch)
+    with tqdm(total=tokens, desc="tokens", unit="token", unit_scale=True, delay=1, disable=None) as progress:
+        for ids in _documents(corpus, tokenizer):
+            if counting:
+                documents += 1
+                counted += ids.size
+                counts += np.bincount(ids, minlength=vocab)
+                counting = counted < tokens
+            if batching:
+                lengths.append(ids.size)
+                if ids.size >= length:
+                    rows.append(ids[:length])
+                batching = len(rows) < batch
+            progress.update(ids.size)
+            if not counting and not batching:
+                break
+    if tokens and not counted:
+        raise CorpusError(f"{corpus.name}: has no token to count")
+    if batching:
+        raise CorpusError(f"{corpus.name}: {_too_few(lengths, batch, length, len(rows))}")
+    return TokenCounts(counts, documents, whole=counting) if tokens else None, np.stack(rows) if batch else None
+
+
+def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Int[np.ndarray, " pos"]]:
+    """Each document's ids; those without a token are passed over."""
+    for texts in _together(corpus):
+        for ids in tokenizer.encode(texts, special_tokens=False):
+            if ids:
+                yield np.array(ids, np.int32)
+
+
+def _together(corpus: Corpus) -> Iterator[list[str]]:
+    """Documents in lists of at least `CHARACTERS`; the first are shorter, so that little is read in vain."""
+    texts, size, enough = [], 0, CHARACTERS // 8
+    for text in corpus:
+        texts.append(text)
+        size += len(text)
+        if size >= enough:
+            yield texts
+            texts, size, enough = [], 0, CHARACTERS
+    if texts:
+        yield texts
+
+
+def _too_few(lengths: list[int], batch: int, length: int, found: int) -> str:
+    """How many long documents there are, and what would work with them."""
+    ways = [f"--batch {found}"] if found else []
+    if len(lengths) >= batch:
+        ways.append(f"--length {sorted(lengths)[-batch]}")
+    elif lengths and not found:
+        ways.append(f"--batch {len(lengths)} --length {min(lengths)}")
+    advice = " or ".join(ways) + " would work" if ways else "give a corpus with text in it"
+    return f"{found} of its {len(lengths)} documents have {length} tokens or more, and {batch} are needed; {advice}"
+
+
+# --- what is kept ---
+
+
+def _path(kind: str, key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "corpora" / f"{kind}-{digest}.npz"
+
+
+def _recall(kind: str, key: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept under this key; None if there are none, or not whole ones."""
+    path = _path(kind, key)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(kind: str, key: dict[str, Any], **arrays: Any) -> None:
+    """Writes arrays, whole or not at all; a cache that cannot be written is said, and left alone."""
+    path = _path(kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as error:
+        print(f"jaxqkv: the {kind} of tokens are not kept: {path.parent}: {error.strerror}", file=sys.stderr)
