@@ -105,9 +105,10 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
     "measure": {"choices": ("correlation", "cosine"), "help": "similarity to go on with (default correlation)"},
     "skip_missing": {"action": "store_true", "default": None, "help": "leave out sentences without the target"},
     "corpus": {
-        "nargs": "+",
+        "action": "append",
         "metavar": "SPEC",
-        "help": "hub data set NAME[:CONFIG[:SPLIT]], files or folders of .txt, .jsonl, .parquet, or python-docs",
+        "help": "hub data set NAME[:CONFIG[:SPLIT]], file or folder of .txt, .jsonl, .parquet (of these, several: "
+        "--corpus A --corpus B), or python-docs",
     },
     "documents": {"choices": ("files", "paragraphs"), "help": "what a document of a .txt file is (default files)"},
     "text_column": {"metavar": "NAME", "help": "field or column with the text (default text)"},

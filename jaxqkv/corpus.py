@@ -250,9 +250,10 @@ def _read_hub(spec: str, name: str, config: str, split: str, commit: str, text_c
 
 
 def _datasets() -> Any:
-    """`datasets`, quiet: its progress bars are not ours."""
+    """`datasets`, without its own progress bars, and without telling a server what is loaded."""
     import datasets
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     return datasets

@@ -23,7 +23,7 @@ from jaxqkv.files import replacing
 from jaxqkv.tokens import Tokenizer
 
 # Documents go to the tokenizer together until they have this many characters, enough for all cores.
-CHARACTERS = 1 << 20
+CHARACTERS = 1 << 21
 # Raised when what is kept changes its form.
 VERSION = 1
 
@@ -177,7 +177,7 @@ def _recall(kind: str, key: dict[str, Any]) -> dict[str, np.ndarray] | None:
     """Arrays that were kept under this key; None if there are none, or not whole ones."""
     path = _path(kind, key)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

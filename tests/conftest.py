@@ -132,6 +132,6 @@ def write_word_tokenizer(folder, words):
 
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
-    line = ["figures", study, "--arrays-only", "--out", str(base / "out"), "--model", str(folder), *arguments]
+    line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
     assert jaxqkv.cli.main(line) == 0
     return {path.stem: dict(np.load(path)) for path in (base / "out" / study).glob("*.npz")}

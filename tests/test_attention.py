@@ -73,3 +73,53 @@ def test_mix(arrays):
     for b, h, query in np.ndindex(BATCH, HEAD, POS):
         expected = sum(pattern[b, h, query, key] * arrays[2][b, h, key] for key in range(POS))
         np.testing.assert_allclose(z[b, h, query], expected, atol=1e-6)
+
+
+class TestAttend:
+    POS = 131  # large enough to be sliced
+
+    @pytest.fixture
+    def heads(self):
+        generator = np.random.default_rng(2)
+        return [jnp.asarray(generator.normal(size=(BATCH, HEAD, self.POS, HEAD_DIM)), jnp.float32) for _ in range(3)]
+
+    @pytest.fixture(params=[False, True], ids=["both ways", "causal"])
+    def visible(self, request):
+        mask = np.ones((BATCH, self.POS), bool)
+        mask[0, :17] = mask[1, -29:] = False
+        return attention.visible_keys(jnp.asarray(mask), request.param)
+
+    def test_sliced_and_whole_are_the_same_numbers(self, heads, visible):
+        whole = jax.jit(attention.attend_whole)(*heads, visible, 0.3)
+        sliced = jax.jit(attention.attend_sliced)(*heads, visible, 0.3)
+        for name in attention.Attended._fields:
+            np.testing.assert_allclose(getattr(sliced, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
+
+    def test_definition(self, heads, visible):
+        q, k, v = (np.asarray(x, np.float64) for x in heads)
+        attended = attention.attend(*heads, visible)
+        for b, h in np.ndindex(BATCH, HEAD):
+            scores = q[b, h] @ k[b, h].T / np.sqrt(HEAD_DIM)
+            exponentials = np.where(visible[b], np.exp(scores), 0)
+            total = exponentials.sum(axis=1, keepdims=True)
+            pattern = exponentials / np.where(total > 0, total, 1)
+            np.testing.assert_allclose(attended.scores[b, h], scores, atol=1e-5)
+            np.testing.assert_allclose(attended.pattern[b, h], pattern, atol=1e-6)
+            np.testing.assert_allclose(attended.z[b, h], pattern @ v[b, h], atol=1e-6)
+
+    def test_on_a_cpu_no_matrix_of_scores_is_made_for_z_alone(self, heads, visible):
+        def bytes_of(attend):
+            compiled = jax.jit(lambda *arrays: attend(*arrays).z).lower(*heads, visible).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        scores = BATCH * HEAD * self.POS**2 * 4
+        assert bytes_of(attention.attend) < scores < bytes_of(attention.attend_whole)
+
+    def test_gradients_are_the_same(self, heads, visible):
+        def loss(attend):
+            return jax.jit(jax.grad(lambda q, k, v: (attend(q, k, v, visible).z ** 2).sum(), argnums=(0, 1, 2)))
+
+        for whole, sliced in zip(
+            loss(attention.attend_whole)(*heads), loss(attention.attend_sliced)(*heads), strict=True
+        ):
+            np.testing.assert_allclose(sliced, whole, rtol=1e-4, atol=1e-5)

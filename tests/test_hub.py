@@ -41,6 +41,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    def do_POST(self):
+        self.asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.answer(body=True)
+
     def do_HEAD(self):
         self.answer(body=False)
 
@@ -49,9 +53,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body):
         path = self.path.split("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            what = "/tree/" if "/tree/" in path else "/revision/"
-            return self.about(*path.removeprefix("api/models/").partition(what)[::2], what)
+        if path.startswith("api/"):
+            # Data sets are under datasets/, here and where files are; models are at the root.
+            what = next((word for word in ("/tree/", "/paths-info/") if word in path), "/revision/")
+            name, _, revision = path.removeprefix("api/").removeprefix("models/").partition(what)
+            return self.about(name, revision, what)
         name, _, rest = path.partition("/resolve/")
         revision, _, file = rest.partition("/")
         folder = self.server.repositories.get(name)
@@ -67,13 +73,20 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.server.repositories.get(name)
         if folder is None:
             return self.send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        revision, _, below = revision.partition("/")
         if revision not in ("", "main", COMMIT, "v2"):
             return self.send(404, b'{"error": "Invalid rev id"}', {"X-Error-Code": "RevisionNotFound"})
-        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         if what == "/tree/":
-            about = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": COMMIT} for n, p in files.items()]
+            below = folder / below
+            found = below.iterdir() if "recursive=false" in self.path else below.rglob("*")
+            about = [
+                {"type": "file" if each.is_file() else "directory", "size": each.stat().st_size}
+                | {"path": each.relative_to(folder).as_posix(), "oid": COMMIT}
+                for each in sorted(found)
+            ]
         else:
-            siblings = [{"rfilename": name} for name in files]
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
             about = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0}
         return self.send(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
 

@@ -196,3 +196,105 @@ class TestSimilarity:
             np.testing.assert_allclose(density[index], np.histogram(sample, edges, density=True)[0], rtol=1e-5)
             assert mean[index] == pytest.approx(sample.mean(), rel=1e-5)
             assert std[index] == pytest.approx(sample.std(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("maybe_jit")
+class TestPearson:
+    def test_definition(self, matrix):
+        x, y = matrix[:, 0], matrix[:, 1] + 0.5 * matrix[:, 0]
+        assert kernels.pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+        assert kernels.pearson(matrix, matrix[::-1]) == pytest.approx(
+            np.corrcoef(matrix.ravel(), matrix[::-1].ravel())[0, 1], abs=1e-6
+        )
+
+    def test_pairs_that_do_not_count_may_hold_anything(self, matrix):
+        x, y = matrix[:, 0].copy(), matrix[:, 1].copy()
+        where = np.arange(ROWS) % 3 > 0
+        x[~where], y[~where] = np.nan, np.inf
+        assert kernels.pearson(x, y, where) == pytest.approx(np.corrcoef(x[where], y[where])[0, 1], abs=1e-6)
+
+    def test_shift_and_scale_change_nothing_but_the_sign(self, matrix):
+        x, y = matrix[:, 0], matrix[:, 1]
+        r = float(kernels.pearson(x, y))
+        assert kernels.pearson(1e-20 * x, 1e20 * y) == pytest.approx(r, abs=1e-6)
+        assert kernels.pearson(-x, y + 7) == pytest.approx(-r, abs=1e-5)
+        assert kernels.pearson(x, x) == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.parametrize("constant", [0.0, 0.1, -1e6])
+    def test_undefined_for_a_constant(self, matrix, constant):
+        x = np.full(ROWS, constant, np.float32)
+        assert np.isnan(kernels.pearson(x, matrix[:, 0]))
+        assert np.isnan(kernels.pearson(matrix[:, 0], x))
+
+    def test_undefined_for_fewer_than_two_pairs(self, matrix):
+        for count in (0, 1):
+            assert np.isnan(kernels.pearson(matrix[:, 0], matrix[:, 1], np.arange(ROWS) < count))
+
+
+class TestBins:
+    """Against loops, and against SciPy where it does not raise."""
+
+    @pytest.fixture
+    def x(self):
+        return np.random.default_rng(3).normal(size=(31, 29))
+
+    def test_percentile_edges(self, x):
+        np.testing.assert_array_equal(kernels.percentile_edges(x, 7), np.percentile(x, np.linspace(0, 100, 8)))
+        holed = np.where(x > 1, np.nan, x)
+        np.testing.assert_array_equal(
+            kernels.percentile_edges(holed, 7), np.percentile(x[x <= 1], np.linspace(0, 100, 8))
+        )
+        assert np.isnan(kernels.percentile_edges(np.full(5, np.nan), 7)).tolist() == [True] * 8
+
+    def test_bins_hold_their_left_edge_and_the_last_one_both(self):
+        edges = np.array([0.0, 1, 4, 9])
+        values = np.array([-0.1, 0, 0.5, 1, 3.9, 4, 9, 9.1, np.nan])
+        assert kernels.bin_index(values, edges).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1, -1]
+        assert kernels.bin_index(values, np.full(4, np.nan)).tolist() == [-1] * 9
+
+    def test_repeated_edges_make_empty_bins_and_no_exception(self):
+        values = np.array([1.0, 1, 1, 1, 2, 3, 3, 3])
+        edges = np.array([1.0, 1, 1, 2, 3, 3])
+        index = kernels.bin_index(values, edges)
+        assert index.tolist() == [2, 2, 2, 2, 3, 4, 4, 4]
+        count, mean, std = kernels.binned_moments(np.arange(8, dtype=np.float32), index, n_bin=5)
+        assert count.tolist() == [0, 0, 4, 1, 3]
+        np.testing.assert_array_equal(mean, [np.nan, np.nan, 1.5, 4, 6])
+        np.testing.assert_allclose(std, [np.nan, np.nan, np.sqrt(1.25), 0, np.sqrt(2 / 3)], rtol=1e-6)
+
+    @pytest.mark.parametrize("size", [1, 5, 511, 899, 1031])
+    @pytest.mark.usefixtures("maybe_jit")
+    def test_moments_by_loops(self, size):
+        generator = np.random.default_rng(size)
+        values = generator.normal(100, 3, size).astype(np.float32)
+        index = generator.integers(-1, 8, size)  # −1 and 7 are outside
+        count, mean, std = kernels.binned_moments(values, index, n_bin=7)
+        for b in range(7):
+            chosen = values[index == b].astype(np.float64)
+            assert count[b] == chosen.size
+            if chosen.size:
+                assert mean[b] == pytest.approx(chosen.mean(), rel=1e-6)
+                assert std[b] == pytest.approx(chosen.std(), rel=1e-4, abs=1e-5)
+            else:
+                assert np.isnan(mean[b])
+                assert np.isnan(std[b])
+
+    def test_moments_as_scipy_has_them(self, x):
+        from scipy.stats import binned_statistic
+
+        y = (x + np.random.default_rng(4).normal(size=x.shape)).ravel().astype(np.float32)
+        x = x.ravel()
+        edges = kernels.percentile_edges(x, 11)
+        count, mean, std = kernels.binned_moments(y, kernels.bin_index(x, edges), n_bin=11)
+        for name, ours in (("count", count), ("mean", mean), ("std", std)):
+            np.testing.assert_allclose(ours, binned_statistic(x, y, name, bins=edges)[0], rtol=2e-6, atol=1e-6)
+
+    def test_large_samples_lose_no_accuracy(self):
+        generator = np.random.default_rng(5)
+        values = (50 + generator.normal(size=262_144)).astype(np.float32)
+        index = generator.integers(0, 3, values.size)
+        _, mean, std = kernels.binned_moments(values, index, n_bin=3)
+        for b in range(3):
+            chosen = values[index == b].astype(np.float64)
+            assert mean[b] == pytest.approx(chosen.mean(), rel=1e-6)
+            assert std[b] == pytest.approx(chosen.std(), rel=1e-5)

@@ -155,6 +155,30 @@ def test_microbatches_change_nothing(config, model):
     np.testing.assert_allclose(model.hidden(ids, memory=60_000), model.hidden(ids), atol=2e-5)
 
 
+def test_reducer_gets_inputs_cut_along_with_the_batch(config, model):
+    ids = random_ids(config, 7, 11)
+    inputs = {"weight": np.arange(7 * 11, dtype=np.float32).reshape(7, 11), "shift": np.arange(7, dtype=np.float32)}
+
+    def reduce(attention, mask, inputs):
+        return (attention.attn_out * inputs["weight"][:, :, None]).sum(axis=1) + inputs["shift"][:, None]
+
+    expected = np.einsum("lbpe,bp->lbe", model.run(ids, capture={"attn_out"}).attn_out, inputs["weight"])
+    expected += inputs["shift"][:, None]
+    for memory in (None, 1, 60_000):
+        reduced = model.run(ids, reduce=reduce, inputs=inputs, memory=memory)
+        np.testing.assert_allclose(reduced, expected, rtol=2e-5, atol=2e-3)
+    with pytest.raises(JaxqkvError, match=r"batch of 7 as their first axis; one of them is \[6\]"):
+        model.run(ids, reduce=reduce, inputs=inputs | {"shift": np.zeros(6)})
+    with pytest.raises(JaxqkvError, match="`inputs` are for `reduce`"):
+        model.run(ids, inputs=inputs)
+
+
+def test_progress_counts_microbatches_of_all_layers_that_are_run(config, model):
+    ids, calls = random_ids(config, 3, 11), []
+    model.run(ids, layers=[1], memory=1, progress=lambda *call: calls.append(call))
+    assert calls == [(done, 6) for done in range(1, 7)]
+
+
 def test_hidden_states_of_earlier_layers_are_let_go(tmp_path):
     deep = jaxqkv.load(write_folder(tmp_path / "deep", changed(GPT2, n_layer=13)))
     ids = random_ids(GPT2, 3, 11)

@@ -222,7 +222,7 @@ def figure_1(run: Run) -> Display:
     order = order[counts[order] > 0]
     rows = [
         (f"{token!r}", f"{counts[i]:,}", f"{np.exp(log_frequency[i]):.2%}")
-        for i, token in zip(order, run.model.tokenizer.tokens(order), strict=True)
+        for i, token in zip(order, run.model.tokenizer.tokens(order.tolist()), strict=True)
     ]
     seen = np.flatnonzero(counts)
     panel = Lines(
@@ -270,7 +270,7 @@ def figure_4a(run: Run) -> Display:
     adjustment = run.of_layers(ADJUSTMENT, run.shown)
     r = np.asarray(_adjustment_correlations(adjustment, run.log_frequency.astype(np.float32)))
     x, panels = run.log_frequency, []
-    for layer, y, each in zip(run.shown, adjustment, r, strict=True):
+    for layer, y, each in zip(run.shown, adjustment, r.tolist(), strict=True):
         lines = [
             Line(x=x[:, 1:].ravel(), y=y[:, 1:].ravel(), color=style.POINTS, alpha=0.3, **POINTS),
             Line(x=x[:, 0], y=y[:, 0], color=style.FIRST, marker="x", size=6, linestyle="", label="first position"),
@@ -453,7 +453,7 @@ def figure_6(run: Run) -> Display:
     ]
     centres, mean, std = averages
     r_mean, r_std = (np.asarray(_row_correlations(*map(np.float32, (centres, y)))) for y in (mean, std))
-    shared = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer", "scale": (0, n_layer - 1)}
+    shared = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer", "scale": (0, n_layer)}
     curves: list[Panel] = []
     for letter, values, name in (("A", mean, "mean"), ("B", std, "standard deviation")):
         lines = layer_lines(centres, values)

@@ -1,0 +1,186 @@
+"""Counts and batches against the loop over single tokens; what is kept, and when it is used."""
+
+import numpy as np
+import pytest
+from conftest import write_word_tokenizer
+
+import jaxqkv.corpus
+from jaxqkv import counting
+from jaxqkv.config import KNOWN
+from jaxqkv.counting import TokenCounts, count_and_batch
+from jaxqkv.errors import CorpusError
+from jaxqkv.tokens import Tokenizer
+
+WORDS = ["?", *(f" w{n}" for n in range(12))]
+VOCAB = 17  # the model may have more tokens than its tokenizer
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    return Tokenizer.from_folder(write_word_tokenizer(tmp_path / "tokenizer", WORDS), KNOWN["gpt2"])
+
+
+def documents(count=23, seed=0):
+    """Documents of 0 to 12 words; the frequent words are the first."""
+    generator = np.random.default_rng(seed)
+    return ["".join(WORDS[1:][int(12 * u**3)] for u in generator.random(generator.integers(13))) for _ in range(count)]
+
+
+class Read(list):
+    """Documents that count how often they are read."""
+
+    def __init__(self, texts, fingerprint="one"):
+        super().__init__(texts)
+        self.taken = 0
+        self.corpus = jaxqkv.corpus.Corpus("texts", {}, fingerprint, self.read)
+
+    def read(self):
+        for text in self:
+            self.taken += 1
+            yield text
+
+
+def loop(texts, tokenizer, tokens):
+    """As the seed counts: document by document, token by token."""
+    counts, total, used = np.zeros(VOCAB, int), 0, 0
+    for text in texts:
+        (ids,) = tokenizer.encode([text], special_tokens=False)
+        used += bool(ids)
+        for i in ids:
+            counts[i] += 1
+        total += len(ids)
+        if total >= tokens:
+            break
+    return counts, used
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 50, 10_000])
+@pytest.mark.parametrize("characters", [1, 37, 1 << 20])
+def test_whole_documents_are_counted_until_there_are_enough_tokens(tokenizer, monkeypatch, tokens, characters):
+    monkeypatch.setattr(counting, "CHARACTERS", characters)
+    texts = documents()
+    counts, _ = count_and_batch(Read(texts).corpus, tokenizer, VOCAB, tokens=tokens, cache=False)
+    expected, used = loop(texts, tokenizer, tokens)
+    np.testing.assert_array_equal(counts.counts, expected)
+    assert (counts.documents, counts.tokens) == (used, expected.sum())
+    assert counts.whole == (tokens == 10_000)
+
+
+def test_the_batch_is_of_the_first_documents_that_are_long_enough(tokenizer):
+    texts = documents()
+    _, ids = count_and_batch(Read(texts).corpus, tokenizer, VOCAB, batch=5, length=7, cache=False)
+    rows = [row for row in tokenizer.encode(texts, special_tokens=False) if len(row) >= 7]
+    np.testing.assert_array_equal(ids, [row[:7] for row in rows[:5]])
+
+
+def test_one_pass_serves_both(tokenizer):
+    read = Read(documents())
+    counts, ids = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30, batch=5, length=7, cache=False)
+    assert read.taken <= len(read)
+    np.testing.assert_array_equal(counts.counts, loop(read, tokenizer, 30)[0])
+    np.testing.assert_array_equal(ids, count_and_batch(read.corpus, tokenizer, VOCAB, batch=5, length=7)[1])
+
+
+def test_log_frequency():
+    counts = TokenCounts(np.array([3, 0, 1]), documents=2, whole=True)
+    np.testing.assert_allclose(counts.log_frequency, [np.log(0.75), np.nan, np.log(0.25)])
+    assert np.exp(counts.log_frequency[[0, 2]]).sum() == pytest.approx(1)
+
+
+class TestTooLittle:
+    def test_no_token(self, tokenizer):
+        with pytest.raises(CorpusError, match=r"^texts: has no token to count$"):
+            count_and_batch(Read(["", "", ""]).corpus, tokenizer, VOCAB, tokens=5)
+
+    @pytest.mark.parametrize(
+        ("batch", "length", "ways"),
+        [
+            (3, 5, "2 of its 3 documents have 5 tokens or more, and 3 are needed; --batch 2 or --length 2 would work"),
+            (4, 5, "2 of its 3 documents have 5 tokens or more, and 4 are needed; --batch 2 would work"),
+            (2, 9, "0 of its 3 documents have 9 tokens or more, and 2 are needed; --length 5 would work"),
+            (7, 9, "0 of its 3 documents have 9 tokens or more, and 7 are needed; --batch 3 --length 2 would work"),
+        ],
+    )
+    def test_too_few_long_documents(self, tokenizer, batch, length, ways):
+        lengths = (2, 0, 5, 6)
+        corpus = Read([" w1" * n for n in lengths]).corpus
+        with pytest.raises(CorpusError) as caught:
+            count_and_batch(corpus, tokenizer, VOCAB, batch=batch, length=length)
+        assert str(caught.value) == f"texts: {ways}"
+        # What it says would work, works.
+        words = ways.split("; ")[1].removesuffix(" would work").split(" or ")
+        for way in words:
+            options = dict(zip(*[iter(way.replace("--", "").split())] * 2, strict=True))
+            sizes = {"batch": batch, "length": length} | {name: int(value) for name, value in options.items()}
+            assert count_and_batch(corpus, tokenizer, VOCAB, **sizes)[1].shape == (sizes["batch"], sizes["length"])
+
+    def test_no_text_at_all(self, tokenizer):
+        with pytest.raises(CorpusError, match=r"0 of its 0 documents .* give a corpus with text in it"):
+            count_and_batch(Read([" "[:0]]).corpus, tokenizer, VOCAB, batch=1, length=2)
+
+
+class TestKept:
+    def test_a_second_run_reads_nothing_and_says_so(self, tokenizer, capsys):
+        read = Read(documents(), fingerprint="second run")
+        first = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30, batch=5, length=7)
+        taken = read.taken
+        assert "counted before" not in capsys.readouterr().err
+        second = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30, batch=5, length=7)
+        assert read.taken == taken
+        assert f"{first[0].tokens} tokens of texts were counted before; --no-cache" in capsys.readouterr().err
+        np.testing.assert_array_equal(second[0].counts, first[0].counts)
+        assert (second[0].documents, second[0].whole) == (first[0].documents, first[0].whole)
+        np.testing.assert_array_equal(second[1], first[1])
+
+    def test_another_batch_does_not_count_again(self, tokenizer, monkeypatch):
+        read = Read(documents(), fingerprint="another batch")
+        count_and_batch(read.corpus, tokenizer, VOCAB, tokens=10_000, batch=5, length=7)
+        monkeypatch.setattr(counting, "CHARACTERS", 1)
+        read.taken = 0
+        count_and_batch(read.corpus, tokenizer, VOCAB, tokens=10_000, batch=1, length=2)
+        assert read.taken < len(read) / 2
+
+    def test_what_it_depends_on(self, tokenizer, tmp_path):
+        texts = documents()
+        (tmp_path / "other").mkdir()
+        other = Tokenizer.from_folder(write_word_tokenizer(tmp_path / "other", WORDS[:9]), KNOWN["gpt2"])
+        assert other.fingerprint != tokenizer.fingerprint
+        for each, fingerprint, tokens in (
+            (tokenizer, "depends", 30),
+            (other, "depends", 30),
+            (tokenizer, "changed", 30),
+            (tokenizer, "depends", 60),
+        ):
+            read = Read(texts if fingerprint == "depends" else texts[::-1], fingerprint)
+            counts, _ = count_and_batch(read.corpus, each, VOCAB, tokens=tokens)
+            np.testing.assert_array_equal(counts.counts, loop(read, each, tokens)[0])
+
+    def test_no_cache_neither_looks_nor_keeps(self, tokenizer, monkeypatch, tmp_path):
+        monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path / "cache"))
+        read = Read(documents())
+        for _ in range(2):
+            read.taken = 0
+            count_and_batch(read.corpus, tokenizer, VOCAB, tokens=10_000, cache=False)
+            assert read.taken == len(read)
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_broken_file_is_counted_anew(self, tokenizer, monkeypatch, tmp_path):
+        monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path / "cache"))
+        read = Read(documents())
+        first, _ = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30)
+        (path,) = (tmp_path / "cache").rglob("*.npz")
+        whole = path.read_bytes()
+        for broken in (b"", whole[:100], whole[:-20], b"PK\x03\x04" + bytes(200)):
+            path.write_bytes(broken)
+            again, _ = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30)
+            np.testing.assert_array_equal(again.counts, first.counts)
+            assert path.read_bytes() == whole
+
+    def test_a_cache_folder_that_is_a_file_is_said(self, tokenizer, monkeypatch, tmp_path, capsys):
+        (tmp_path / "cache").write_text("")
+        monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path / "cache"))
+        texts = documents()
+        counts, _ = count_and_batch(Read(texts).corpus, tokenizer, VOCAB, tokens=30)
+        np.testing.assert_array_equal(counts.counts, loop(texts, tokenizer, 30)[0])
+        assert "counts of tokens are not kept" in capsys.readouterr().err

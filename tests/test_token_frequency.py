@@ -1,0 +1,366 @@
+"""Study 3: every array of every figure against loops from the definitions, with NumPy, SciPy and PyTorch."""
+
+import json
+from math import sqrt
+
+import numpy as np
+import pytest
+from conftest import BERT, GPT2, changed, figures_of, write_folder, write_word_tokenizer
+from scipy.stats import binned_statistic
+
+import jaxqkv
+from jaxqkv.cli import main
+from jaxqkv.figures.registry import study
+from jaxqkv.studies import token_frequency
+
+CONFIG = changed(BERT, initializer_range=0.2, n_positions=31)
+WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
+BATCH, LENGTH, TOKENS, BINS = 7, 29, 200, 40
+
+
+def texts():
+    """Documents of 5 to 45 words, most of them frequent ones; the later ones have words the first have not."""
+    generator = np.random.default_rng(3)
+    words = []
+    for number in range(19):
+        reach = 19 if number < 9 else 36
+        words.append("".join(f" w{int(reach * u**2)}" for u in generator.random(generator.integers(5, 46))))
+    return words
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
+    return path
+
+
+def sizes(corpus):
+    return ["--corpus", str(corpus), "--batch", str(BATCH), "--length", str(LENGTH), "--tokens", str(TOKENS)]
+
+
+@pytest.fixture(scope="module")
+def arrays(folder, corpus, tmp_path_factory):
+    return figures_of("token-frequency", tmp_path_factory.mktemp("study"), folder, "--no-cache", *sizes(corpus))
+
+
+@pytest.fixture(scope="module")
+def counted(folder):
+    """Counts by token and the batch, by loops."""
+    tokenizer = jaxqkv.load(folder).tokenizer
+    rows = [tokenizer.encode([text], special_tokens=False)[0] for text in texts()]
+    counts, total = np.zeros(CONFIG.vocab_size, int), 0
+    for row in rows:
+        for i in row:
+            counts[i] += 1
+        total += len(row)
+        if total >= TOKENS:
+            break
+    return counts, np.array([row[:LENGTH] for row in rows if len(row) >= LENGTH][:BATCH])
+
+
+@pytest.fixture(scope="module")
+def log_frequency(counted):
+    counts, ids = counted
+    with np.errstate(divide="ignore"):
+        values = np.log(counts / counts.sum())[ids]
+    return np.where(np.isinf(values), np.nan, values)
+
+
+@pytest.fixture(scope="module")
+def torch_layers(folder, counted):
+    """Scores averaged over heads `[layer, batch, query, key]` and adjustments `[layer, batch, pos]`, with hooks."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False).eval()
+    scores, adjustments = [], []
+
+    def split(x):
+        return x.view(BATCH, LENGTH, CONFIG.n_head, -1).transpose(1, 2)
+
+    def score_hook(module, inputs, output):
+        q, k = split(module.query(inputs[0])), split(module.key(inputs[0]))
+        scores.append((q @ k.transpose(-1, -2) / sqrt(q.shape[-1])).mean(dim=1))
+
+    for layer in model.encoder.layer:
+        layer.attention.self.register_forward_hook(score_hook)
+        layer.attention.output.dense.register_forward_hook(
+            lambda module, inputs, output: adjustments.append(torch.log(torch.linalg.norm(output, dim=-1)))
+        )
+    with torch.no_grad():
+        model(torch.tensor(counted[1]))
+    return torch.stack(scores).double().numpy(), torch.stack(adjustments).double().numpy()
+
+
+def pair_sums(row):
+    return np.array([[a + b for b in row] for a in row])
+
+
+def binned(row, score):
+    """Centres, means and standard deviations by loops; an empty bin is NaN."""
+    sums = pair_sums(row)
+    known = ~np.isnan(sums)
+    edges = np.percentile(sums[known], np.linspace(0, 100, BINS + 1))
+    mean, std = np.full(BINS, np.nan), np.full(BINS, np.nan)
+    for b in range(BINS):
+        inside = (sums >= edges[b]) & ((sums < edges[b + 1]) | ((b == BINS - 1) & (sums == edges[-1])))
+        if inside.any():
+            mean[b], std[b] = score[inside].mean(), score[inside].std()
+    return (edges[:-1] + edges[1:]) / 2, mean, std
+
+
+def correlation(x, y):
+    known = ~np.isnan(x) & ~np.isnan(y)
+    return np.corrcoef(x[known], y[known])[0, 1]
+
+
+def test_every_figure_is_there_with_the_shapes_of_the_table(arrays):
+    assert set(arrays) == set(study("token-frequency").figures)
+    layer, pair = CONFIG.n_layer, BATCH * (LENGTH**2 // 500 + 1)
+    shapes = {
+        "1": {"counts": (CONFIG.vocab_size,), "log_frequency": (CONFIG.vocab_size,)},
+        "2": {"ids": (BATCH, LENGTH)},
+        "4a": {"log_frequency": (BATCH, LENGTH), "adjustment": (3, BATCH, LENGTH), "r": (3,)},
+        "4b": {"r": (layer,)},
+        "5a": {"pair_log_frequency": (LENGTH, LENGTH)},
+        "5-edges": {"percentile_edges": (BINS + 1,), "linear_edges": (BINS + 1,)},
+        "5c": {"centres": (BATCH, BINS), "mean": (BATCH, BINS), "std": (BATCH, BINS)},
+        "5d": {"r_mean": (BATCH,), "r_std": (BATCH,)},
+        "6": {"centres": (layer, BINS), "mean": (layer, BINS), "std": (layer, BINS)}
+        | dict.fromkeys(("r_mean", "r_std"), (layer,)),
+    }
+    for id, expected in shapes.items():
+        assert {name: array.shape for name, array in arrays[id].items() if name != "left_out"} == expected, id
+    assert arrays["5b"]["score"].shape == arrays["5b"]["pair_log_frequency"].shape
+    assert arrays["5b"]["score"].shape == (pair,)
+
+
+class TestCorpus:
+    def test_counts(self, arrays, counted):
+        counts, _ = counted
+        assert 0 < (counts == 0).sum() < counts.size - 5
+        np.testing.assert_array_equal(arrays["1"]["counts"], counts)
+        seen = counts > 0
+        np.testing.assert_allclose(arrays["1"]["log_frequency"][seen], np.log(counts[seen] / counts.sum()), rtol=1e-12)
+        assert np.isnan(arrays["1"]["log_frequency"][~seen]).all()
+
+    def test_batch(self, arrays, counted):
+        np.testing.assert_array_equal(arrays["2"]["ids"], counted[1])
+
+    def test_tokens_never_counted_are_left_out_and_their_number_saved(self, arrays, log_frequency):
+        left_out = np.isnan(log_frequency).sum()
+        assert left_out > 0
+        for id in ("4a", "4b", "5a", "5b", "5-edges", "5c", "5d", "6"):
+            assert arrays[id]["left_out"] == left_out
+        np.testing.assert_array_equal(np.isnan(arrays["4a"]["log_frequency"]), np.isnan(log_frequency))
+
+
+class TestAgainstPyTorch:
+    def test_adjustments(self, arrays, log_frequency, torch_layers):
+        _, adjustments = torch_layers
+        np.testing.assert_allclose(arrays["4a"]["log_frequency"], log_frequency, rtol=1e-12)
+        np.testing.assert_allclose(arrays["4a"]["adjustment"], adjustments[[0, 1, 2]], atol=2e-6)
+        r = [correlation(log_frequency[:, 1:].ravel(), a[:, 1:].ravel()) for a in adjustments]
+        np.testing.assert_allclose(arrays["4a"]["r"], np.array(r)[[0, 1, 2]], atol=2e-6)
+        np.testing.assert_allclose(arrays["4b"]["r"], r, atol=2e-6)
+
+    def test_pairs(self, arrays, log_frequency, torch_layers):
+        scores, _ = torch_layers
+        np.testing.assert_allclose(arrays["5a"]["pair_log_frequency"], pair_sums(log_frequency[0]), rtol=1e-12)
+        sums = np.concatenate([pair_sums(row).ravel()[::500] for row in log_frequency])
+        values = np.concatenate([each.ravel()[::500] for each in scores[1]])  # layer 5 of 3 layers: the middle
+        known = ~np.isnan(sums)
+        np.testing.assert_allclose(arrays["5b"]["pair_log_frequency"], sums[known], rtol=1e-12)
+        np.testing.assert_allclose(arrays["5b"]["score"], values[known], atol=2e-6)
+
+    def test_pairs_of_tokens_never_counted_are_left_out(
+        self, folder, corpus, tmp_path, monkeypatch, log_frequency, torch_layers
+    ):
+        monkeypatch.setattr(token_frequency, "EVERY", 53)
+        again = figures_of("token-frequency", tmp_path, folder, "5b", *sizes(corpus))
+        sums = np.concatenate([pair_sums(row).ravel()[::53] for row in log_frequency])
+        values = np.concatenate([each.ravel()[::53] for each in torch_layers[0][1]])
+        known = ~np.isnan(sums)
+        assert 0 < known.sum() < known.size
+        np.testing.assert_allclose(again["5b"]["pair_log_frequency"], sums[known], rtol=1e-12)
+        np.testing.assert_allclose(again["5b"]["score"], values[known], atol=2e-6)
+
+    def test_edges(self, arrays, log_frequency):
+        sums = pair_sums(log_frequency[-1])
+        sums = sums[~np.isnan(sums)]
+        np.testing.assert_allclose(
+            arrays["5-edges"]["percentile_edges"], np.percentile(sums, np.linspace(0, 100, BINS + 1)), rtol=1e-12
+        )
+        np.testing.assert_allclose(arrays["5-edges"]["linear_edges"], np.linspace(sums.min(), sums.max(), BINS + 1))
+
+    def test_one_layer_binned(self, arrays, log_frequency, torch_layers):
+        expected = [binned(row, score) for row, score in zip(log_frequency, torch_layers[0][1], strict=True)]
+        assert any(np.isnan(mean).any() for _, mean, _ in expected)  # repeated edges do occur
+        for name, column in zip(("centres", "mean", "std"), zip(*expected, strict=True), strict=True):
+            np.testing.assert_allclose(arrays["5c"][name], column, atol=3e-6, err_msg=name)
+        for index, name in ((1, "r_mean"), (2, "r_std")):
+            r = [correlation(each[0], each[index]) for each in expected]
+            np.testing.assert_allclose(arrays["5d"][name], r, atol=2e-5)
+
+    def test_every_layer_binned(self, arrays, log_frequency, torch_layers):
+        for layer, scores in enumerate(torch_layers[0]):
+            each = np.array([binned(row, score) for row, score in zip(log_frequency, scores, strict=True)])
+            each[:, 0][np.isnan(each[:, 1])] = np.nan
+            centres, mean, std = np.nanmean(each, axis=0)
+            for name, expected in (("centres", centres), ("mean", mean), ("std", std)):
+                np.testing.assert_allclose(arrays["6"][name][layer], expected, atol=3e-6, err_msg=name)
+            assert arrays["6"]["r_mean"][layer] == pytest.approx(np.corrcoef(centres, mean)[0, 1], abs=2e-5)
+            assert arrays["6"]["r_std"][layer] == pytest.approx(np.corrcoef(centres, std)[0, 1], abs=2e-5)
+
+    def test_bins_are_scipys_where_it_does_not_raise(self, arrays, log_frequency, torch_layers):
+        compared = 0
+        for row, score in zip(log_frequency, torch_layers[0][1], strict=True):
+            sums = pair_sums(row)
+            known = ~np.isnan(sums)
+            edges = np.percentile(sums[known], np.linspace(0, 100, 6))
+            if len(set(edges)) == 6:
+                index = jaxqkv.kernels.bin_index(sums[known], edges)
+                _, mean, _ = jaxqkv.kernels.binned_moments(score[known].astype(np.float32), index, n_bin=5)
+                expected, *_ = binned_statistic(sums[known], score[known], "mean", bins=edges)
+                np.testing.assert_allclose(mean, expected, atol=2e-6)
+                compared += 1
+        assert compared
+
+
+def test_the_mean_over_heads_is_one_product_of_the_whole_width(folder, counted):
+    model = jaxqkv.load(folder)
+    acts = model.run(counted[1], capture={"q", "k", "scores"}, layers=[2])
+    one = jaxqkv.activations.Attention(q=acts.q[0], k=acts.k[0])
+    expected = np.asarray(acts.q[0]) @ np.asarray(acts.k[0]).swapaxes(-1, -2) / sqrt(CONFIG.head_dim)
+    np.testing.assert_allclose(token_frequency.mean_score(one), expected.mean(axis=1), atol=1e-6)
+
+
+def test_neither_memory_nor_other_figures_change_a_number(arrays, folder, corpus, tmp_path):
+    for id in ("4a", "5b", "5c", "6"):
+        again = figures_of("token-frequency", tmp_path / id, folder, id, "--memory", "1KB", *sizes(corpus))
+        assert set(again) == {id}
+        for name, array in again[id].items():
+            np.testing.assert_allclose(array, arrays[id][name], rtol=1e-5, atol=2e-6, err_msg=f"{id} {name}")
+
+
+def test_a_figure_runs_what_it_needs_and_no_more(folder, corpus, tmp_path, monkeypatch):
+    layers = []
+    run = jaxqkv.Model.run
+    monkeypatch.setattr(
+        jaxqkv.Model, "run", lambda *a, **options: layers.append(options["layers"]) or run(*a, **options)
+    )
+    for id in ("1", "2", "5a", "5-edges"):
+        figures_of("token-frequency", tmp_path / id, folder, id, *sizes(corpus))
+    assert layers == []
+    figures_of("token-frequency", tmp_path / "5c", folder, "5c", "--layer", "0", *sizes(corpus))
+    assert layers == [[0]]
+
+
+def test_layer_overrides_both(folder, corpus, tmp_path, torch_layers, log_frequency):
+    again = figures_of("token-frequency", tmp_path, folder, "5b", "5c", "--layer", "2", *sizes(corpus))
+    expected = [binned(row, score)[1] for row, score in zip(log_frequency, torch_layers[0][2], strict=True)]
+    np.testing.assert_allclose(again["5c"]["mean"], expected, atol=3e-6)
+    sums = np.concatenate([pair_sums(row).ravel()[::500] for row in log_frequency])
+    values = np.concatenate([each.ravel()[::500] for each in torch_layers[0][2]])
+    np.testing.assert_allclose(again["5b"]["score"], values[~np.isnan(sums)], atol=2e-6)
+
+
+def test_with_none_left_out_the_numbers_are_those_of_the_plain_definition(folder, corpus, tmp_path, torch_layers):
+    everything = [*sizes(corpus)[:-1], "100000"]
+    again = figures_of("token-frequency", tmp_path, folder, *everything)
+    tokenizer = jaxqkv.load(folder).tokenizer
+    counts = np.bincount(np.concatenate(tokenizer.encode(texts(), special_tokens=False)), minlength=CONFIG.vocab_size)
+    ids = again["2"]["ids"]
+    x = np.log(counts / counts.sum(), where=counts > 0, out=np.zeros(counts.size))[ids]
+    assert again["4b"]["left_out"] == 0
+    r = [np.corrcoef(x[:, 1:].ravel(), a[:, 1:].ravel())[0, 1] for a in torch_layers[1]]
+    np.testing.assert_allclose(again["4b"]["r"], r, atol=2e-6)
+
+
+def test_gpt2_instead_of_bert(corpus, tmp_path):
+    gpt2 = write_word_tokenizer(write_folder(tmp_path / "gpt2", changed(GPT2, n_positions=31)), WORDS)
+    again = figures_of("token-frequency", tmp_path, gpt2, *sizes(corpus))
+    model = jaxqkv.load(gpt2)
+    acts = model.run(again["2"]["ids"], capture={"attn_out"})
+    expected = np.log(np.linalg.norm(np.asarray(acts.attn_out, np.float64), axis=-1))
+    np.testing.assert_allclose(again["4a"]["adjustment"], expected, atol=2e-6)
+
+
+def test_a_constant_adjustment_has_no_correlation_and_the_caption_says_so(corpus, tmp_path, capsys):
+    tensors = write_zeroed(tmp_path / "zero")
+    out = tmp_path / "out"
+    line = ["figures", "token-frequency", "4a", "4b", "--arrays-only", "--out", str(out), "--model", str(tensors)]
+    assert main([*line, *sizes(corpus)]) == 0
+    r = np.load(out / "token-frequency" / "4b.npz")["r"]
+    assert np.isnan(r[1])
+    assert np.isfinite(r[[0, 2]]).all()
+    manifest = json.loads((out / "token-frequency" / "manifest.json").read_text())
+    assert "1 correlations are undefined" in manifest["figures"]["4b"]["caption"]
+
+
+def write_zeroed(path):
+    """A checkpoint whose layer 1 adds the same vector everywhere."""
+    from conftest import random_tensors
+
+    tensors = random_tensors(CONFIG)
+    tensors["encoder.layer.1.attention.output.dense.weight"][:] = 0
+    return write_word_tokenizer(write_folder(path, CONFIG, tensors), WORDS)
+
+
+class TestCommand:
+    def run(self, folder, corpus, tmp_path, *more):
+        line = ["figures", "token-frequency", "--arrays-only", "--out", str(tmp_path / "out"), "--model", str(folder)]
+        return main([*line, "--corpus", str(corpus), *more])
+
+    def test_the_manifest_says_what_was_counted_and_left_out(self, folder, corpus, tmp_path, capsys, log_frequency):
+        assert self.run(folder, corpus, tmp_path, *sizes(corpus)[2:], "5c") == 0
+        manifest = json.loads((tmp_path / "out" / "token-frequency" / "manifest.json").read_text())
+        assert manifest["corpus"]["files"].keys() == {str(corpus)}
+        assert manifest["batch"] == [BATCH, LENGTH]
+        assert manifest["left out"] == np.isnan(log_frequency).sum()
+        assert f"{manifest['left out']} of the batch's {BATCH * LENGTH} tokens were never" in capsys.readouterr().out
+
+    def test_a_corpus_shorter_than_asked_for_is_counted_whole_and_said(self, folder, corpus, tmp_path, capsys):
+        assert self.run(folder, corpus, tmp_path, "1") == 0
+        out = capsys.readouterr().out
+        total = np.load(tmp_path / "out" / "token-frequency" / "1.npz")["counts"].sum()
+        assert f"has {total} tokens, fewer than 1,000,000; all are counted" in out
+        assert "' w0'" in out or "w0" in out  # the table of the most frequent tokens
+
+    def test_unknown_words_are_counted_as_the_unknown_token(self, folder, tmp_path):
+        path = tmp_path / "unknown.txt"
+        path.write_text(" w1 never never w1 w1")
+        assert self.run(folder, path, tmp_path, "1") == 0
+        counts = np.load(tmp_path / "out" / "token-frequency" / "1.npz")["counts"]
+        assert (counts[0], counts[2], counts.sum()) == (2, 3, 5)
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--batch", "17", "--length", "29"], "documents have 29 tokens or more, and 17 are needed; --batch"),
+            (["--length", "32"], "--length 32: tiny has 31 positions"),
+            (["--memory", "much"], "much is not a size such as 2GB or 500MB"),
+            (["--memory", "0"], "0 is not a size such as 2GB"),
+            (["--tokens", "0"], "0 is not a whole number from 1 up"),
+            (["--text-column", "body"], "line 1: no column 'body'; it has text"),
+        ],
+    )
+    def test_refusals(self, folder, corpus, tmp_path, capsys, more, message):
+        try:
+            status = self.run(folder, corpus, tmp_path, *more)
+        except SystemExit as exit:
+            status = exit.code
+        assert status == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in error
+
+    def test_sizes_of_memory(self):
+        from jaxqkv.cli import _bytes
+
+        sizes = {"2GB": 2 * 10**9, "500MB": 5 * 10**8, "1.5 GiB": 3 << 29, "64k": 64_000, "7": 7, "3KiB": 3072}
+        assert {text: _bytes(text) for text in sizes} == sizes
