@@ -24,8 +24,8 @@ def prepare_folder(out: Path, study: str) -> Path:
     """Makes `out/study` and proves that both can be written, before any work is done."""
     folder = out / study
     try:
-        make_writable(out)
         make_writable(folder)
+        make_writable(out)
     except OSError as error:
         raise JaxqkvError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
     return folder
