@@ -117,6 +117,16 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
     "length": {"type": _from(2), "help": "tokens of each (default the model's positions)"},
     "memory": {"type": _bytes, "help": "for temporaries of a block, as 2GB or 500MB (default 2GB)"},
     "no_cache": {"action": "store_true", "default": None, "help": "count anew, and do not keep the counts"},
+    "compare": {
+        "action": "append",
+        "metavar": "SPEC",
+        "help": "further checkpoints, overlaid or beside; several times",
+    },
+    "as_published": {
+        "action": "store_true",
+        "default": None,
+        "help": "cut matrices as the original does, where it slips",
+    },
     "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
 }
 
@@ -173,8 +183,7 @@ def _list(options: argparse.Namespace) -> None:
     from jaxqkv.figures.registry import STUDIES, study
 
     rows = [(name, spec.id, spec.title) for name in STUDIES for spec in study(name).figures.values()]
-    for line in Table(heading=("study", "id", "figure"), rows=rows).text(align="left").splitlines():
-        print(line.rstrip())
+    print(Table(heading=("study", "id", "figure"), rows=rows, left=3).text())
 
 
 def _info(options: argparse.Namespace) -> None:

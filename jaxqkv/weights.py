@@ -1,7 +1,7 @@
 """`Weights`: a checkpoint's tensors by name and by role, each read when it is asked for."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +9,34 @@ from jaxtyping import Float
 from jaxqkv import weight_map
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.errors import CheckpointError, JaxqkvError
+
+# A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
+CATEGORIES = {
+    "wte": "Token Embedding",
+    "word": "Token Embedding",
+    "wpe": "Positional Embedding",
+    "position": "Positional Embedding",
+    "token_type": "Token Type Embedding",
+    "attn": "Attention",
+    "mlp": "Feed Forward",
+    "ln_": "Layer Norm",
+    "norm": "Layer Norm",
+    "lm_head": "Output Embedding",
+}
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a model: its name, what it is for, its layer (None outside of layers) and shape."""
+
+    name: str
+    category: str
+    layer: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return int(np.prod(self.shape))
 
 
 class Weights:
@@ -36,31 +64,34 @@ class Weights:
         """Bytes that all tensors of the model take in `dtype`."""
         return sum(int(np.prod(rule.shape)) for rule in self._rules.values()) * self.dtype.itemsize
 
+    def inventory(self) -> list[TensorInfo]:
+        """Every tensor of the model, once, in the order of the forward pass."""
+        table = self._table
+
+        def info(rule: weight_map.Rule, layer: int | None) -> TensorInfo:
+            category = next(c for start, c in CATEGORIES.items() if rule.places[0].startswith(start))
+            return TensorInfo(rule.key.format(layer=layer), category, layer, rule.shape)
+
+        layers = [info(rule, layer) for layer in range(self.config.n_layer) for rule in table.layer]
+        return [*(info(r, None) for r in table.embed), *layers, *(info(r, None) for r in table.final)]
+
     def summary(self) -> dict[str, str]:
         """What `jaxqkv info` prints: architecture, parameters by part, files, dtype, tokenizer."""
-        config, table = self.config, self._table
-        size = {key: int(np.prod(rule.shape)) for key, rule in self._rules.items()}
-        attention = config.n_layer * sum(
-            int(np.prod(rule.shape)) for rule in table.layer if rule.places[0].startswith("attn/")
-        )
-        mlp = config.n_layer * sum(
-            int(np.prod(rule.shape)) for rule in table.layer if rule.places[0].startswith("mlp/")
-        )
-        embeddings = sum(
-            size[rule.key] for rule in (*table.embed, *table.final) if rule.places[0].endswith("embedding")
-        )
-        total = sum(size.values())
+        config = self.config
+        sizes = dict.fromkeys(CATEGORIES.values(), 0)
+        for tensor in self.inventory():
+            sizes[tensor.category] += tensor.parameters
         dtypes = sorted({self.checkpoint.dtypes[key] for key in self._keys.values()})
         return {
             "checkpoint": self.checkpoint.spec,
             "architecture": f"{config.model_type}, {config.n_layer} layers, {config.n_head} heads of {config.head_dim}",
             "width": f"{config.n_embd}, MLP {config.n_inner} ({config.activation})",
             "vocabulary": f"{config.vocab_size} tokens, {config.n_positions} positions",
-            "parameters": f"{total:,}",
-            "  embeddings": f"{embeddings:,}",
-            "  attention": f"{attention:,}",
-            "  MLP": f"{mlp:,}",
-            "  norms": f"{total - embeddings - attention - mlp:,}",
+            "parameters": f"{sum(sizes.values()):,}",
+            "  embeddings": f"{sum(size for name, size in sizes.items() if name.endswith('Embedding')):,}",
+            "  attention": f"{sizes['Attention']:,}",
+            "  MLP": f"{sizes['Feed Forward']:,}",
+            "  norms": f"{sizes['Layer Norm']:,}",
             "stored as": f"{', '.join(dtypes)}, {self.nbytes / 2**20:,.1f} MiB in {self.dtype}",
             **self.checkpoint.summary(),
         }
@@ -88,6 +119,11 @@ class Weights:
         """Output projection `[embed, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
         matrix = self._part(layer, "attn/o/kernel")
         return matrix.reshape(self.config.n_head, self.config.head_dim, -1) if by_head else matrix
+
+    @property
+    def positions(self) -> Float[np.ndarray, "pos embed"]:
+        """The position embeddings."""
+        return next(self[t.name] for t in self.inventory() if t.category == "Positional Embedding")
 
     def W_QKV(self, layer: int) -> Float[np.ndarray, "embed three_embed"]:
         """W_Q, W_K and W_V side by side: GPT-2's `c_attn` as it is, joined for BERT."""

@@ -29,6 +29,7 @@ class Panel:
     ylim: tuple[float | None, float | None] | None = None
     xticks: Sequence[float] | None = None
     yticks: Sequence[float] | None = None
+    wide: bool = False  # alone in its row, as wide as all columns
 
     def draw(self, ax: "Axes") -> None:
         """Draws the panel on `ax`."""
@@ -123,6 +124,7 @@ class Lines(Panel):
     """
 
     lines: Sequence[Line]
+    legend: bool = True
     integer_x: bool = False
     log_y: bool = False
     grid: bool = False
@@ -159,7 +161,7 @@ class Lines(Panel):
                 ax.fill_between(line.x, line.y - line.band, line.y + line.band, color=color, alpha=0.25, linewidth=0)
             if line.error is not None:
                 ax.errorbar(line.x, line.y, line.error, fmt="none", color=color)
-        if any(line.label for line in self.lines):
+        if self.legend and any(line.label for line in self.lines):
             ax.legend(fontsize=9, handlelength=3)
         if self.integer_x:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -184,11 +186,20 @@ class Bars(Panel):
     edges: np.ndarray
     color: str = "gray"
     outline: bool = True
+    curve: Line | None = None  # over the bars
+    label: str = ""  # of the bars, in a legend
+    note: str = ""  # lines of text in the upper left corner
 
     def _draw(self, ax: "Axes") -> None:
-        ax.stairs(self.heights, self.edges, fill=True, color=self.color, alpha=0.8)
+        ax.stairs(self.heights, self.edges, fill=True, color=self.color, alpha=0.8, label=self.label or None)
         if self.outline:
             ax.stairs(self.heights, self.edges, color="k", linewidth=0.6, fill=False)
+        if self.curve is not None:
+            ax.plot(self.curve.x, self.curve.y, color=self.curve.color, label=self.curve.label or None)
+        if self.label:
+            ax.legend(fontsize=9)
+        if self.note:
+            ax.annotate(self.note, (0.02, 0.97), xycoords="axes fraction", ha="left", va="top", fontsize=9)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -200,33 +211,112 @@ class Violins(Panel):
     colors: Sequence[str]
     seed: int
     zero_y: bool = False  # a dashed line at y = 0
+    points: bool = True
+    boxes: bool = False  # a box plot in the violins' place
 
     def _draw(self, ax: "Axes") -> None:
         from matplotlib.colors import to_rgba
 
-        generator = np.random.default_rng(self.seed)
         places = np.arange(1, len(self.samples) + 1)
+        ink = ax.xaxis.label.get_color()
+        if self.points:
+            self._draw_points(ax, places)
+        if self.boxes:
+            lines = {name: {"color": ink, "linewidth": 0.8} for name in ("whiskerprops", "capprops", "medianprops")}
+            outliers = {"marker": ".", "markersize": 3, "markeredgecolor": ink, "alpha": 0.5}
+            parts = ax.boxplot(list(self.samples), positions=places, patch_artist=True, flierprops=outliers, **lines)
+            for box, color in zip(parts["boxes"], self.colors, strict=True):
+                box.set(facecolor=to_rgba(color, 0.6), edgecolor=ink, linewidth=0.8)
+        else:
+            parts = ax.violinplot(list(self.samples), places)
+            for body, color in zip(parts["bodies"], self.colors, strict=True):
+                body.set(facecolor=color, alpha=0.6)
+            for name in ("cbars", "cmins", "cmaxes"):
+                parts[name].set(edgecolor=ink, linewidth=0.7)
+        if self.zero_y:
+            ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
+        ax.set_xticks(places, self.names)
+
+    def _draw_points(self, ax: "Axes", places: np.ndarray) -> None:
+        from matplotlib.colors import to_rgba
+
+        generator = np.random.default_rng(self.seed)
         for place, sample, color in zip(places, self.samples, self.colors, strict=True):
             x = generator.normal(place, 0.04, sample.size)
             face, edge = to_rgba(color, 0.25), to_rgba(color, 0.5)
             ax.plot(x, sample, "o", markersize=3, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=0.3,
                     rasterized=sample.size > DENSE)  # fmt: skip
-        parts = ax.violinplot(list(self.samples), places)
-        for body, color in zip(parts["bodies"], self.colors, strict=True):
-            body.set(facecolor=color, alpha=0.6)
-        for name in ("cbars", "cmins", "cmaxes"):
-            parts[name].set(edgecolor=ax.xaxis.label.get_color(), linewidth=0.7)
-        if self.zero_y:
-            ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
-        ax.set_xticks(places, self.names)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Pie(Panel):
+    """Shares of a whole; slivers are named in the legend alone."""
+
+    values: Sequence[float]
+    names: Sequence[str]
+    colors: Sequence[str]
+
+    def _draw(self, ax: "Axes") -> None:
+        total = sum(self.values)
+        wedges, *_ = ax.pie(
+            self.values,
+            colors=self.colors,
+            autopct=lambda percent: f"{percent:.1f} %" if percent > 3 else "",
+            pctdistance=0.75,
+            startangle=90,
+            counterclock=False,
+            textprops={"color": "w", "fontsize": 9, "fontweight": "bold"},
+        )
+        labels = [f"{name} ({value / total:.2%})" for name, value in zip(self.names, self.values, strict=True)]
+        ax.legend(wedges, labels, loc="upper center", bbox_to_anchor=(0.5, 0.02), fontsize=9)
+
+
+@dataclasses.dataclass(kw_only=True)
+class StackedBars(Panel):
+    """A bar at each x, of pieces on top of each other: `heights [piece, x]`."""
+
+    x: np.ndarray
+    heights: np.ndarray
+    names: Sequence[str]
+    colors: Sequence[str]
+
+    def _draw(self, ax: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        base = np.zeros(len(self.x))
+        for height, name, color in zip(self.heights, self.names, self.colors, strict=True):
+            ax.bar(self.x, height, bottom=base, label=name, color=color, width=0.8)
+            base += height
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.set_ylim(0, 1.3 * base.max())  # room for the legend
+        ax.legend(fontsize=9, ncols=len(self.names), loc="upper center")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Dendrogram(Panel):
+    """A tree of clusters, from a linkage as SciPy makes it."""
+
+    linkage: np.ndarray
+    color: str
+
+    def _draw(self, ax: "Axes") -> None:
+        from scipy.cluster.hierarchy import dendrogram
+
+        tree = dendrogram(self.linkage, no_plot=True)
+        for x, y in zip(tree["icoord"], tree["dcoord"], strict=True):
+            ax.plot(x, y, color=self.color, linewidth=1.2)
+        leaves = tree["leaves"]
+        ax.set_xticks(5 + 10 * np.arange(len(leaves)), leaves, fontsize=8 if len(leaves) < 20 else 6)
+        ax.set_ylim(0, None)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Table(Panel):
-    """Rows of text under a heading."""
+    """Rows of text under a heading; the first `left` columns begin at the left, the others end at the right."""
 
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: int = 1
 
     def _draw(self, ax: "Axes") -> None:
         ax.axis("off")
@@ -236,14 +326,16 @@ class Table(Panel):
             cellLoc="right",
             colWidths=self._widths(),
             loc="center",
+            bbox=(0, 0, 1, 1) if self.wide else None,
         )
         table.auto_set_font_size(False)
         table.set_fontsize(10)
-        table.scale(1, 1.5)
+        if not self.wide:
+            table.scale(1, 1.5)
         for (row, column), cell in table.get_celld().items():
             cell.set(facecolor="none", edgecolor=cell.get_text().get_color(), linewidth=0.4)
             cell.visible_edges = "B" if row == 0 else ""
-            cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
+            cell.get_text().set_horizontalalignment("left" if column < self.left else "right")
             if row == 0:
                 cell.get_text().set_fontweight("bold")
 
@@ -251,16 +343,17 @@ class Table(Panel):
         longest = [max(map(len, column)) + 2 for column in zip(self.heading, *self.rows, strict=True)]
         return [width / sum(longest) for width in longest]
 
-    def text(self, align: str = "right") -> str:
-        """The same table for a terminal; `align` is for all columns but the first."""
+    def text(self) -> str:
+        """The same table for a terminal."""
         columns = list(zip(self.heading, *self.rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
         lines = []
         for row in (self.heading, ["-" * width for width in widths], *self.rows):
-            first, *others = zip(row, widths, strict=True)
-            pad = str.ljust if align == "left" else str.rjust
-            cells = [first[0].ljust(first[1]), *(pad(cell, width) for cell, width in others)]
-            lines.append("  ".join(cells))
+            cells = [
+                cell.ljust(width) if column < self.left else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
 
 
@@ -274,6 +367,8 @@ class Display:
       caption: what is seen, of which checkpoint and layer.
       size: width and height in inches.
       title: above all panels.
+      heights: of the rows, relative to each other; equal unless given.
+      legend: one legend below all panels, of the first one's lines.
       text: printed when the figure is made; a table, usually.
     """
 
@@ -282,15 +377,20 @@ class Display:
     caption: str
     size: tuple[float, float]
     title: str = ""
+    heights: Sequence[float] | None = None
+    legend: bool = False
     text: str = ""
 
     def draw(self, figure: "Figure") -> None:
         """Draws the panels on an empty figure."""
         columns = max(map(len, self.panels))
-        grid = figure.add_gridspec(len(self.panels), columns)
+        grid = figure.add_gridspec(len(self.panels), columns, height_ratios=self.heights)
         for i, row in enumerate(self.panels):
             for j, panel in enumerate(row):
-                panel.draw(figure.add_subplot(grid[i, j]))
+                panel.draw(figure.add_subplot(grid[i, :] if panel.wide else grid[i, j]))
+        if self.legend:
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), handlelength=3)
         if self.title:
             figure.suptitle(self.title)
 
@@ -303,6 +403,12 @@ def plain(name: str) -> str:
 def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
     """Panels in rows of `columns`."""
     return [panels[start : start + columns] for start in range(0, len(panels), columns)]
+
+
+def symmetric(values: np.ndarray) -> dict[str, float]:
+    """Limits of an image's colours with 0 in the middle."""
+    largest = float(np.abs(values).max())
+    return {"vmin": -largest, "vmax": largest}
 
 
 def head_grid(n_head: int) -> tuple[int, int]:

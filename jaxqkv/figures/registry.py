@@ -19,6 +19,7 @@ STUDIES = {
     "qkv-weights": "qkv_weights",
     "attention-scores": "attention_scores",
     "token-frequency": "token_frequency",
+    "weight-tour": "weight_tour",
     "token-similarity": "token_similarity",
 }
 

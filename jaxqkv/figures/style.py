@@ -10,6 +10,19 @@ POINTS, FIRST = "0.45", "#d62728"
 QKV = {"Q": Q, "K": K, "V": V}
 # Pairs of Q, K and V: within a matrix in its colour, across two in one between theirs.
 GROUPS = {"QQ": Q, "KK": K, "VV": V, "QK": "#b8862f", "QV": "#8e5fb0", "KV": "#2f8f9b"}
+# Parts of a model.
+CATEGORIES = {
+    "Token Embedding": "#4a78c9",
+    "Positional Embedding": "#1f9e9e",
+    "Token Type Embedding": "#8e9aaf",
+    "Attention": "#d1495b",
+    "Feed Forward": "#e08a1e",
+    "Layer Norm": "#6a4c93",
+    "Output Embedding": "#3a9d5d",
+}
+# Checkpoints that are compared, the first and those beside it, by colour or by line.
+CHECKPOINTS = ("#4a78c9", "#e08a1e", "#3a9d5d", "#8457b3", "#d1495b", "#8e9aaf")
+LINES = ("-", "--", ":", "-.")
 MARKERS = {"Q": "s", "K": "o", "V": "^"}
 
 _PAPER = {"light": ("white", "black"), "dark": ("#282a2c", "#DDE2F4")}

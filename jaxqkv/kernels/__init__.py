@@ -12,9 +12,18 @@ from jaxqkv.kernels.histograms import counts, density, density_by_group, freedma
 from jaxqkv.kernels.moments import moments
 from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
 from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head_pair_densities, head_pair_masks
+from jaxqkv.kernels.weights import (
+    DistributionShape,
+    distribution_shape,
+    ks_normal,
+    neighbour_correlations,
+    principal_components,
+    spectrum,
+)
 
 __all__ = [
     "GROUPS",
+    "DistributionShape",
     "Sample",
     "bin_index",
     "binned_moments",
@@ -25,15 +34,20 @@ __all__ = [
     "counts",
     "density",
     "density_by_group",
+    "distribution_shape",
     "first_and_last",
     "freedman_diaconis_histogram",
     "group_densities",
     "head_pair_densities",
     "head_pair_masks",
+    "ks_normal",
     "last_token_scores",
     "moments",
+    "neighbour_correlations",
     "pearson",
     "percentile_edges",
     "permute_entries",
+    "principal_components",
+    "spectrum",
     "upper_density",
 ]

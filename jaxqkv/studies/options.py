@@ -27,6 +27,12 @@ def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
     return [Weights(checkpoint) for checkpoint in checkpoints]
 
 
+def open_compared(options: argparse.Namespace, default: Sequence[str] = ()) -> list[Weights]:
+    """The weights that `--compare` sets beside those of the study."""
+    specs = options.compare or default
+    return [Weights(open_checkpoint(s, revision=options.revision, seed=options.seed)) for s in specs]
+
+
 def load_model(options: argparse.Namespace, study: "Study") -> Model:
     """The one checkpoint of a study of activations, read layer by layer."""
     chosen = specs(options, study)

@@ -1,0 +1,128 @@
+"""What a matrix of weights looks like: shape of its distribution, distance from normal, spectrum.
+
+Source: study weight-tour (Exploring Transformer Weights).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxqkv.activations import AnyArray
+from jaxqkv.devices import jit
+from jaxqkv.kernels.correlation import pearson
+
+# Cells of equal probability: the Kolmogorov–Smirnov distance is known to half of one.
+KS_CELLS = 1 << 19
+
+
+class DistributionShape(NamedTuple):
+    """Moments of a sample: mean and standard deviation in its unit, the others without one."""
+
+    mean: Float[Array, ""]
+    std: Float[Array, ""]
+    skewness: Float[Array, ""]
+    kurtosis: Float[Array, ""]
+
+
+@jit
+def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
+    """Mean, population standard deviation, skewness and excess kurtosis, by central moments.
+
+        m k = Σ(x − mean)ᵏ / n,    skewness = m₃ / m₂^1.5,    kurtosis = m₄ / m₂² − 3
+
+    As `scipy.stats.skew` and `scipy.stats.kurtosis` with their defaults; both are 0 for a normal
+    distribution, and NaN where all values are the same.
+    """
+    values = jnp.asarray(values, jnp.float32)
+    mean = values.mean()
+    # Standard units first, so that no power overflows or vanishes.
+    std = jnp.sqrt(((values - mean) ** 2).mean())
+    units = (values - mean) / jnp.where(std > 0, std, jnp.nan)
+    return DistributionShape(mean, std, (units**3).mean(), (units**4).mean() - 3)
+
+
+@jit
+def ks_normal(
+    values: Float[AnyArray, "*shape"], mean: Float[AnyArray, ""], std: Float[AnyArray, ""]
+) -> Float[Array, ""]:
+    """Kolmogorov and Smirnov's distance of a sample from a normal distribution; in 0…1.
+
+        D = max over x of |share of values ≤ x − Φ((x − mean) / std)|
+
+    The statistic of `scipy.stats.kstest(values, "norm", (mean, std))` to 1e-6; 1 for a standard
+    deviation of 0. The values are counted in cells of equal probability instead of sorted, which is
+    many times faster: inside a cell the distance is known to half its width.
+
+    Args:
+      values: any shape.
+      mean, std: of the normal distribution, in the unit of `values`.
+    """
+    values = jnp.asarray(values, jnp.float32).ravel()
+    normal = jax.scipy.special.ndtr((values - mean) / jnp.where(std > 0, std, 1))
+    cell = jnp.clip(normal * KS_CELLS, 0, KS_CELLS - 1).astype(jnp.int32)
+    inside = jnp.zeros(KS_CELLS, jnp.int32).at[cell].add(1, mode="promise_in_bounds")
+    upto = jnp.cumsum(inside)
+    middle = (jnp.arange(KS_CELLS, dtype=jnp.float32) + 0.5) / KS_CELLS
+    above = upto.astype(jnp.float32) / values.size - middle
+    below = middle - (upto - inside).astype(jnp.float32) / values.size
+    return jnp.where(std > 0, jnp.maximum(above.max(), below.max()), 1)
+
+
+@jit
+def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
+    """Pearson's correlation of every row with the next; NaN beside a constant row."""
+    x = jnp.asarray(x, jnp.float32)
+    return jax.vmap(pearson)(x[:-1], x[1:])
+
+
+@jit
+def principal_components(
+    x: Float[AnyArray, "row column"],
+) -> tuple[Float[Array, "component"], Float[Array, "row 2"]]:
+    """Principal components of the rows, columns standardised first.
+
+    Through the smaller of the two Gram matrices of the standardised matrix Z, whose eigenvalues are
+    the squares of Z's singular values: λ = σ². There are min(row, column) components.
+
+    Args:
+      x: samples in rows. A constant column stays 0.
+
+    Returns:
+      The share of the variance that each component explains, falling, of sum 1; and the rows' scores
+      on the first two, with the sign that makes the largest loading positive, as scikit-learn has it.
+    """
+    x = jnp.asarray(x, jnp.float32)
+    centred = x - x.mean(axis=0, keepdims=True)
+    std = jnp.sqrt((centred**2).mean(axis=0, keepdims=True))
+    z = centred / jnp.where(std > 0, std, 1)
+    if x.shape[0] <= x.shape[1]:
+        squares, left = jnp.linalg.eigh(z @ z.T)
+        scale = jnp.sqrt(jnp.maximum(squares[:-3:-1], 0))
+        scores = left[:, :-3:-1] * scale[None, :]
+        loadings = z.T @ left[:, :-3:-1]
+    else:
+        squares, right = jnp.linalg.eigh(z.T @ z)
+        loadings = right[:, :-3:-1]
+        scores = z @ loadings
+    largest = jnp.take_along_axis(loadings, jnp.abs(loadings).argmax(axis=0)[None], axis=0)
+    squares = jnp.maximum(squares[::-1], 0)
+    total = squares.sum()
+    return squares / jnp.where(total > 0, total, 1), scores * jnp.where(largest < 0, -1, 1)
+
+
+@jit
+def spectrum(x: Float[AnyArray, "row column"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Effective rank and largest singular value of a matrix.
+
+        effective rank = exp(−Σ p log p),    p = σ / Σσ
+
+    from 1 for a matrix of rank one to min(row, column) for an orthogonal one; 0 for a matrix of zeros.
+    Source of the effective rank: Roy and Vetterli 2007, "The effective rank".
+    """
+    values = jnp.linalg.svd(jnp.asarray(x, jnp.float32), compute_uv=False)
+    total = values.sum()
+    p = values / jnp.where(total > 0, total, 1)
+    entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum()
+    return jnp.where(total > 0, jnp.exp(entropy), 0), values[0]

@@ -1,0 +1,266 @@
+"""Figures of the whole model and of its position embeddings."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxqkv.errors import NotDrawable
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import (
+    Display,
+    Image,
+    Line,
+    Lines,
+    Panel,
+    Pie,
+    StackedBars,
+    Table,
+    rows_of,
+    symmetric,
+)
+from jaxqkv.kernels import neighbour_correlations
+from jaxqkv.studies.options import nearest_index
+from jaxqkv.studies.weight_tour.run import (
+    SEED_WIDTH,
+    STUDY,
+    Run,
+    Tour,
+)
+from jaxqkv.weights import CATEGORIES
+
+DIMENSION, DIMENSIONS = 500, (400, 600, 700)
+MEBIBYTE = 2**20
+
+
+def _summary(tour: Tour) -> tuple[Table, int, int | None]:
+    """A row for each kind of tensor, the number of parameters, and with the tied output embedding if there is one."""
+    inventory = tour.weights.inventory()
+    kinds: dict[str, list[Any]] = {}
+    for tensor in inventory:
+        name = tensor.name if tensor.layer is None else tensor.name.replace(f".{tensor.layer}.", ".*.", 1)
+        kinds.setdefault(name, []).append(tensor)
+    order = list(dict.fromkeys(CATEGORIES.values()))
+    rows = []
+    for name, tensors in sorted(kinds.items(), key=lambda item: order.index(item[1][0].category)):
+        parameters = sum(tensor.parameters for tensor in tensors)
+        shape = " × ".join(map(str, tensors[0].shape))
+        rows.append((tensors[0].category, name, shape, len(tensors), parameters))
+    total = sum(tensor.parameters for tensor in inventory)
+    rows.append(("Total", "each tensor once", "", len(inventory), total))
+    with_tied = None
+    if getattr(tour.config, "tie_word_embeddings", False):
+        size = tour.config.vocab_size * tour.config.n_embd
+        with_tied = total + size
+        rows.append(("Output Embedding", "tied: the token embedding again", "", 1, size))
+        rows.append(("Total", "with the tied output embedding", "", len(inventory) + 1, with_tied))
+    cells = [
+        (category, name, shape, str(count), f"{parameters:,}", f"{parameters * 4 / MEBIBYTE:,.2f}")
+        for category, name, shape, count, parameters in rows
+    ]
+    heading = ("Category", "Tensor", "Shape", "Count", "Parameters", "MB (float32)")
+    return Table(heading=heading, rows=cells, left=3, wide=True), total, with_tied
+
+
+@STUDY.figure("architecture", "every tensor by category, and where the parameters are")
+def figure_architecture(run: Run) -> Display:
+    def arrays(tour: Tour) -> dict[str, Any]:
+        inventory = tour.weights.inventory()
+        _, total, with_tied = _summary(tour)
+        sums = {"total": total, "megabytes": total * 4 / MEBIBYTE}
+        if with_tied is not None:
+            sums |= {"total_with_tied": with_tied, "megabytes_with_tied": with_tied * 4 / MEBIBYTE}
+        return {
+            "name": np.array([tensor.name for tensor in inventory]),
+            "category": np.array([tensor.category for tensor in inventory]),
+            "layer": np.array([-1 if tensor.layer is None else tensor.layer for tensor in inventory]),
+            "parameters": np.array([tensor.parameters for tensor in inventory]),
+        } | sums
+
+    rows: list[Sequence[Panel]] = []
+    texts = []
+    for tour in run.tours:
+        table, *_ = _summary(tour)
+        table.title = tour.label
+        texts.append(f"{tour.name}\n{table.text()}")
+        inventory = tour.weights.inventory()
+        categories = [c for c in style.CATEGORIES if any(tensor.category == c for tensor in inventory)]
+        in_layers = [c for c in categories if any(t.category == c and t.layer is not None for t in inventory)]
+        colors = style.CATEGORIES
+        sizes = [sum(t.parameters for t in inventory if t.category == c) for c in categories]
+        by_layer = np.zeros((len(in_layers), tour.config.n_layer))
+        for tensor in inventory:
+            if tensor.layer is not None:
+                by_layer[in_layers.index(tensor.category), tensor.layer] += tensor.parameters * 4 / MEBIBYTE
+        rows.append((table,))
+        rows.append(
+            (
+                Pie(
+                    values=sizes,
+                    names=categories,
+                    colors=[colors[c] for c in categories],
+                    title="Distribution of parameters by category",
+                ),
+                StackedBars(
+                    x=np.arange(tour.config.n_layer),
+                    heights=by_layer,
+                    names=in_layers,
+                    colors=[colors[c] for c in in_layers],
+                    xlabel="Layer",
+                    ylabel="Size (MB)",
+                    title="Layer sizes across model depth",
+                ),
+            )
+        )
+    return Display(
+        arrays=run.arrays(arrays),
+        panels=rows,
+        caption=f"Every tensor of {run.names}, counted once (a star stands for the layer's number), parameters by "
+        "category, and the size of each layer at four bytes a parameter. A tied output embedding has its own line.",
+        size=(12, 10 * len(run.tours)),
+        heights=[6, 4] * len(run.tours),
+        text="\n\n".join(texts),
+    )
+
+
+# --- position embeddings ---
+
+
+def _dimension(tour: Tour, wanted: int) -> int:
+    return nearest_index(wanted, tour.config.n_embd, SEED_WIDTH)
+
+
+def _moved(run: Run, wanted: Sequence[int]) -> str:
+    """What a caption says of dimensions that a narrower model does not have."""
+    return "".join(
+        f" ({tour.name} has {tour.config.n_embd} dimensions: shown are those at the seed's fractions of the width, "
+        f"{', '.join(str(_dimension(tour, each)) for each in wanted)} for {', '.join(map(str, wanted))}.)"
+        for tour in run.tours
+        if any(_dimension(tour, each) != each for each in wanted)
+    )
+
+
+@STUDY.figure("positions", "the whole position-embedding matrix")
+def figure_positions(run: Run) -> Display:
+    panels = [
+        Image(
+            values=tour.positions,
+            cmap="RdBu",
+            title=f"Positional embeddings of {tour.label}",
+            xlabel="Embedding dimension",
+            ylabel="Position",
+            colorbar="Weight value",
+            **symmetric(tour.positions),
+        )
+        for tour in run.tours
+    ]
+    return Display(
+        arrays=run.arrays(lambda tour: {"positions": tour.positions}),
+        panels=[panels],
+        caption=f"The position embeddings of {run.names}; white is 0, the ends of the colours the largest magnitude.",
+        size=(9 * len(panels), 6),
+    )
+
+
+@STUDY.figure("position-dimension", "one dimension of the position embeddings")
+def figure_position_dimension(run: Run) -> Display:
+    def values(tour: Tour) -> Float[np.ndarray, " pos"]:
+        return tour.positions[:, _dimension(tour, DIMENSION)]
+
+    panel = Lines(
+        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions)), values(tour))),
+        xlabel="Position",
+        ylabel="Value",
+        title=f"Position embedding values (dimension {_dimension(run.first, DIMENSION)})",
+        grid=True,
+    )
+    return Display(
+        arrays=run.arrays(lambda tour: {"values": values(tour), "dimension": _dimension(tour, DIMENSION)}),
+        panels=[[panel]],
+        caption=f"One dimension of the position embeddings of {run.names}.{_moved(run, [DIMENSION])}",
+        size=(10, 4),
+    )
+
+
+def _dimension_panels(run: Run, chosen: Callable[[Tour], list[tuple[int, str]]], title: str) -> list[Panel]:
+    """A panel a checkpoint with a curve for each of its chosen dimensions."""
+    return [
+        Lines(
+            lines=[
+                Line(x=np.arange(len(tour.positions)), y=tour.positions[:, dimension], label=label, color=color)
+                for (dimension, label), color in zip(chosen(tour), style.CHECKPOINTS, strict=False)
+            ],
+            xlabel="Position",
+            ylabel="Value",
+            title=f"{title}, {tour.label}",
+            grid=True,
+        )
+        for tour in run.tours
+    ]
+
+
+@STUDY.figure("position-dimensions", "three dimensions of the position embeddings")
+def figure_position_dimensions(run: Run) -> Display:
+    def chosen(tour: Tour) -> list[tuple[int, str]]:
+        dimensions = [_dimension(tour, each) for each in DIMENSIONS]
+        return [(each, f"Dimension {each}") for each in dimensions]
+
+    def arrays(tour: Tour) -> dict[str, Any]:
+        dimensions = [dimension for dimension, _ in chosen(tour)]
+        return {"dimensions": np.array(dimensions), "values": tour.positions[:, dimensions].T}
+
+    panels = _dimension_panels(run, chosen, "Position embedding values")
+    return Display(
+        arrays=run.arrays(arrays),
+        panels=rows_of(panels, 1),
+        caption=f"Three dimensions of the position embeddings of {run.names}.{_moved(run, DIMENSIONS)}",
+        size=(10, 4 * len(panels)),
+    )
+
+
+@STUDY.figure("position-variance", "dimensions of lowest, middle and highest variance over positions")
+def figure_position_variance(run: Run) -> Display:
+    def chosen(tour: Tour) -> list[tuple[int, str]]:
+        order = np.argsort(_variance(tour), kind="stable")
+        places = {"Low": 0, "Middle": len(order) // 2, "High": -1}
+        return [(int(order[i]), f"{name} variance (dimension {order[i]})") for name, i in places.items()]
+
+    def arrays(tour: Tour) -> dict[str, Any]:
+        dimensions = [dimension for dimension, _ in chosen(tour)]
+        values = tour.positions[:, dimensions].T
+        return {"dimensions": np.array(dimensions), "values": values, "variance": _variance(tour)}
+
+    panels = _dimension_panels(run, chosen, "Dimensions with different variances")
+    return Display(
+        arrays=run.arrays(arrays),
+        panels=rows_of(panels, 1),
+        caption=f"The dimensions of the position embeddings of {run.names} whose variance over positions is lowest, "
+        "in the middle and highest.",
+        size=(10, 4 * len(panels)),
+    )
+
+
+def _variance(tour: Tour) -> Float[np.ndarray, " embed"]:
+    return tour.positions.var(axis=0, dtype=np.float64)
+
+
+@STUDY.figure("position-correlation", "correlation of neighbouring positions")
+def figure_position_correlation(run: Run) -> Display:
+    short = [tour.name for tour in run.tours if len(tour.positions) < 2]
+    if short:
+        raise NotDrawable(f"position-correlation needs two positions, and {short[0]} has one")
+    arrays = run.arrays(lambda tour: {"r": np.asarray(neighbour_correlations(tour.positions))})
+    panel = Lines(
+        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions) - 1), arrays[f"r{tour.suffix}"])),
+        xlabel="Position",
+        ylabel="Correlation with next position",
+        title="Correlation between adjacent positions",
+        grid=True,
+    )
+    return Display(
+        arrays=arrays,
+        panels=[[panel]],
+        caption=f"Pearson's correlation of each position's embedding with the next one's; {run.names}.",
+        size=(10, 4),
+    )

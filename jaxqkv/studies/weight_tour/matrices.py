@@ -1,0 +1,131 @@
+"""Figures of W_Q by head, and of what training leaves in each of W_Q, W_K and W_V."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxqkv.errors import NotDrawable
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Dendrogram, Display, Image, Line, Lines, Panel, rows_of
+from jaxqkv.studies.weight_tour.run import ENDS, SIGNATURE, STUDY, Run, Tour
+
+
+def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weight"]:
+    """W_Q with a row a head; as published, the first third of the wide matrix's rows cut in as many pieces."""
+    n_head = tour.config.n_head
+    if as_published:
+        return tour.wide[: tour.config.n_embd // 3].reshape(n_head, -1)
+    return tour.weights.W_Q(tour.layer, by_head=True).reshape(n_head, -1)
+
+
+@STUDY.figure("query-heads", "W_Q of one layer as one row a head")
+def figure_query_heads(run: Run) -> Display:
+    panels = [
+        Image(
+            values=_query_rows(tour, run.as_published),
+            cmap="viridis",
+            title=f"Query weights by head, {tour.where}",
+            xlabel="Weight index",
+            ylabel="Attention head",
+            colorbar="Weight value",
+        )
+        for tour in run.tours
+    ]
+    how = (
+        "The first third of the rows of the wide matrix, cut in as many pieces as there are heads: as published, and "
+        "not the queries of heads"
+        if run.as_published
+        else "W_Q with a row for each head, input dimension by input dimension"
+    )
+    return Display(
+        arrays=run.arrays(lambda tour: {"heads": _query_rows(tour, run.as_published)}),
+        panels=rows_of(panels, 1),
+        caption=f"{how}; {run.at_layers}.",
+        size=(11, 4.6 * len(panels)),
+    )
+
+
+def _head_vectors(tour: Tour, layer: int, as_published: bool) -> Float[np.ndarray, "head embed"]:
+    """The mean over the columns of each head's W_Q; as published, over equal pieces of the wide matrix."""
+    matrix = tour.weights.W_QKV(layer) if as_published else tour.weights.W_Q(layer)
+    return matrix.reshape(len(matrix), tour.config.n_head, -1).mean(axis=-1, dtype=np.float64).T
+
+
+@STUDY.figure("head-clusters", "clusters of heads in the first and last layers")
+def figure_head_clusters(run: Run) -> Display:
+    from scipy.cluster.hierarchy import linkage
+
+    single = [tour.name for tour in run.tours if tour.config.n_head < 2]
+    if single:
+        raise NotDrawable(f"head-clusters needs two heads, and {single[0]} has one")
+
+    def linkages(tour: Tour) -> Float[np.ndarray, "layer merge four"]:
+        return np.stack([linkage(_head_vectors(tour, layer, run.as_published), "ward") for layer in tour.ends])
+
+    arrays = run.arrays(lambda tour: {"layers": np.array(tour.ends), "linkage": linkages(tour)})
+    panels: list[Sequence[Panel]] = []
+    for tour in run.tours:
+        each = [
+            Dendrogram(
+                linkage=tree,
+                color=tour.color,
+                xlabel="Attention head",
+                ylabel="Distance",
+                title=f"Layer {layer} of {tour.label}",
+            )
+            for layer, tree in zip(tour.ends, arrays[f"linkage{tour.suffix}"], strict=True)
+        ]
+        panels += rows_of(each, min(ENDS, len(each)))
+    what = (
+        "pieces of the wide matrix, as many as heads: as published, and not heads (a piece has columns of Q, K and V)"
+        if run.as_published
+        else "heads, each the mean over its columns of W_Q"
+    )
+    return Display(
+        arrays=arrays,
+        panels=panels,
+        caption=f"Ward's clustering of {what}, in the first and last layers of {run.names}.",
+        size=(13, 3.6 * len(panels)),
+    )
+
+
+# --- trained or not ---
+
+
+@STUDY.figure("training-signature", "what tells trained weights from fresh ones, by layer", needs={SIGNATURE})
+def figure_training_signature(run: Run) -> Display:
+    titles = {
+        "ks": "KS distance from normal",
+        "kurtosis": "Excess kurtosis",
+        "effective_rank": "Effective rank",
+        "largest_singular_value": "Largest singular value",
+    }
+    several = len(run.tours) > 1
+    panels = []
+    for name, title in titles.items():
+        lines = []
+        for tour in run.tours:
+            values = tour.reductions[SIGNATURE][name]
+            for column, (matrix, color) in enumerate(style.QKV.items()):
+                label = rf"$\mathbf{{W_{matrix}}}$" + (f" {tour.label}" if several else "")
+                lines.append(
+                    Line(
+                        x=np.arange(len(values)),
+                        y=values[:, column],
+                        label=label,
+                        color=color,
+                        linestyle=tour.line,
+                        marker=style.MARKERS[matrix],
+                    )
+                )
+        panels.append(Lines(lines=lines, xlabel="Layer", ylabel=title, title=title, integer_x=True, legend=False))
+    return Display(
+        arrays=run.arrays(lambda tour: tour.reductions[SIGNATURE]),
+        panels=rows_of(panels, 2),
+        caption="Of W_Q, W_K and W_V in each layer: Kolmogorov and Smirnov's distance from a normal distribution, "
+        "excess kurtosis, effective rank (the exponential of the entropy of the normalised singular values) and the "
+        f"largest singular value; {run.names}.",
+        legend=True,
+        size=(13, 8),
+    )

@@ -1,0 +1,185 @@
+"""The run of the tour: the checkpoints, and one pass over the layers of each."""
+
+import argparse
+from collections.abc import Callable, Collection
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from jaxqkv.devices import compile_early, jit
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Line, plain
+from jaxqkv.figures.registry import Study
+from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, spectrum
+from jaxqkv.streaming import Arena, read_after, to_device
+from jaxqkv.studies.options import open_compared, open_weights, pick_layer, short_names
+from jaxqkv.weights import Weights
+
+LAYER = 0
+SEED_WIDTH = 768
+ENDS = 3  # layers at either end of the model that are shown
+
+# Reductions of layers that figures need; the components of a few layers, the others of all.
+STATISTICS, ROWS, SIGNATURE, COMPONENTS = "statistics", "row variance", "signature", "components"
+OF_EVERY_LAYER = {STATISTICS, ROWS, SIGNATURE}
+
+Wide = Float[Array, "embed three_embed"]
+
+
+def _statistics(wide: Wide) -> dict[str, Array]:
+    return {"mean": wide.mean(), "std": wide.std(), "max": wide.max(), "min": wide.min()}
+
+
+def _row_variance(wide: Wide) -> Float[Array, " embed"]:
+    return wide.var(axis=1)
+
+
+def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
+    """How far each of W_Q, W_K and W_V is from fresh weights, in four numbers."""
+
+    def of_one(matrix: Float[Array, "embed embed"]) -> dict[str, Array]:
+        shape = distribution_shape(matrix)
+        rank, largest = spectrum(matrix)
+        distance = ks_normal(matrix, shape.mean, shape.std)
+        return {"ks": distance, "kurtosis": shape.kurtosis, "effective_rank": rank, "largest_singular_value": largest}
+
+    return jax.lax.map(of_one, jnp.stack(jnp.split(wide, 3, axis=1)))
+
+
+REDUCTIONS: dict[str, Callable[[Wide], Any]] = {
+    STATISTICS: _statistics,
+    ROWS: _row_variance,
+    SIGNATURE: _signature,
+    COMPONENTS: principal_components,
+}
+
+
+@jit(static_argnames="names")
+def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: REDUCTIONS[name](wide) for name in names}
+
+
+class Tour:
+    """One checkpoint, and after `reduce` the reductions of its layers."""
+
+    def __init__(self, weights: Weights, name: str, layer: int | None, order: int):
+        self.weights, self.name, self.config = weights, name, weights.config
+        self.label = plain(name)
+        # A checkpoint that is compared may have fewer layers.
+        self.layer = min(LAYER if layer is None else layer, self.config.n_layer - 1)
+        self.color = style.CHECKPOINTS[order % len(style.CHECKPOINTS)]
+        self.line = style.LINES[order % len(style.LINES)]
+        self.suffix = f"_{name}" if order else ""
+        last = range(max(self.config.n_layer - ENDS, 0), self.config.n_layer)
+        self.ends = sorted({*range(min(ENDS, self.config.n_layer)), *last})
+        self.reductions: dict[str, Any] = {}
+
+    @property
+    def where(self) -> str:
+        """The layer that is drawn, for a title."""
+        return f"layer {self.layer} of {self.label}"
+
+    @cached_property
+    def positions(self) -> Float[np.ndarray, "pos embed"]:
+        return self.weights.positions
+
+    @cached_property
+    def wide(self) -> Float[np.ndarray, "embed three_embed"]:
+        """W_Q, W_K and W_V of the layer, side by side."""
+        return self.weights.W_QKV(self.layer)
+
+    def reduce(self, names: Collection[str], progress: tqdm) -> None:
+        """One pass over the layers that are needed, with one layer's matrices in memory at a time."""
+        every = tuple(sorted(OF_EVERY_LAYER & set(names)))
+        layers = range(self.config.n_layer) if every else self.ends
+        shape = jax.ShapeDtypeStruct((self.config.n_embd, 3 * self.config.n_embd), np.float32)
+        programs = {
+            kind: compile_early(_reduce, shape, names=kind)
+            for kind in {tuple(self._needed(layer, names)) for layer in layers}
+        }
+        results: list[dict[str, Any]] = []
+        arena = Arena()
+        for layer in layers:
+            wide = read_after(results[-1:], lambda: to_device(self.weights.W_QKV(layer), arena))  # noqa: B023
+            results.append(programs[tuple(self._needed(layer, names))](wide))
+            progress.update()
+        for name in names:
+            kept = [result[name] for result in results if name in result]
+            self.reductions[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+
+    def _needed(self, layer: int, names: Collection[str]) -> list[str]:
+        """What is reduced of a layer, in one order always."""
+        return [name for name in sorted(names) if name in OF_EVERY_LAYER or layer in self.ends]
+
+
+class Run:
+    """The checkpoint of the tour and those it is compared with."""
+
+    def __init__(self, options: argparse.Namespace):
+        (first, *more) = open_weights(options, STUDY)
+        demo = [f"random:{STUDY.demo}"] if options.demo else []
+        weights = [first, *more, *open_compared(options, demo)]
+        # The layer must be there in the checkpoint that gives the figures their arrays.
+        layer, _ = pick_layer(options, LAYER, first.config.n_layer, first.checkpoint.name)
+        names = short_names(weights)
+        self.tours = [Tour(w, name, layer, order) for order, (w, name) in enumerate(zip(weights, names, strict=True))]
+        self.first = self.tours[0]
+        self.as_published = bool(options.as_published)
+        self.seed = options.seed
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "checkpoint": [tour.weights.checkpoint.identity() for tour in self.tours],
+            "layer": self.first.layer,
+            "as published": self.as_published,
+        }
+
+    def prepare(self, needs: Collection[str]) -> None:
+        """The reductions of every checkpoint, layer by layer."""
+        names = set(needs) & REDUCTIONS.keys()
+        if not names:
+            return
+        every = bool(names & OF_EVERY_LAYER)
+        total = sum(tour.config.n_layer if every else len(tour.ends) for tour in self.tours)
+        with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
+            for tour in self.tours:
+                tour.reduce(names, progress)
+
+    @property
+    def names(self) -> str:
+        """The checkpoints, for a caption."""
+        first, *others = (tour.name for tour in self.tours)
+        return f"{first}, beside {', '.join(others)}" if others else first
+
+    @property
+    def at_layers(self) -> str:
+        """The layers of the checkpoints that a figure of one layer shows, for a caption."""
+        return ", ".join(f"layer {tour.layer} of {tour.name}" for tour in self.tours)
+
+    def arrays(self, make: Callable[[Tour], dict[str, Any]]) -> dict[str, Any]:
+        """Arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
+        return {f"{name}{tour.suffix}": array for tour in self.tours for name, array in make(tour).items()}
+
+    def overlaid(self, x_y: Callable[[Tour], tuple[np.ndarray, np.ndarray]], **line: Any) -> list[Line]:
+        """A curve a checkpoint, named when there are several."""
+        lines = []
+        for tour in self.tours:
+            x, y = x_y(tour)
+            label = tour.label if len(self.tours) > 1 else ""
+            lines.append(Line(x=x, y=y, color=tour.color, label=label, **line))
+        return lines
+
+
+STUDY = Study(
+    name="weight-tour",
+    title="Exploring transformer weights",
+    models=("gpt2",),
+    demo="demo-gpt2",
+    run=Run,
+    options=("compare", "as_published"),
+)

@@ -1,0 +1,8 @@
+"""Study 4, a tour of a transformer's weights: `python scripts/weight_tour.py [ID …] [--demo] [--help]`."""
+
+import sys
+
+from jaxqkv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["figures", "weight-tour", *sys.argv[1:]]))
