@@ -4,6 +4,7 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weigh
 """
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Table, head_images, plain, rows_of
+from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Table, head_images, plain, rows_of
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
@@ -29,7 +30,7 @@ from jaxqkv.kernels import (
     moments,
 )
 from jaxqkv.streaming import Arena, read_after, to_device
-from jaxqkv.studies.options import open_weights, pick_layer, short_names
+from jaxqkv.studies.options import open_compared, open_weights, pick_layer, short_names
 from jaxqkv.weights import Weights
 
 LAYER = 6
@@ -70,6 +71,8 @@ REDUCTIONS: dict[str, Reduction] = {
 # A figure that needs this draws every model, from these reductions; the others draw the first.
 EVERY_MODEL = "every model"
 ACROSS_MODELS = frozenset({"moments", "column cosines"})
+# What figures 2c and 2d show of the checkpoints that are compared, too.
+COMPARABLE = frozenset({"moments", "densities"})
 # Figures 5b and 5c have no V.
 MATRICES_OF = {"head cosines": 2}
 
@@ -100,25 +103,31 @@ class Run:
 
     def __init__(self, options: argparse.Namespace):
         self.weights = open_weights(options, STUDY)
-        self.names = short_names(self.weights)
+        self.compared = open_compared(options)
+        names = short_names([*self.weights, *self.compared])
+        self.names, self.compared_names = names[: len(self.weights)], names[len(self.weights) :]
         self.first = self.weights[0]
         self.config = self.first.config
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.names[0])
         self.where = f"layer {self.layer} of {self.names[0]}"
         self.label = plain(self.names[0])
-        self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in self.weights]
+        # Of every checkpoint of the study, then of those it is compared with.
+        self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in names]
 
     def describe(self) -> dict[str, Any]:
-        return {"checkpoint": [weights.checkpoint.identity() for weights in self.weights], "layer": self.layer}
+        checkpoints = [weights.checkpoint.identity() for weights in [*self.weights, *self.compared]]
+        return {"checkpoint": checkpoints, "layer": self.layer}
 
     def prepare(self, needs: Collection[str]) -> None:
         """One pass over the layers of each checkpoint, with one layer's matrices in memory at a time."""
         names = frozenset(needs) - {EVERY_MODEL}
         across = names & ACROSS_MODELS if EVERY_MODEL in needs else frozenset()
-        wanted = [names] + [across] * (len(self.weights) - 1)
-        total = sum(w.config.n_layer for w, names in zip(self.weights, wanted, strict=True) if names)
+        compared = names & COMPARABLE
+        wanted = [names] + [across] * (len(self.weights) - 1) + [compared] * len(self.compared)
+        everything = [*self.weights, *self.compared]
+        total = sum(w.config.n_layer for w, names in zip(everything, wanted, strict=True) if names)
         with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
-            for index, (weights, names) in enumerate(zip(self.weights, wanted, strict=True)):
+            for index, (weights, names) in enumerate(zip(everything, wanted, strict=True)):
                 if names:
                     self.reductions[index] = _reduce_layers(weights, names, progress)
 
@@ -131,6 +140,24 @@ class Run:
     def qkv(self) -> list[Float[np.ndarray, "embed embed"]]:
         """W_Q, W_K and W_V of the layer."""
         return np.split(self.wide, 3, axis=1)
+
+    @property
+    def shown(self) -> list[tuple[str, str, Weights, dict[str, dict[str, np.ndarray]]]]:
+        """What figures 2b to 2d show: suffix of array names, name, weights and reductions; the first has no suffix."""
+        names = [self.names[0], *self.compared_names]
+        suffixes = ["", *(f"_{name}" for name in self.compared_names)]
+        reductions = [self.reductions[0], *self.reductions[len(self.weights) :]]
+        return list(zip(suffixes, names, [self.first, *self.compared], reductions, strict=True))
+
+    @property
+    def in_model(self) -> str:
+        """How a title names the model, when there is one alone."""
+        return "" if self.compared else f" in {self.label}"
+
+    @property
+    def beside(self) -> str:
+        """The checkpoints of figures 2b to 2d, for a caption."""
+        return f"{self.names[0]}, beside {', '.join(self.compared_names)}" if self.compared else self.names[0]
 
 
 def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
@@ -148,6 +175,7 @@ STUDY = Study(
     models=("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
     demo="demo-gpt2",
     run=Run,
+    options=("compare",),
 )
 
 
@@ -163,7 +191,7 @@ def _by_matrix(x: np.ndarray, columns: np.ndarray, markers: bool) -> list[Line]:
     ]
 
 
-def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Panel]:
+def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Lines]:
     layers = np.arange(len(mean))
     return [
         Lines(
@@ -229,51 +257,80 @@ def figure_2a(run: Run) -> Display:
 @STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
 def figure_2b(run: Run) -> Display:
     arrays, lines = {}, []
-    for name, matrix in zip(MATRICES, run.qkv, strict=True):
-        heights, edges = freedman_diaconis_histogram(matrix)
-        arrays |= {f"counts_{name.lower()}": heights, f"edges_{name.lower()}": edges}
-        lines.append(Line(x=edges[:-1], y=heights, label=_label(name), color=style.QKV[name]))
-    title = f"Distribution of QKV weights in layer {run.layer} of {run.label}"
+    for order, (suffix, name, weights, _) in enumerate(run.shown):
+        matrices = run.qkv if not order else np.split(weights.W_QKV(_same_layer(run, weights)), 3, axis=1)
+        for matrix_name, matrix in zip(MATRICES, matrices, strict=True):
+            heights, edges = freedman_diaconis_histogram(matrix)
+            low = matrix_name.lower()
+            arrays |= {f"counts_{low}{suffix}": heights, f"edges_{low}{suffix}": edges}
+            label = _label(matrix_name) + (f" {plain(name)}" if run.compared else "")
+            line = style.LINES[order % len(style.LINES)]
+            lines.append(Line(x=edges[:-1], y=heights, label=label, color=style.QKV[matrix_name], linestyle=line))
+    title = f"Distribution of QKV weights in layer {run.layer}{run.in_model}"
     panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
-    caption = f"Weights of {run.where} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
+    others = "".join(f"; layer {_same_layer(run, w)} of {name}" for _, name, w, _ in run.shown[1:])
+    caption = f"Weights of {run.where}{others} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
+
+
+def _same_layer(run: Run, weights: Weights) -> int:
+    """The layer that is drawn, or the last of a checkpoint that has fewer."""
+    return min(run.layer, weights.config.n_layer - 1)
 
 
 @STUDY.figure("2c", "distributions of W_Q, W_K and W_V by layer", needs={"densities"})
 def figure_2c(run: Run) -> Display:
-    values = run.reductions[0]["densities"]["density"]
-    panels = [
-        Image(
-            values=values[:, index],
-            extent=(WEIGHT_EDGES[0], WEIGHT_EDGES[-1], 0, len(values)),
-            origin="lower",
-            vmin=0,
-            vmax=3.5,
-            title=_label(name),
-            xlabel="Weight value",
-            ylabel="Layer",
-            colorbar="Density" if index == 2 else False,
+    arrays, rows = {"edges": WEIGHT_EDGES}, []
+    for suffix, name, _, reductions in run.shown:
+        values = reductions["densities"]["density"]
+        arrays[f"density{suffix}"] = values
+        rows.append(
+            [
+                Image(
+                    values=values[:, index],
+                    extent=(WEIGHT_EDGES[0], WEIGHT_EDGES[-1], 0, len(values)),
+                    origin="lower",
+                    vmin=0,
+                    vmax=3.5,
+                    title=_label(matrix) + (f" of {plain(name)}" if run.compared else ""),
+                    xlabel="Weight value",
+                    ylabel="Layer",
+                    colorbar="Density" if index == 2 else False,
+                )
+                for index, matrix in enumerate(MATRICES)
+            ]
         )
-        for index, name in enumerate(MATRICES)
-    ]
     return Display(
-        arrays={"edges": WEIGHT_EDGES, "density": values},
-        panels=[panels],
-        title=f"Laminar distributions of attention weights in {run.label}",
-        caption=f"Density of the weights of each layer of {run.names[0]}, colours from 0 to 3.5.",
-        size=(10, 3.4),
+        arrays=arrays,
+        panels=rows,
+        title=f"Laminar distributions of attention weights{run.in_model}",
+        caption=f"Density of the weights of each layer of {run.beside}, colours from 0 to 3.5.",
+        size=(10, 0.4 + 3 * len(rows)),
     )
 
 
 @STUDY.figure("2d", "mean and standard deviation of W_Q, W_K and W_V by layer", needs={"moments"})
 def figure_2d(run: Run) -> Display:
-    mean, std = run.reductions[0]["moments"]["mean"], run.reductions[0]["moments"]["std"]
+    arrays, panels = {}, []
+    for order, (suffix, name, _, reductions) in enumerate(run.shown):
+        mean, std = reductions["moments"]["mean"], reductions["moments"]["std"]
+        arrays |= {f"mean{suffix}": mean, f"std{suffix}": std}
+        each = _mean_and_std(mean, std)
+        for panel in each if run.compared else ():
+            panel.legend = False  # there is one below both
+            for line in panel.lines:
+                line.label += f" {plain(name)}"
+                line.linestyle = style.LINES[order % len(style.LINES)]
+        panels = panels or each
+        if order:
+            panels = [dataclasses.replace(p, lines=[*p.lines, *q.lines]) for p, q in zip(panels, each, strict=True)]
     return Display(
-        arrays={"mean": mean, "std": std},
-        panels=[_mean_and_std(mean, std)],
-        title=f"Means and standard deviations of attention weights in {run.label}",
-        caption=f"Mean and sample standard deviation of the weights of each layer of {run.names[0]}.",
-        size=(10, 3.4),
+        arrays=arrays,
+        panels=[panels],
+        title=f"Means and standard deviations of attention weights{run.in_model}",
+        caption=f"Mean and sample standard deviation of the weights of each layer of {run.beside}.",
+        size=(10, 3.4 if not run.compared else 3.8),
+        legend=bool(run.compared),
     )
 
 

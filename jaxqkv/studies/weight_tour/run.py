@@ -1,8 +1,8 @@
 """The run of the tour: the checkpoints, and one pass over the layers of each."""
 
 import argparse
+import functools
 from collections.abc import Callable, Collection
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -64,6 +64,12 @@ def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: REDUCTIONS[name](wide) for name in names}
 
 
+@functools.cache
+def _program(width: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
+    """`_reduce` of some names for models of a width: one for all checkpoints that have it."""
+    return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * width), np.float32), names=names)
+
+
 class Tour:
     """One checkpoint, and after `reduce` the reductions of its layers."""
 
@@ -84,37 +90,32 @@ class Tour:
         """The layer that is drawn, for a title."""
         return f"layer {self.layer} of {self.label}"
 
-    @cached_property
+    @functools.cached_property
     def positions(self) -> Float[np.ndarray, "pos embed"]:
         return self.weights.positions
 
-    @cached_property
+    @functools.cached_property
     def wide(self) -> Float[np.ndarray, "embed three_embed"]:
         """W_Q, W_K and W_V of the layer, side by side."""
         return self.weights.W_QKV(self.layer)
 
-    def reduce(self, names: Collection[str], progress: tqdm) -> None:
+    def reduce(self, names: set[str], progress: tqdm) -> None:
         """One pass over the layers that are needed, with one layer's matrices in memory at a time."""
-        every = tuple(sorted(OF_EVERY_LAYER & set(names)))
-        layers = range(self.config.n_layer) if every else self.ends
-        shape = jax.ShapeDtypeStruct((self.config.n_embd, 3 * self.config.n_embd), np.float32)
-        programs = {
-            kind: compile_early(_reduce, shape, names=kind)
-            for kind in {tuple(self._needed(layer, names)) for layer in layers}
-        }
+        every, few = (tuple(sorted(names & group)) for group in (OF_EVERY_LAYER, {COMPONENTS}))
+        groups = [(every, range(self.config.n_layer))] * bool(every) + [(few, self.ends)] * bool(few)
+        programs = {chosen: _program(self.config.n_embd, chosen) for chosen, _ in groups}
         results: list[dict[str, Any]] = []
         arena = Arena()
-        for layer in layers:
+        for layer in sorted({layer for _, layers in groups for layer in layers}):
             wide = read_after(results[-1:], lambda: to_device(self.weights.W_QKV(layer), arena))  # noqa: B023
-            results.append(programs[tuple(self._needed(layer, names))](wide))
+            results.append({})
+            for chosen, layers in groups:
+                if layer in layers:
+                    results[-1] |= programs[chosen](wide)
             progress.update()
         for name in names:
             kept = [result[name] for result in results if name in result]
             self.reductions[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
-
-    def _needed(self, layer: int, names: Collection[str]) -> list[str]:
-        """What is reduced of a layer, in one order always."""
-        return [name for name in sorted(names) if name in OF_EVERY_LAYER or layer in self.ends]
 
 
 class Run:
