@@ -117,16 +117,8 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
     "length": {"type": _from(2), "help": "tokens of each (default the model's positions)"},
     "memory": {"type": _bytes, "help": "for temporaries of a block, as 2GB or 500MB (default 2GB)"},
     "no_cache": {"action": "store_true", "default": None, "help": "count anew, and do not keep the counts"},
-    "compare": {
-        "action": "append",
-        "metavar": "SPEC",
-        "help": "further checkpoints, overlaid or beside; several times",
-    },
-    "as_published": {
-        "action": "store_true",
-        "default": None,
-        "help": "cut matrices as the original does, where it slips",
-    },
+    "compare": {"nargs": "+", "metavar": "SPEC", "help": "further checkpoints, overlaid or beside"},
+    "as_published": {"action": "store_true", "default": None, "help": "as the original, also where it slips"},
     "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
 }
 

@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 from jaxqkv.cli import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import gallery, style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Table, head_grid
+from jaxqkv.figures.displays import (
+    Bars,
+    Dendrogram,
+    Display,
+    Image,
+    Line,
+    Lines,
+    Pie,
+    StackedBars,
+    Table,
+    Violins,
+    head_grid,
+)
 from jaxqkv.figures.registry import study
 from jaxqkv.files import replacing
 
@@ -94,6 +106,67 @@ class TestDisplays:
     def test_table_in_a_terminal(self):
         table = Table(heading=("name", "n"), rows=[("a", "1"), ("bcd", "22")])
         assert table.text() == "name   n\n----  --\na      1\nbcd   22"
+
+    def test_table_with_several_columns_at_the_left(self):
+        table = Table(heading=("a", "name", "n"), rows=[("x", "y", "1"), ("x", "yyyyy", "22")], left=2, wide=True)
+        assert table.text() == "a  name    n\n-  -----  --\nx  y       1\nx  yyyyy  22"
+
+    def test_a_wide_panel_has_its_row_alone_and_the_legend_is_one(self):
+        line = Line(x=np.arange(3), y=np.arange(3), label="a", color=0.5)
+        lines = Lines(lines=[line], legend=False)
+        table = Table(heading=("a",), rows=[("b",)], wide=True)
+        figure = Figure(layout="constrained")
+        Display(arrays={}, panels=[[table], [lines, lines]], caption="", size=(6, 4), heights=[1, 3], legend=True).draw(
+            figure
+        )
+        spans = [axes.get_subplotspec().colspan for axes in figure.axes]
+        assert [list(span) for span in spans] == [[0, 1], [0], [1]]
+        assert figure.axes[0].get_gridspec().get_height_ratios() == [1, 3]
+        assert [axes.get_legend() for axes in figure.axes] == [None] * 3
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["a"]
+
+    def test_a_number_is_a_place_on_the_colour_map(self):
+        figure = Figure()
+        line = Line(x=np.arange(3), y=np.arange(3), color=0.25)
+        Display(arrays={}, panels=[[Lines(lines=[line], cmap="viridis")]], caption="", size=(3, 2)).draw(figure)
+        assert figure.axes[0].lines[0].get_color() == matplotlib.colormaps["viridis"](0.25)
+
+    def test_pie_bars_and_trees_show_their_numbers(self):
+        from scipy.cluster.hierarchy import linkage
+
+        pie = Pie(values=[1, 3, 96], names=["a", "b", "c"], colors=["r", "g", "b"])
+        bars = StackedBars(x=np.arange(2), heights=np.array([[1, 2], [5, 7.0]]), names=["a", "b"], colors=["r", "g"])
+        tree = linkage(np.array([[0.0], [1], [10]]), "ward")
+        curve = Line(x=np.arange(2), y=np.array([3, 4]), color="r", label="normal")
+        histogram = Bars(heights=np.ones(2), edges=np.arange(3), label="weights", curve=curve, note="skewed")
+        figure = Figure()
+        panels = [[pie, bars], [Dendrogram(linkage=tree, color="k"), histogram]]
+        Display(arrays={}, panels=panels, caption="", size=(6, 4)).draw(figure)
+        pie, bars, tree_axes, histogram = figure.axes
+        angles = [wedge.theta2 - wedge.theta1 for wedge in pie.patches]
+        np.testing.assert_allclose(np.abs(angles), [3.6, 10.8, 345.6], rtol=1e-5)
+        labels = [text.get_text() for text in pie.get_legend().get_texts()]
+        assert labels == ["a (1.00%)", "b (3.00%)", "c (96.00%)"]
+        assert [(patch.get_y(), patch.get_height()) for patch in bars.patches] == [(0, 1), (0, 2), (1, 5), (2, 7)]
+        tops = sorted(max(line.get_ydata()) for line in tree_axes.lines)
+        np.testing.assert_allclose(tops, tree[:, 2])
+        assert sorted(label.get_text() for label in tree_axes.get_xticklabels()) == ["0", "1", "2"]
+        np.testing.assert_array_equal(histogram.lines[0].get_ydata(), [3, 4])
+        assert [text.get_text() for text in histogram.texts] == ["skewed"]
+
+    def test_boxes_and_violins(self):
+        samples = [np.arange(5.0), np.arange(9.0) + 10]
+        options = {"samples": samples, "names": ["a", "b"], "colors": ["r", "g"], "seed": 0, "points": False}
+        figure = Figure()
+        panels = [[Violins(**options, boxes=True), Violins(**options)]]
+        Display(arrays={}, panels=panels, caption="", size=(6, 4)).draw(figure)
+        boxes, violins = figure.axes
+        medians = {line.get_ydata()[0] for line in boxes.lines if len(set(line.get_ydata())) == 1}
+        assert {2, 14} <= medians
+        assert len(violins.collections) == 2 + 3  # two bodies; means are not drawn
+        assert not violins.lines
+        assert [label.get_text() for label in boxes.get_xticklabels()] == ["a", "b"]
 
     def test_head_grid(self):
         grids = {1: (1, 1), 7: (2, 4), 8: (2, 4), 12: (3, 4), 16: (4, 4), 20: (4, 5), 25: (5, 5)}
@@ -258,7 +331,7 @@ class TestWholeOrNotAtAll:
 
 
 def test_registry_names_the_nearest():
-    with pytest.raises(JaxqkvError, match=r"no study qkv-weight; did you mean qkv-weights\?"):
+    with pytest.raises(JaxqkvError, match=r"no study qkv-weight; did you mean qkv-weights or weight-tour\?"):
         study("qkv-weight")
     with pytest.raises(JaxqkvError, match=r"qkv-weights has no figure 5z; did you mean 5"):
         study("qkv-weights").select(["5z"])

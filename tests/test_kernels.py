@@ -1,5 +1,7 @@
 """Each kernel against plain NumPy written from its definition, with and without jit, and by invariants."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,3 +300,86 @@ class TestBins:
             chosen = values[index == b].astype(np.float64)
             assert mean[b] == pytest.approx(chosen.mean(), rel=1e-6)
             assert std[b] == pytest.approx(chosen.std(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("maybe_jit")
+class TestWeights:
+    def test_shape_of_a_distribution(self, matrix):
+        from scipy import stats
+
+        values = np.exp(3 * matrix)  # skewed
+        shape = kernels.distribution_shape(values)
+        assert shape.mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-6)
+        assert shape.std == pytest.approx(values.std(dtype=np.float64), rel=1e-6)
+        assert shape.skewness == pytest.approx(stats.skew(values.ravel()), rel=1e-5)
+        assert shape.kurtosis == pytest.approx(stats.kurtosis(values.ravel()), rel=1e-5)
+        shifted = kernels.distribution_shape(-1e15 * values)
+        assert shifted.skewness == pytest.approx(-float(shape.skewness), rel=1e-4)
+
+    @pytest.mark.parametrize("size", [1, 2, 97, 10_007])
+    def test_distance_from_normal(self, size):
+        from scipy import stats
+
+        values = np.random.default_rng(size).standard_t(4, size).astype(np.float32)
+        for mean, std in ((0.0, 1.0), (0.3, 2.5), (50.0, 0.1)):
+            expected = stats.kstest(values, "norm", args=(mean, std)).statistic
+            assert kernels.ks_normal(values, np.float32(mean), np.float32(std)) == pytest.approx(expected, abs=1.1e-6)
+        assert kernels.ks_normal(values, np.float32(0), np.float32(0)) == 1
+
+    def test_neighbours(self, matrix):
+        expected = [np.corrcoef(a, b)[0, 1] for a, b in itertools.pairwise(matrix)]
+        np.testing.assert_allclose(kernels.neighbour_correlations(matrix), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("transposed", [False, True], ids=["high", "wide"])
+    def test_principal_components(self, matrix, transposed):
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import StandardScaler
+
+        x = matrix.T if transposed else matrix
+        x = x * np.linspace(1, 9, x.shape[1], dtype=np.float32)[None] + 5
+        pca = PCA()
+        scores = pca.fit_transform(StandardScaler().fit_transform(x.astype(np.float64)))
+        explained, ours = kernels.principal_components(x)
+        np.testing.assert_allclose(explained, pca.explained_variance_ratio_, atol=1e-6)
+        np.testing.assert_allclose(ours, scores[:, :2], atol=2e-5)
+        assert explained.sum() == pytest.approx(1, abs=1e-6)
+
+    def test_a_constant_column_adds_nothing_to_principal_components(self, matrix):
+        constant = np.concatenate([matrix, np.full((ROWS, 1), 0.1, np.float32)], axis=1)
+        explained, scores = kernels.principal_components(constant)
+        assert np.isfinite(scores).all()
+        np.testing.assert_allclose(explained[:COLUMNS], kernels.principal_components(matrix)[0][:COLUMNS], atol=1e-6)
+
+    def test_spectrum(self, matrix):
+        sigma = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+        p = sigma / sigma.sum()
+        rank, largest = kernels.spectrum(matrix)
+        assert rank == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+        assert largest == pytest.approx(sigma[0], rel=1e-6)
+
+    def test_effective_rank_of_known_matrices(self):
+        identity = np.eye(13, dtype=np.float32)
+        assert kernels.spectrum(7 * identity)[0] == pytest.approx(13, rel=1e-6)
+        assert kernels.spectrum(np.outer(np.arange(1, 6), np.ones(7)).astype(np.float32))[0] == pytest.approx(
+            1, rel=1e-4
+        )
+        assert kernels.spectrum(np.zeros((3, 5), np.float32)) == (0, 0)
+
+
+def test_kernels_of_weights_vmap_over_layers():
+    layers = np.random.default_rng(6).normal(size=(3, ROWS, COLUMNS)).astype(np.float32)
+    zero, one = np.float32(0), np.float32(1)
+    for kernel in (
+        kernels.distribution_shape,
+        kernels.neighbour_correlations,
+        kernels.principal_components,
+        kernels.spectrum,
+        lambda x: kernels.ks_normal(x, zero, one),
+    ):
+        together = jax.vmap(kernel)(layers)
+        alone = [kernel(layer) for layer in layers]
+        jax.tree.map(
+            lambda batch, *each: np.testing.assert_allclose(batch, np.stack(each), rtol=1e-4, atol=2e-5),
+            together,
+            *alone,
+        )

@@ -368,7 +368,7 @@ class Display:
       size: width and height in inches.
       title: above all panels.
       heights: of the rows, relative to each other; equal unless given.
-      legend: one legend below all panels, of the first one's lines.
+      legend: one legend below all panels, of the first one with named lines.
       text: printed when the figure is made; a table, usually.
     """
 
@@ -389,8 +389,8 @@ class Display:
             for j, panel in enumerate(row):
                 panel.draw(figure.add_subplot(grid[i, :] if panel.wide else grid[i, j]))
         if self.legend:
-            handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), handlelength=3)
+            handles, labels = next(filter(any, (axes.get_legend_handles_labels() for axes in figure.axes)))
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3)
         if self.title:
             figure.suptitle(self.title)
 

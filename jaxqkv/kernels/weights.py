@@ -45,7 +45,7 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
 
 @jit
 def ks_normal(
-    values: Float[AnyArray, "*shape"], mean: Float[AnyArray, ""], std: Float[AnyArray, ""]
+    values: Float[AnyArray, "*shape"], mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
 ) -> Float[Array, ""]:
     """Kolmogorov and Smirnov's distance of a sample from a normal distribution; in 0…1.
 

@@ -1,0 +1,340 @@
+"""Study 4: every array of every figure against NumPy, SciPy and scikit-learn."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import BERT, GPT2, changed, figures_of, random_tensors, relative_error, write_folder
+from scipy import stats
+from scipy.cluster.hierarchy import linkage
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+import jaxqkv
+from jaxqkv.cli import main
+from jaxqkv.figures.registry import study
+from jaxqkv.studies.weight_tour.layers import _ks_p, _p, _window
+
+CONFIG = changed(GPT2, n_layer=7, n_embd=55, initializer_range=0.2)
+WIDTH, HEADS, LAYERS, ENDS = 55, 5, 7, [0, 1, 2, 4, 5, 6]
+SMALL = changed(GPT2, n_layer=2, n_embd=22, n_head=2, initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    return {"large": write_folder(base / "large", CONFIG), "small": write_folder(base / "small", SMALL)}
+
+
+@pytest.fixture(scope="module")
+def arrays(folders, tmp_path_factory):
+    return figures_of("weight-tour", tmp_path_factory.mktemp("study"), folders["large"])
+
+
+@pytest.fixture(scope="module")
+def published(folders, tmp_path_factory):
+    return figures_of("weight-tour", tmp_path_factory.mktemp("published"), folders["large"], "--as-published")
+
+
+def wide(layer, config=CONFIG):
+    """W_Q, W_K and W_V side by side, in float64."""
+    return random_tensors(config)[f"h.{layer}.attn.c_attn.weight"].astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def positions():
+    return random_tensors(CONFIG)["wpe.weight"].astype(np.float64)
+
+
+def test_every_figure_is_there(arrays):
+    assert set(arrays) == set(study("weight-tour").figures)
+
+
+class TestArchitecture:
+    def test_every_tensor_once(self, arrays):
+        table, tensors = arrays["architecture"], random_tensors(CONFIG)
+        assert table["name"].tolist() == list(tensors)
+        assert table["parameters"].tolist() == [tensor.size for tensor in tensors.values()]
+        layers = [int(name.split(".")[1]) if name.startswith("h.") else -1 for name in tensors]
+        assert table["layer"].tolist() == layers
+        words = {"wte": "Token Embedding", "wpe": "Positional Embedding", "attn": "Attention", "mlp": "Feed Forward"}
+        expected = [next((c for w, c in words.items() if w in name), "Layer Norm") for name in tensors]
+        assert table["category"].tolist() == expected
+
+    def test_totals(self, arrays):
+        total = sum(tensor.size for tensor in random_tensors(CONFIG).values())
+        assert arrays["architecture"]["total"] == total
+        assert arrays["architecture"]["total_with_tied"] == total + CONFIG.vocab_size * CONFIG.n_embd
+        assert arrays["architecture"]["megabytes"] == total * 4 / 2**20
+
+    def test_gpt2_has_the_seeds_number_of_parameters(self):
+        weights = jaxqkv.load("random:gpt2").weights
+        once = sum(tensor.parameters for tensor in weights.inventory())
+        assert once == 124_439_808
+        assert once + weights["wte.weight"].size == 163_037_184
+
+    def test_printed(self, folders, tmp_path, capsys):
+        figures_of("weight-tour", tmp_path, folders["large"], "architecture")
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.split()[:3] == ["Attention", "h.*.attn.c_attn.weight", "55"] for line in lines)
+        assert len([line for line in lines if line.startswith("Total")]) == 2
+        assert len([line for line in lines if "tied: the token embedding again" in line]) == 1
+
+    def test_an_output_embedding_of_its_own_is_counted(self, tmp_path):
+        config = changed(GPT2, tie_word_embeddings=False)
+        table = figures_of("weight-tour", tmp_path, write_folder(tmp_path / "untied", config), "architecture")
+        table = table["architecture"]
+        assert table["category"][table["name"] == "lm_head.weight"].tolist() == ["Output Embedding"]
+        assert "total_with_tied" not in table
+
+
+class TestPositions:
+    def test_matrix_and_dimensions(self, arrays, positions):
+        np.testing.assert_array_equal(arrays["positions"]["positions"], positions)
+        fraction = [each * WIDTH // 768 for each in (500, 400, 600, 700)]
+        assert arrays["position-dimension"]["dimension"] == fraction[0]
+        np.testing.assert_array_equal(arrays["position-dimension"]["values"], positions[:, fraction[0]])
+        assert arrays["position-dimensions"]["dimensions"].tolist() == fraction[1:]
+        np.testing.assert_array_equal(arrays["position-dimensions"]["values"], positions[:, fraction[1:]].T)
+
+    def test_the_seeds_dimensions_where_there_are_as_many(self, tmp_path):
+        config = changed(GPT2, n_embd=770, n_head=7, n_layer=1, n_inner=3)
+        again = figures_of("weight-tour", tmp_path, write_folder(tmp_path / "x", config), "position-dimensions")
+        assert again["position-dimensions"]["dimensions"].tolist() == [400, 600, 700]
+
+    def test_variance(self, arrays, positions):
+        variance = positions.var(axis=0)
+        np.testing.assert_allclose(arrays["position-variance"]["variance"], variance, rtol=1e-6)
+        order = np.argsort(variance)
+        chosen = [order[0], order[WIDTH // 2], order[-1]]
+        assert arrays["position-variance"]["dimensions"].tolist() == chosen
+        np.testing.assert_array_equal(arrays["position-variance"]["values"], positions[:, chosen].T)
+
+    def test_correlation(self, arrays, positions):
+        expected = [stats.pearsonr(positions[i], positions[i + 1])[0] for i in range(len(positions) - 1)]
+        np.testing.assert_allclose(arrays["position-correlation"]["r"], expected, atol=1e-6)
+
+
+class TestOneLayer:
+    def test_histogram_and_statistics(self, arrays):
+        weights, ours = wide(0).ravel(), arrays["weight-histogram"]
+        heights, edges = np.histogram(weights.astype(np.float32), bins=50, density=True)
+        np.testing.assert_allclose(ours["density"], heights)
+        np.testing.assert_allclose(ours["edges"], edges)
+        mean, std = weights.mean(), weights.std()
+        test = stats.kstest(weights, "norm", args=(mean, std))
+        expected = {
+            "mean": mean,
+            "std": std,
+            "skewness": stats.skew(weights),
+            "kurtosis": stats.kurtosis(weights),
+            "ks": test.statistic,
+        }
+        for name, value in expected.items():
+            assert ours[name] == pytest.approx(value, abs=2e-6, rel=1e-5), name
+        assert ours["p"] == pytest.approx(test.pvalue, rel=1e-3)
+
+    def test_the_matrix_and_its_windows(self, arrays):
+        matrix = wide(0)
+        np.testing.assert_array_equal(arrays["weights"]["weights"], matrix)
+        zoom = arrays["weights-zoom"]
+        for number in (1, 2):
+            (top, bottom), (left, right) = zoom[f"rows_{number}"], zoom[f"columns_{number}"]
+            np.testing.assert_array_equal(zoom[f"window_{number}"], matrix[top:bottom, left:right])
+        assert zoom["rows_2"].tolist() == [300 * WIDTH // 768, 600 * WIDTH // 768]
+        assert zoom["columns_1"].tolist() == [100 * 3 * WIDTH // 2304, 300 * 3 * WIDTH // 2304]
+
+    def test_windows_where_they_fit_are_the_seeds(self):
+        assert _window(300, 600, 768, 768) == (300, 600)
+        assert _window(300, 600, 599, 768) == (300 * 599 // 768, 600 * 599 // 768)
+        assert _window(0, 300, 1, 768) == (0, 1)
+
+    def test_another_layer(self, folders, tmp_path):
+        again = figures_of("weight-tour", tmp_path, folders["large"], "weights", "--layer", "3")
+        np.testing.assert_array_equal(again["weights"]["weights"], wide(3))
+
+
+class TestLayers:
+    def test_principal_components_are_scikit_learns(self, arrays):
+        assert arrays["pca-variance"]["layers"].tolist() == arrays["pca-scatter"]["layers"].tolist() == ENDS
+        for index, layer in enumerate(ENDS):
+            pca = PCA()
+            scores = pca.fit_transform(StandardScaler().fit_transform(wide(layer)))
+            share = pca.explained_variance_ratio_
+            np.testing.assert_allclose(arrays["pca-variance"]["explained"][index], np.cumsum(share), atol=2e-6)
+            assert arrays["pca-scatter"]["explained"][index] == pytest.approx(share[0], abs=1e-6)
+            assert relative_error(arrays["pca-scatter"]["scores"][index], scores[:, :2]) < 2e-4
+
+    def test_statistics(self, arrays):
+        for layer in range(LAYERS):
+            matrix = wide(layer)
+            for name, function in (("mean", np.mean), ("std", np.std), ("max", np.max), ("min", np.min)):
+                assert arrays["layer-statistics"][name][layer] == pytest.approx(function(matrix), abs=1e-7, rel=1e-6)
+
+    def test_variance_of_rows(self, arrays):
+        expected = [wide(layer).var(axis=1) for layer in range(LAYERS)]
+        np.testing.assert_allclose(arrays["row-variance"]["variance"], expected, rtol=1e-5)
+
+    def test_signature(self, arrays):
+        signature = arrays["training-signature"]
+        assert {array.shape for array in signature.values()} == {(LAYERS, 3)}
+        for layer in range(LAYERS):
+            for index, matrix in enumerate(np.split(wide(layer), 3, axis=1)):
+                sigma = np.linalg.svd(matrix, compute_uv=False)
+                p = sigma / sigma.sum()
+                expected = {
+                    "ks": stats.kstest(matrix.ravel(), "norm", args=(matrix.mean(), matrix.std())).statistic,
+                    "kurtosis": stats.kurtosis(matrix.ravel()),
+                    "effective_rank": np.exp(-(p * np.log(p)).sum()),
+                    "largest_singular_value": sigma[0],
+                }
+                for name, value in expected.items():
+                    # The kurtosis is a difference from 3, so float32 leaves it some units of 3e-7.
+                    error = 5e-6 if name == "kurtosis" else 2e-6
+                    assert signature[name][layer, index] == pytest.approx(value, rel=1e-5, abs=error), name
+
+
+class TestHeads:
+    """The two places where the seed cuts the matrix wrongly: each against its own definition."""
+
+    def test_query_heads(self, arrays):
+        rows = [wide(0)[:, head * 11 : (head + 1) * 11].ravel() for head in range(HEADS)]
+        np.testing.assert_array_equal(arrays["query-heads"]["heads"], rows)
+
+    def test_query_heads_as_published(self, tmp_path):
+        config = changed(GPT2, n_embd=30, n_layer=1)
+        folder = write_folder(tmp_path / "thirds", config)
+        again = figures_of("weight-tour", tmp_path, folder, "query-heads", "--as-published")
+        seed = wide(0, config).reshape(3, -1, 90)[0].reshape(5, -1)
+        np.testing.assert_array_equal(again["query-heads"]["heads"], seed)
+
+    def test_query_heads_as_published_where_the_width_is_no_multiple_of_three(self, published):
+        np.testing.assert_array_equal(published["query-heads"]["heads"], wide(0)[: WIDTH // 3].reshape(HEADS, -1))
+
+    @pytest.mark.parametrize("as_published", [False, True])
+    def test_clusters(self, arrays, published, as_published):
+        ours = (published if as_published else arrays)["head-clusters"]
+        assert ours["layers"].tolist() == ENDS
+        width = 3 * 11 if as_published else 11
+        for index, layer in enumerate(ENDS):
+            vectors = [wide(layer)[:, head * width : (head + 1) * width].mean(axis=1) for head in range(HEADS)]
+            np.testing.assert_allclose(ours["linkage"][index], linkage(vectors, "ward"), rtol=1e-6)
+
+    def test_nothing_else_differs_and_the_caption_says_which_it_is(self, arrays, published, folders, tmp_path):
+        for id in set(arrays) - {"query-heads", "head-clusters"}:
+            for name, array in arrays[id].items():
+                np.testing.assert_array_equal(published[id][name], array, err_msg=f"{id} {name}")
+        for option, said in ((), False), (("--as-published",), True):
+            figures_of("weight-tour", tmp_path, folders["large"], "query-heads", "head-clusters", *option)
+            manifest = json.loads((tmp_path / "out" / "weight-tour" / "manifest.json").read_text())
+            for id in ("query-heads", "head-clusters"):
+                assert ("as published" in manifest["figures"][id]["caption"]) == said
+
+    def test_one_head_has_no_clusters(self, tmp_path, capsys):
+        folder = write_folder(tmp_path / "single", changed(GPT2, n_head=1))
+        assert "head-clusters" not in figures_of("weight-tour", tmp_path, folder)
+        assert "head-clusters needs two heads, and single has one" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def compared(folders, tmp_path_factory):
+    return figures_of(
+        "weight-tour", tmp_path_factory.mktemp("compared"), folders["large"], "--compare", str(folders["small"])
+    )
+
+
+class TestCompare:
+    def test_the_first_checkpoints_arrays_keep_their_names(self, arrays, compared):
+        for id, expected in arrays.items():
+            for name, array in expected.items():
+                np.testing.assert_array_equal(compared[id][name], array, err_msg=f"{id} {name}")
+
+    def test_the_others_have_their_own(self, compared, folders, tmp_path):
+        alone = figures_of("weight-tour", tmp_path, folders["small"])
+        for id, expected in alone.items():
+            own = {
+                name.removesuffix("_small"): array for name, array in compared[id].items() if name.endswith("_small")
+            }
+            assert set(own) == set(expected), id
+            for name, array in expected.items():
+                np.testing.assert_array_equal(own[name], array, err_msg=f"{id} {name}")
+
+    def test_the_layer_is_the_last_where_there_are_fewer(self, folders, tmp_path):
+        options = ["weights", "--layer", "5", "--compare", str(folders["small"])]
+        again = figures_of("weight-tour", tmp_path, folders["large"], *options)["weights"]
+        np.testing.assert_array_equal(again["weights"], wide(5))
+        np.testing.assert_array_equal(again["weights_small"], wide(1, SMALL))
+
+    def test_qkv_weights_in_figures_2b_to_2d(self, folders, tmp_path):
+        ids, more = ("2b", "2c", "2d"), ["--compare", str(folders["small"]), "random:demo-gpt2"]
+        together = figures_of("qkv-weights", tmp_path / "together", folders["large"], *ids, "--layer", "1", *more)
+        for name, suffix in (("large", ""), ("small", "_small")):
+            alone = figures_of("qkv-weights", tmp_path / name, folders[name], *ids, "--layer", "1")
+            for id in ids:
+                for array in set(alone[id]) - {"edges"}:
+                    np.testing.assert_array_equal(together[id][f"{array}{suffix}"], alone[id][array], err_msg=array)
+        assert together["2d"]["mean_random:demo-gpt2"].shape == (8, 3)
+
+
+def test_bert_has_the_same_tour(tmp_path):
+    folder = write_folder(tmp_path / "bert", changed(BERT, initializer_range=0.2))
+    arrays = figures_of("weight-tour", tmp_path, folder)
+    assert set(arrays) == set(study("weight-tour").figures)
+    tensors = random_tensors(changed(BERT, initializer_range=0.2))
+    parts = [tensors[f"encoder.layer.0.attention.self.{name}.weight"].T for name in ("query", "key", "value")]
+    np.testing.assert_array_equal(arrays["weights"]["weights"], np.concatenate(parts, axis=1))
+    np.testing.assert_array_equal(arrays["positions"]["positions"], tensors["embeddings.position_embeddings.weight"])
+    categories = dict(zip(arrays["architecture"]["name"], arrays["architecture"]["category"], strict=True))
+    assert categories["embeddings.token_type_embeddings.weight"] == "Token Type Embedding"
+    assert categories["encoder.layer.2.attention.output.LayerNorm.bias"] == "Layer Norm"
+    assert "total_with_tied" not in arrays["architecture"]
+
+
+def test_demo_compares_trained_and_fresh_weights(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["figures", "weight-tour", "training-signature", "--demo", "--arrays-only", "--out", str(out)]) == 0
+    signature = np.load(out / "weight-tour" / "training-signature.npz")
+    for name, trained_is_larger in (("kurtosis", True), ("largest_singular_value", True), ("effective_rank", False)):
+        trained, fresh = signature[name].mean(axis=0), signature[f"{name}_random:demo-gpt2"].mean(axis=0)
+        assert ((trained > fresh) == trained_is_larger).all(), name
+    assert "demo-gpt2, random:demo-gpt2" in capsys.readouterr().out
+
+
+def test_demo_statistics_are_scipys():
+    """On real trained weights, whose tails are heavy."""
+    matrix = jaxqkv.load("demo-gpt2").weights.W_QKV(0)
+    values = matrix.astype(np.float64).ravel()
+    shape = jaxqkv.kernels.distribution_shape(matrix)
+    assert shape.skewness == pytest.approx(stats.skew(values), abs=1e-5)
+    assert shape.kurtosis == pytest.approx(stats.kurtosis(values), rel=1e-5)
+    expected = stats.kstest(values, "norm", args=(values.mean(), values.std())).statistic
+    assert jaxqkv.kernels.ks_normal(matrix, shape.mean, shape.std) == pytest.approx(expected, abs=1e-6)
+
+
+def test_p_values():
+    for statistic, n in ((0.3, 10), (0.02, 5000), (0.0037, 49_152), (0.0485, 49_152)):
+        assert _ks_p(statistic, n) == pytest.approx(stats.kstwo.sf(statistic, n), rel=1e-9)
+    assert _ks_p(0.0908, 768 * 2304) == stats.kstwo.sf(0.0908, 768 * 2304) == 0
+    assert (_p(0.0), _p(1e-301), _p(9.3e-101), _p(0.4961)) == ("< 1e-300", "< 1e-300", "9.3e-101", "0.496")
+
+
+def test_constant_weights_are_drawn_without_a_warning(tmp_path):
+    tensors = random_tensors(CONFIG)
+    tensors["h.0.attn.c_attn.weight"][:] = 0
+    tensors["wpe.weight"][:2] = 0
+    arrays = figures_of("weight-tour", tmp_path, write_folder(tmp_path / "zero", CONFIG, tensors))
+    histogram = arrays["weight-histogram"]
+    assert (histogram["std"], histogram["ks"]) == (0, 1)
+    assert np.isnan(histogram["skewness"])
+    assert np.isnan(arrays["position-correlation"]["r"][:2]).all()
+    assert (arrays["training-signature"]["effective_rank"][0] == 0).all()
+    assert (arrays["pca-scatter"]["scores"][0] == 0).all()
+
+
+def test_every_figure_is_drawn(folders, tmp_path):
+    line = ["figures", "weight-tour", "--dpi", "40", "--out", str(tmp_path), "--model", str(folders["large"])]
+    assert main([*line, "--compare", str(folders["small"])]) == 0
+    for id in study("weight-tour").figures:
+        pixels = matplotlib.image.imread(tmp_path / "weight-tour" / f"{id}.png")
+        assert pixels[..., :3].std() > 0.02, id
