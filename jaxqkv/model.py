@@ -151,9 +151,10 @@ def hidden(
 ) -> Float[Array, "batch pos embed"]:
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
-    x = None
-    for _, x, _ in _run(params, batch, config, frozenset(), (), memory=memory):  # noqa: B007
+    pieces: Sequence[Array] = ()
+    for _, pieces, _ in _run(params, batch, config, frozenset(), (), memory=memory):  # noqa: B007
         pass
+    x = _joined(pieces)
     if isinstance(config, GPT2Config):
         return _final_norm(params["final"], x, config=config)
     return x
@@ -179,10 +180,11 @@ def _run(
     inputs: Any = None,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, Array | None, Any]]:
+) -> Iterator[tuple[int, Sequence[Array | None], Any]]:
     """Yields (layer, residual stream after it, what was asked of it), to the last layer that is selected.
 
-    With none selected all layers are run, for the stream; else the last one's is not made, and None.
+    The stream is in microbatches. With no layer selected all are run, for the stream; else the last
+    one's is not made, and None.
     """
     pieces = _microbatches((batch, inputs), batch.ids.shape, config, memory)
     stream = [_embed(params["embed"], piece, config=config) for piece, _ in pieces]
@@ -212,7 +214,7 @@ def _run(
             if progress:
                 jax.block_until_ready((stream[index], result))
                 progress(layer * len(pieces) + index + 1, depth * len(pieces))
-        yield layer, _joined(stream) if layer < last else None, _joined(results)
+        yield layer, stream, _joined(results)
 
 
 def _joined(results: Sequence[Any]) -> Any:
