@@ -1,7 +1,7 @@
 """Attention as pure functions on arrays, each a line of the definition.
 
-Shapes are those of the glossary in `activations.py`; leading axes are free, so the functions work
-on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
+Shapes are those of the glossary in `activations.py`; leading axes are free, except in `attend`, so
+the functions work on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
 from typing import NamedTuple

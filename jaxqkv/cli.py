@@ -117,7 +117,11 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
     "length": {"type": _from(2), "help": "tokens of each (default the model's positions)"},
     "memory": {"type": _bytes, "help": "for temporaries of a block, as 2GB or 500MB (default 2GB)"},
     "no_cache": {"action": "store_true", "default": None, "help": "count anew, and do not keep the counts"},
-    "compare": {"nargs": "+", "metavar": "SPEC", "help": "further checkpoints, overlaid or beside"},
+    "compare": {
+        "nargs": "+",
+        "metavar": "SPEC",
+        "help": "further checkpoints, overlaid or beside; NAME@REVISION on the hub",
+    },
     "as_published": {"action": "store_true", "default": None, "help": "as the original, also where it slips"},
     "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
 }
@@ -171,7 +175,7 @@ def _versions() -> dict[str, str]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from jaxqkv.figures.displays import Table
+    from jaxqkv.figures.panels import Table
     from jaxqkv.figures.registry import STUDIES, study
 
     rows = [(name, spec.id, spec.title) for name in STUDIES for spec in study(name).figures.values()]

@@ -7,17 +7,21 @@
 All but the last are read through `datasets`.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxqkv.checkpoint import fingerprint
+from jaxqkv.devices import cache_folder
 from jaxqkv.errors import CorpusError, first_line
+from jaxqkv.files import make_writable, replacing
 
 DEFAULT = "wikimedia/wikipedia:20231101.en:train"
 PYTHON_DOCS = "python-docs"
@@ -66,10 +70,11 @@ def open_corpus(
     specs = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
     if documents not in DOCUMENTS:
         raise CorpusError(f"documents are {' or '.join(DOCUMENTS)}, not {documents!r}")
-    if specs == [PYTHON_DOCS]:
-        return _python_docs()
-    if len(specs) == 1 and not _is_local(specs[0]):
-        return _hub_corpus(specs[0], text_column)
+    alone = [spec for spec in specs if spec == PYTHON_DOCS or not _is_local(spec)]
+    if alone and len(specs) > 1:
+        raise CorpusError(f"{alone[0]}: of files and folders there may be several; this one is none, and stands alone")
+    if alone:
+        return _python_docs() if alone == [PYTHON_DOCS] else _hub_corpus(alone[0], text_column)
     return _local_corpus(specs, documents, text_column)
 
 
@@ -113,10 +118,10 @@ def _windows(text: str) -> Iterator[str]:
 def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Corpus:
     files = [file for spec in specs for file in _files(spec)]
     try:
-        prints = {str(file): [fingerprint(file), file.stat().st_mtime_ns] for file in files}
+        prints = [[str(file), fingerprint(file), file.stat().st_mtime_ns] for file in files]
     except OSError as error:
         raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    about = {"corpus": " ".join(specs), "source": "files", "files": {name: each[0] for name, each in prints.items()}}
+    about = {"corpus": " ".join(specs), "source": "files", "files": {name: print for name, print, _ in prints}}
 
     def read() -> Iterator[str]:
         for file in files:
@@ -127,7 +132,10 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
 
 def _files(spec: str) -> list[Path]:
     """The files of a spec: itself, or those below a folder, in the order of their paths."""
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError:
+        raise CorpusError(f"{spec}: no such file or folder") from None
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise CorpusError(f"{path}: of files, {', '.join(SUFFIXES)} are read")
@@ -195,7 +203,10 @@ def _text_of(row: Any, column: str, where: str) -> str:
         raise CorpusError(f"{where}: no column {column!r}; {has}; name the text's with --text-column")
     if not isinstance(row[column], str):
         raise CorpusError(f"{where}: {column!r} is {type(row[column]).__name__}, not text")
-    return row[column]
+    text = row[column]
+    if not text.isascii():  # half an emoji, as truncated JSON has it, is no character
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 # --- the hub ---
@@ -218,22 +229,37 @@ def _hub_corpus(spec: str, text_column: str) -> Corpus:
 
 
 def _commit(name: str) -> str:
-    """The data set's present commit. One quick question, before `datasets` would try again and again."""
+    """The data set's present commit; out of reach the last one seen, whose counts may have been kept.
+
+    One quick question, before `datasets` would try again and again.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
+    seen = cache_folder() / "corpora" / f"commit-{_digest(name)[:32]}.txt"
     try:
-        return huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
+        commit = huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
     except errors.HFValidationError:
         reason = f"neither a file here nor a valid hub id; {WAYS_OUT}"
     except errors.GatedRepoError:
         reason = "a gated data set; accept its terms on the hub and log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
         reason = f"neither a file here nor a data set on the hub that you can read; {WAYS_OUT}"
-    except errors.OfflineModeIsEnabled:
-        reason = f"HF_HUB_OFFLINE is set, and data sets are streamed; unset it, or {WAYS_OUT}"
     except Exception as error:  # the HTTP library below the hub's differs by version
-        reason = f"the hub cannot be reached ({type(error).__name__}); go online, or {WAYS_OUT}"
+        with contextlib.suppress(OSError, ValueError):
+            commit = seen.read_text(encoding="ascii")
+            print(f"jaxqkv: {name}: the hub cannot be reached; the last commit seen is {commit}", file=sys.stderr)
+            return commit
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            reason = f"HF_HUB_OFFLINE is set, and data sets are streamed; unset it, or {WAYS_OUT}"
+        else:
+            reason = f"the hub cannot be reached ({type(error).__name__}); go online, or {WAYS_OUT}"
+    else:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no loss
+            make_writable(seen.parent)
+            with replacing(seen) as file:
+                file.write(commit.encode("ascii"))
+        return commit
     raise CorpusError(f"{name}: {reason}")
 
 

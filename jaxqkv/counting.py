@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from jaxqkv.tokens import Tokenizer
 
 # Documents go to the tokenizer together until they have this many characters, enough for all cores.
 CHARACTERS = 1 << 21
+# A sequence of one token has no position but the first.
+SHORTEST = 2
 # Raised when what is kept changes its form.
 VERSION = 1
 
@@ -85,28 +88,32 @@ def count_and_batch(
     key = {"version": VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab": vocab}
     counts_key, batch_key = key | {"tokens": tokens}, key | {"batch": batch, "length": length}
     counts = ids = None
-    if cache and tokens and (kept := _recall("counts", counts_key)):
+    if cache and tokens and (kept := _recall("counts", counts_key, "counts", "documents", "whole")):
         counts = TokenCounts(kept["counts"], int(kept["documents"]), bool(kept["whole"]))
-        message = f"{counts.tokens:,} tokens of {corpus.name} were counted before; --no-cache counts them anew"
-        print(f"jaxqkv: {message}", file=sys.stderr)
-    if cache and batch and (kept := _recall("batch", batch_key)):
+        _say_kept(f"{counts.tokens:,} tokens of {corpus.name} were counted before")
+    if cache and batch and (kept := _recall("batch", batch_key, "ids")):
         ids = kept["ids"]
-    new_counts, new_ids = _read(
-        corpus, tokenizer, vocab, tokens if counts is None else None, batch if ids is None else None, length
-    )
-    if cache and new_counts:
-        _keep("counts", counts_key, **dataclasses.asdict(new_counts))
-    if cache and new_ids is not None:
-        _keep("batch", batch_key, ids=new_ids)
-    return counts or new_counts, new_ids if ids is None else ids
+        _say_kept(f"{batch:,} documents of {corpus.name} were tokenised before")
+    wanted = (tokens if counts is None else None, batch if ids is None else None)
+    if any(wanted):
+        new_counts, rows, lengths = _read(corpus, tokenizer, vocab, *wanted, length)
+        if new_counts:
+            counts = new_counts
+            if cache:
+                _keep("counts", counts_key, **dataclasses.asdict(counts))
+        if wanted[1]:
+            if len(rows) < batch:
+                raise CorpusError(f"{corpus.name}: {_too_few(lengths, batch, length, len(rows))}")
+            ids = np.stack(rows)
+            if cache:
+                _keep("batch", batch_key, ids=ids)
+    return counts, ids
 
 
 def _read(
     corpus: Corpus, tokenizer: Tokenizer, vocab: int, tokens: int | None, batch: int | None, length: int
-) -> tuple[TokenCounts | None, Int[np.ndarray, "batch pos"] | None]:
-    """One pass, to the document that completes what is asked for; none when nothing is."""
-    if not tokens and not batch:
-        return None, None
+) -> tuple[TokenCounts | None, list[Int[np.ndarray, " pos"]], list[int]]:
+    """One pass, to the document that completes what is asked for: counts, rows, and the lengths looked at."""
     counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
     rows: list[np.ndarray] = []
     lengths: list[int] = []
@@ -128,9 +135,7 @@ def _read(
                 break
     if tokens and not counted:
         raise CorpusError(f"{corpus.name}: has no token to count")
-    if batching:
-        raise CorpusError(f"{corpus.name}: {_too_few(lengths, batch, length, len(rows))}")
-    return TokenCounts(counts, documents, whole=counting) if tokens else None, np.stack(rows) if batch else None
+    return TokenCounts(counts, documents, whole=counting) if tokens else None, rows, lengths
 
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Int[np.ndarray, " pos"]]:
@@ -157,10 +162,11 @@ def _together(corpus: Corpus) -> Iterator[list[str]]:
 def _too_few(lengths: list[int], batch: int, length: int, found: int) -> str:
     """How many long documents there are, and what would work with them."""
     ways = [f"--batch {found}"] if found else []
-    if len(lengths) >= batch:
-        ways.append(f"--length {sorted(lengths)[-batch]}")
-    elif lengths and not found:
-        ways.append(f"--batch {len(lengths)} --length {min(lengths)}")
+    useful = sorted(length for length in lengths if length >= SHORTEST)
+    if len(useful) >= batch:
+        ways.append(f"--length {useful[-batch]}")
+    elif useful and not found:
+        ways.append(f"--batch {len(useful)} --length {useful[0]}")
     advice = " or ".join(ways) + " would work" if ways else "give a corpus with text in it"
     return f"{found} of its {len(lengths)} documents have {length} tokens or more, and {batch} are needed; {advice}"
 
@@ -173,14 +179,18 @@ def _path(kind: str, key: dict[str, Any]) -> Path:
     return cache_folder() / "corpora" / f"{kind}-{digest}.npz"
 
 
-def _recall(kind: str, key: dict[str, Any]) -> dict[str, np.ndarray] | None:
+def _recall(kind: str, key: dict[str, Any], *names: str) -> dict[str, np.ndarray] | None:
     """Arrays that were kept under this key; None if there are none, or not whole ones."""
     path = _path(kind, key)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return {name: arrays[name] for name in names}
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _say_kept(what: str) -> None:
+    print(f"jaxqkv: {what}; --no-cache reads them anew", file=sys.stderr)
 
 
 def _keep(kind: str, key: dict[str, Any], **arrays: Any) -> None:

@@ -110,9 +110,10 @@ class Tokenizer:
             raise
         except Exception as error:  # `tokenizers` raises bare Exception
             raise CheckpointError(f"{folder}: tokenizer files cannot be read ({error})") from None
-        if backend.get_vocab_size() > config.vocab_size:
+        tokens = max(backend.get_vocab().values(), default=-1) + 1
+        if tokens > config.vocab_size:
             raise CheckpointError(
-                f"{folder}: the tokenizer has {backend.get_vocab_size()} tokens, the model only {config.vocab_size}; "
+                f"{folder}: the tokenizer has {tokens} tokens, the model only {config.vocab_size}; "
                 "they do not belong together"
             )
         return cls(backend, str(folder))

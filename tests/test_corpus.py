@@ -57,6 +57,10 @@ class TestTables:
         lines = ['{"text": "one", "n": 1}', "", '{"n": "x", "text": "two\\nlines"}', '{"text": "", "n": [1]}']
         assert list(open_corpus(write(tmp_path / "a.jsonl", "\n".join(lines)))) == ["one", "two\nlines", ""]
 
+    def test_half_an_emoji_is_replaced(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", '{"text": "x \\ud83d y"}\n{"text": "x \\ud83d\\ude42 é"}\n')
+        assert list(open_corpus(path)) == ["x \ufffd y", "x 🙂 é"]
+
     def test_jsonl_text_column(self, tmp_path):
         path = write(tmp_path / "a.jsonl", '{"body": "one"}\n{"body": "two"}\n')
         assert list(open_corpus(path, text_column="body")) == ["one", "two"]
@@ -101,7 +105,17 @@ class TestFolders:
         assert list(open_corpus(tmp_path)) == ["one", "two", "three"]
         assert list(open_corpus([tmp_path / "b.txt", tmp_path / "a"])) == ["three", "one", "two"]
 
+    def test_a_file_given_twice_is_read_twice_and_is_another_corpus(self, tmp_path):
+        path = write(tmp_path / "a.txt", "one")
+        assert list(open_corpus([path, path])) == ["one", "one"]
+        assert open_corpus([path, path]).fingerprint != open_corpus(path).fingerprint
+
+    @pytest.mark.parametrize("other", ["python-docs", "owner/name"])
+    def test_only_files_may_be_several(self, tmp_path, other):
+        assert refusal([write(tmp_path / "a.txt", "one"), other]).startswith(f"{other}: of files and folders there may")
+
     def test_refusals(self, tmp_path):
+        assert refusal("~nosuchuser/x.txt") == "~nosuchuser/x.txt: no such file or folder"
         (tmp_path / "empty").mkdir()
         assert refusal(tmp_path / "empty") == f"{tmp_path}/empty: has no .txt, .jsonl, .parquet file"
         assert refusal(tmp_path / "absent.txt") == f"{tmp_path}/absent.txt: no such file or folder"
@@ -146,7 +160,8 @@ except JaxqkvError as error:
 
 
 def read_in_process(spec, tmp_path, endpoint, text_column="text", **environment):
-    environment = os.environ | environment | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf")}
+    folders = {"HF_HOME": str(tmp_path / "hf"), "JAXQKV_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | environment | folders | {"HF_ENDPOINT": endpoint}
     done = subprocess.run(
         [sys.executable, "-c", READ, spec, text_column],
         capture_output=True,
@@ -198,6 +213,21 @@ class TestHub:
         assert isinstance(message, str)
         assert "\n" not in message
         assert all(word in message for word in words), message
+
+    def test_out_of_reach_the_last_commit_seen_is_taken(self, hub, tmp_path):
+        """So that what was counted of it before is found again; nothing more can be read."""
+        about, _ = read_in_process("owner/texts:two:train", tmp_path, hub.url)
+        code = "import sys; from jaxqkv.corpus import open_corpus; print(open_corpus(sys.argv[1]).about['revision'])"
+        environment = {"JAXQKV_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, "owner/texts:two:train"],
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+            timeout=120,
+        )
+        assert done.stdout.strip() == about["revision"]
+        assert "owner/texts: the hub cannot be reached; the last commit seen is" in done.stderr
 
     @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
     def test_out_of_reach_one_line_says_the_ways_out(self, tmp_path, environment):

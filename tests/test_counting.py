@@ -115,6 +115,18 @@ class TestTooLittle:
             sizes = {"batch": batch, "length": length} | {name: int(value) for name, value in options.items()}
             assert count_and_batch(corpus, tokenizer, VOCAB, **sizes)[1].shape == (sizes["batch"], sizes["length"])
 
+    def test_no_way_out_is_named_that_is_none(self, tokenizer):
+        with pytest.raises(CorpusError, match=r"0 of its 3 documents .* give a corpus with text in it"):
+            count_and_batch(Read([" w1"] * 3).corpus, tokenizer, VOCAB, batch=1, length=3)
+
+    def test_counts_are_kept_although_documents_are_too_few(self, tokenizer, capsys):
+        read = Read(documents(), fingerprint="too few")
+        with pytest.raises(CorpusError, match="are needed"):
+            count_and_batch(read.corpus, tokenizer, VOCAB, tokens=10_000, batch=99, length=7)
+        counts, _ = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=10_000, batch=2, length=7)
+        assert "were counted before" in capsys.readouterr().err
+        np.testing.assert_array_equal(counts.counts, loop(read, tokenizer, 10_000)[0])
+
     def test_no_text_at_all(self, tokenizer):
         with pytest.raises(CorpusError, match=r"0 of its 0 documents .* give a corpus with text in it"):
             count_and_batch(Read([" "[:0]]).corpus, tokenizer, VOCAB, batch=1, length=2)
@@ -128,7 +140,9 @@ class TestKept:
         assert "counted before" not in capsys.readouterr().err
         second = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30, batch=5, length=7)
         assert read.taken == taken
-        assert f"{first[0].tokens} tokens of texts were counted before; --no-cache" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{first[0].tokens} tokens of texts were counted before; --no-cache" in said
+        assert "5 documents of texts were tokenised before; --no-cache" in said
         np.testing.assert_array_equal(second[0].counts, first[0].counts)
         assert (second[0].documents, second[0].whole) == (first[0].documents, first[0].whole)
         np.testing.assert_array_equal(second[1], first[1])
@@ -171,11 +185,12 @@ class TestKept:
         first, _ = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30)
         (path,) = (tmp_path / "cache").rglob("*.npz")
         whole = path.read_bytes()
-        for broken in (b"", whole[:100], whole[:-20], b"PK\x03\x04" + bytes(200)):
+        flipped = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(0, len(whole), 3)]
+        for broken in (b"", whole[:100], whole[:-20], b"PK\x03\x04" + bytes(200), *flipped):
             path.write_bytes(broken)
             again, _ = count_and_batch(read.corpus, tokenizer, VOCAB, tokens=30)
             np.testing.assert_array_equal(again.counts, first.counts)
-            assert path.read_bytes() == whole
+            assert (again.documents, again.whole) == (first.documents, first.whole)
 
     def test_a_cache_folder_that_is_a_file_is_said(self, tokenizer, monkeypatch, tmp_path, capsys):
         (tmp_path / "cache").write_text("")

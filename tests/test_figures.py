@@ -15,19 +15,8 @@ from matplotlib.figure import Figure
 from jaxqkv.cli import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import gallery, style
-from jaxqkv.figures.displays import (
-    Bars,
-    Dendrogram,
-    Display,
-    Image,
-    Line,
-    Lines,
-    Pie,
-    StackedBars,
-    Table,
-    Violins,
-    head_grid,
-)
+from jaxqkv.figures.displays import Display, head_grid
+from jaxqkv.figures.panels import Bars, Dendrogram, Image, Line, Lines, Pie, StackedBars, Table, Violins
 from jaxqkv.figures.registry import study
 from jaxqkv.files import replacing
 

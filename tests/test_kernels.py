@@ -344,9 +344,22 @@ class TestWeights:
         np.testing.assert_allclose(ours, scores[:, :2], atol=2e-5)
         assert explained.sum() == pytest.approx(1, abs=1e-6)
 
-    def test_a_constant_column_adds_nothing_to_principal_components(self, matrix):
-        constant = np.concatenate([matrix, np.full((ROWS, 1), 0.1, np.float32)], axis=1)
-        explained, scores = kernels.principal_components(constant)
+    @pytest.mark.parametrize("constant", [0.0, 0.1, -0.3, 1.7, 1e20])
+    @pytest.mark.parametrize("shape", [(55, 165), (128, 384), (7,)])
+    def test_a_constant_has_no_spread(self, constant, shape):
+        values = np.full(shape, constant, np.float32)
+        result = kernels.distribution_shape(values)
+        assert result.mean == pytest.approx(constant, rel=1e-6)
+        assert result.std == 0
+        assert np.isnan([result.skewness, result.kurtosis]).all()
+        assert kernels.ks_normal(values, result.mean, result.std) == 1
+
+    @pytest.mark.parametrize("constant", [0.1, -0.3, 1.7])
+    @pytest.mark.parametrize("rows", [ROWS, 55])
+    def test_a_constant_column_adds_nothing_to_principal_components(self, constant, rows):
+        matrix = np.random.default_rng(rows).normal(size=(rows, COLUMNS)).astype(np.float32)
+        wider = np.concatenate([matrix, np.full((rows, 1), constant, np.float32)], axis=1)
+        explained, scores = kernels.principal_components(wider)
         assert np.isfinite(scores).all()
         np.testing.assert_allclose(explained[:COLUMNS], kernels.principal_components(matrix)[0][:COLUMNS], atol=1e-6)
 

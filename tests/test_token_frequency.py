@@ -3,6 +3,7 @@
 import json
 from math import sqrt
 
+import matplotlib.image
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, figures_of, write_folder, write_word_tokenizer
@@ -16,6 +17,10 @@ from jaxqkv.studies import token_frequency
 CONFIG = changed(BERT, initializer_range=0.2, n_positions=31)
 WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
 BATCH, LENGTH, TOKENS, BINS = 7, 29, 200, 40
+
+
+# Numbers that captions and titles quote, beside the figures' arrays.
+SAID = {"left_out", "left_out_pairs", "layer", "layers", "documents"}
 
 
 def texts():
@@ -135,8 +140,10 @@ def test_every_figure_is_there_with_the_shapes_of_the_table(arrays):
         | dict.fromkeys(("r_mean", "r_std"), (layer,)),
     }
     for id, expected in shapes.items():
-        assert {name: array.shape for name, array in arrays[id].items() if name != "left_out"} == expected, id
+        assert {name: array.shape for name, array in arrays[id].items() if name not in SAID} == expected, id
     assert arrays["5b"]["score"].shape == arrays["5b"]["pair_log_frequency"].shape
+    assert arrays["4a"]["layers"].tolist() == [0, 1, 2]
+    assert {int(arrays[id]["layer"]) for id in ("5b", "5c", "5d")} == {1}
     assert arrays["5b"]["score"].shape == (pair,)
 
 
@@ -181,12 +188,14 @@ class TestAgainstPyTorch:
     def test_pairs_of_tokens_never_counted_are_left_out(
         self, folder, corpus, tmp_path, monkeypatch, log_frequency, torch_layers
     ):
-        monkeypatch.setattr(token_frequency, "EVERY", 53)
+        for module in (token_frequency.run, token_frequency.scores):
+            monkeypatch.setattr(module, "EVERY", 53)
         again = figures_of("token-frequency", tmp_path, folder, "5b", *sizes(corpus))
         sums = np.concatenate([pair_sums(row).ravel()[::53] for row in log_frequency])
         values = np.concatenate([each.ravel()[::53] for each in torch_layers[0][1]])
         known = ~np.isnan(sums)
         assert 0 < known.sum() < known.size
+        assert again["5b"]["left_out_pairs"] == known.size - known.sum()
         np.testing.assert_allclose(again["5b"]["pair_log_frequency"], sums[known], rtol=1e-12)
         np.testing.assert_allclose(again["5b"]["score"], values[known], atol=2e-6)
 
@@ -237,7 +246,7 @@ def test_the_mean_over_heads_is_one_product_of_the_whole_width(folder, counted):
     acts = model.run(counted[1], capture={"q", "k", "scores"}, layers=[2])
     one = jaxqkv.activations.Attention(q=acts.q[0], k=acts.k[0])
     expected = np.asarray(acts.q[0]) @ np.asarray(acts.k[0]).swapaxes(-1, -2) / sqrt(CONFIG.head_dim)
-    np.testing.assert_allclose(token_frequency.mean_score(one), expected.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(token_frequency.run.mean_score(one), expected.mean(axis=1), atol=1e-6)
 
 
 def test_neither_memory_nor_other_figures_change_a_number(arrays, folder, corpus, tmp_path):
@@ -300,7 +309,7 @@ def test_a_constant_adjustment_has_no_correlation_and_the_caption_says_so(corpus
     assert np.isnan(r[1])
     assert np.isfinite(r[[0, 2]]).all()
     manifest = json.loads((out / "token-frequency" / "manifest.json").read_text())
-    assert "1 correlations are undefined" in manifest["figures"]["4b"]["caption"]
+    assert "1 of 3 correlations undefined" in manifest["figures"]["4b"]["caption"]
 
 
 def write_zeroed(path):
@@ -310,6 +319,20 @@ def write_zeroed(path):
     tensors = random_tensors(CONFIG)
     tensors["encoder.layer.1.attention.output.dense.weight"][:] = 0
     return write_word_tokenizer(write_folder(path, CONFIG, tensors), WORDS)
+
+
+@pytest.mark.parametrize("case", ["usual", "nothing counted"])
+def test_every_figure_is_drawn(folder, corpus, tmp_path, case):
+    more = sizes(corpus)
+    if case == "nothing counted":  # the first document has none of the words of the long one
+        path = tmp_path / "two.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (" w1 w2", " w7" * 9)))
+        more = ["--corpus", str(path), "--batch", "1", "--length", "9", "--tokens", "1"]
+    line = ["figures", "token-frequency", "--model", str(folder), "--dpi", "40", "--out", str(tmp_path), *more]
+    assert main(line) == 0
+    for id in study("token-frequency").figures:
+        pixels = matplotlib.image.imread(tmp_path / "token-frequency" / f"{id}.png")
+        assert pixels[..., :3].std() > 0.02, id
 
 
 class TestCommand:
@@ -330,7 +353,7 @@ class TestCommand:
         out = capsys.readouterr().out
         total = np.load(tmp_path / "out" / "token-frequency" / "1.npz")["counts"].sum()
         assert f"has {total} tokens, fewer than 1,000,000; all are counted" in out
-        assert "' w0'" in out or "w0" in out  # the table of the most frequent tokens
+        assert out.index("' w0'") < out.index("' w2'")  # the table of the most frequent tokens
 
     def test_unknown_words_are_counted_as_the_unknown_token(self, folder, tmp_path):
         path = tmp_path / "unknown.txt"

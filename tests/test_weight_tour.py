@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 import jaxqkv
 from jaxqkv.cli import main
 from jaxqkv.figures.registry import study
-from jaxqkv.studies.weight_tour.layers import _ks_p, _p, _window
+from jaxqkv.studies.options import nearest_indices
+from jaxqkv.studies.weight_tour.layers import WINDOWS, _ks_p, _p, _windows
 
 CONFIG = changed(GPT2, n_layer=7, n_embd=55, initializer_range=0.2)
 WIDTH, HEADS, LAYERS, ENDS = 55, 5, 7, [0, 1, 2, 4, 5, 6]
@@ -146,9 +147,15 @@ class TestOneLayer:
         assert zoom["columns_1"].tolist() == [100 * 3 * WIDTH // 2304, 300 * 3 * WIDTH // 2304]
 
     def test_windows_where_they_fit_are_the_seeds(self):
-        assert _window(300, 600, 768, 768) == (300, 600)
-        assert _window(300, 600, 599, 768) == (300 * 599 // 768, 600 * 599 // 768)
-        assert _window(0, 300, 1, 768) == (0, 1)
+        assert tuple(_windows((768, 2304))) == tuple(_windows((600, 400))) == WINDOWS
+        scaled = [each * 599 // 768 for each in (0, 300, 300, 600)]
+        rows = [rows for rows, _ in _windows((599, 400))]
+        assert rows == [tuple(scaled[:2]), tuple(scaled[2:])]
+        assert [columns for _, columns in _windows((599, 400))] == [(100, 300), (200, 400)]
+
+    def test_indices_are_the_seeds_or_all_at_the_same_fractions(self):
+        assert nearest_indices([400, 600, 700], 701, 768) == [400, 600, 700]
+        assert nearest_indices([400, 600, 700], 512, 768) == [266, 400, 466]
 
     def test_another_layer(self, folders, tmp_path):
         again = figures_of("weight-tour", tmp_path, folders["large"], "weights", "--layer", "3")
@@ -235,6 +242,13 @@ class TestHeads:
         folder = write_folder(tmp_path / "single", changed(GPT2, n_head=1))
         assert "head-clusters" not in figures_of("weight-tour", tmp_path, folder)
         assert "head-clusters needs two heads, and single has one" in capsys.readouterr().err
+
+    def test_one_head_beside_others_is_left_out_and_said(self, folders, tmp_path):
+        single = write_folder(tmp_path / "single", changed(GPT2, n_head=1))
+        again = figures_of("weight-tour", tmp_path, folders["large"], "head-clusters", "--compare", str(single))
+        assert set(again["head-clusters"]) == {"layers", "linkage"}
+        manifest = json.loads((tmp_path / "out" / "weight-tour" / "manifest.json").read_text())
+        assert "(Not drawn: head-clusters needs two heads, and single has one.)" in str(manifest["figures"])
 
 
 @pytest.fixture(scope="module")
@@ -323,13 +337,31 @@ def test_constant_weights_are_drawn_without_a_warning(tmp_path):
     tensors = random_tensors(CONFIG)
     tensors["h.0.attn.c_attn.weight"][:] = 0
     tensors["wpe.weight"][:2] = 0
-    arrays = figures_of("weight-tour", tmp_path, write_folder(tmp_path / "zero", CONFIG, tensors))
+    folder = write_folder(tmp_path / "zero", CONFIG, tensors)
+    assert main(["figures", "weight-tour", "--dpi", "40", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 0
+    assert len(list((tmp_path / "out" / "weight-tour").glob("*.png"))) == len(study("weight-tour").figures)
+    arrays = {path.stem: dict(np.load(path)) for path in (tmp_path / "out" / "weight-tour").glob("*.npz")}
     histogram = arrays["weight-histogram"]
     assert (histogram["std"], histogram["ks"]) == (0, 1)
     assert np.isnan(histogram["skewness"])
     assert np.isnan(arrays["position-correlation"]["r"][:2]).all()
     assert (arrays["training-signature"]["effective_rank"][0] == 0).all()
     assert (arrays["pca-scatter"]["scores"][0] == 0).all()
+
+
+def test_a_weight_that_is_not_finite_leaves_out_the_figures_that_cannot_be(tmp_path, capsys):
+    tensors = random_tensors(CONFIG)
+    tensors["h.0.attn.c_attn.weight"][0, 0] = np.nan
+    folder = write_folder(tmp_path / "nan", CONFIG, tensors)
+    assert main(["figures", "weight-tour", "--dpi", "40", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 0
+    drawn = {path.stem for path in (tmp_path / "out" / "weight-tour").glob("*.png")}
+    assert set(study("weight-tour").figures) - drawn == {"weight-histogram", "head-clusters"}
+    error = capsys.readouterr().err
+    assert "weight-histogram: 1 weights of layer 0 of nan are NaN or infinite" in error
+    assert "head-clusters: weights of nan are NaN or infinite" in error
+    signature = np.load(tmp_path / "out" / "weight-tour" / "training-signature.npz")
+    assert np.isnan(signature["kurtosis"][0, 0])
+    assert np.isfinite(signature["kurtosis"][1:]).all()
 
 
 def test_every_figure_is_drawn(folders, tmp_path):

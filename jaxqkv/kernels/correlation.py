@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
+from jaxqkv.kernels.moments import deviations
 
 
 @jit
@@ -26,18 +27,7 @@ def pearson(
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, x.shape)
-    x, y = _centred(x, mask), _centred(y, mask)
+    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant.
+    x, y = (d / jnp.abs(d).max() for d in (deviations(x, mask), deviations(y, mask)))
     r = (x * y).sum() / jnp.sqrt((x * x).sum() * (y * y).sum())
     return jnp.clip(r, -1, 1)
-
-
-def _centred(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Differences from the mean, scaled to at most 1 so that no square overflows; NaN for a constant."""
-    n = jnp.maximum(mask.sum(), 1).astype(x.dtype)
-    x = jnp.where(mask, x, 0)
-    largest = jnp.abs(x).max()
-    # Twice: the rounding of the mean itself, the same in every difference, drops out.
-    for _ in range(2):
-        x = jnp.where(mask, x - x.sum() / n, 0)
-    spread = jnp.abs(x).max()
-    return x / jnp.where(spread > jnp.finfo(x.dtype).eps * largest, spread, jnp.nan)

@@ -7,6 +7,24 @@ from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 
 
+def deviations(
+    x: Float[Array, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, axis: int | None = None
+) -> Float[Array, "*shape"]:
+    """Differences from the mean, over everything or along an axis; exactly 0 where all values are the same.
+
+    The mean of many equal float32 numbers is not always that number. What is left of one rounding is
+    no spread: differences within the last place of the largest value count as none.
+    """
+    mask = jnp.broadcast_to(True if where is None else where, x.shape)
+    n = jnp.maximum(mask.sum(axis=axis, keepdims=True), 1).astype(x.dtype)
+    x = jnp.where(mask, x, 0)
+    largest = jnp.abs(x).max(axis=axis, keepdims=True)
+    for _ in range(2):  # twice: the rounding of the mean itself, the same in every difference, drops out
+        x = jnp.where(mask, x - x.sum(axis=axis, keepdims=True) / n, 0)
+    constant = jnp.abs(x).max(axis=axis, keepdims=True) <= jnp.finfo(x.dtype).eps * largest
+    return jnp.where(constant, 0, x)
+
+
 @jit(static_argnames="ddof")
 def moments(
     values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0

@@ -19,7 +19,8 @@ from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visi
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, Image, Line, Lines, Violins, head_images, layer_lines
+from jaxqkv.figures.displays import Display, head_images, layer_lines
+from jaxqkv.figures.panels import Image, Line, Lines, Violins
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     Sample,

@@ -1,13 +1,17 @@
 """What the studies share: opening the checkpoints asked for, and the nearest of what the seed names."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Array, Float
+from tqdm import tqdm
 
 from jaxqkv.checkpoint import open_checkpoint
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model import Model, load
+from jaxqkv.streaming import Arena, read_after, to_device
 from jaxqkv.weights import Weights
 
 if TYPE_CHECKING:
@@ -28,9 +32,12 @@ def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
 
 
 def open_compared(options: argparse.Namespace, default: Sequence[str] = ()) -> list[Weights]:
-    """The weights that `--compare` sets beside those of the study."""
-    specs = options.compare or default
-    return [Weights(open_checkpoint(s, revision=options.revision, seed=options.seed)) for s in specs]
+    """The weights that `--compare` sets beside those of the study; of the hub's, NAME@REVISION."""
+    opened = []
+    for spec in options.compare or default:
+        name, _, revision = (spec, "", "") if Path(spec).exists() else spec.partition("@")
+        opened.append(Weights(open_checkpoint(name, revision=revision or None, seed=options.seed)))
+    return opened
 
 
 def load_model(options: argparse.Namespace, study: "Study") -> Model:
@@ -57,9 +64,29 @@ def read_text(path: Path) -> str:
         raise JaxqkvError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
+def nearest_indices(wanted: Sequence[int], size: int, seed_size: int) -> list[int]:
+    """The seed's indices where the last exists, else those at the same fractions of the range, all of them."""
+    return list(wanted) if max(wanted) < size else [index * size // seed_size for index in wanted]
+
+
+def reduce_layers(
+    weights: Weights,
+    layers: Sequence[int],
+    reduce: Callable[[int, Float[Array, "embed three_embed"]], Any],
+    progress: tqdm,
+) -> list[Any]:
+    """`reduce(layer, W_Q W_K W_V side by side)` of each layer, with one layer's matrices in memory at a time."""
+    results, arena = [], Arena()
+    for layer in layers:
+        wide = read_after(results[-1:], lambda: to_device(weights.W_QKV(layer), arena))  # noqa: B023
+        results.append(reduce(layer, wide))
+        progress.update()
+    return results
+
+
 def nearest_index(wanted: int, size: int, seed_size: int) -> int:
-    """The seed's index where it exists, else the one at the same fraction of the range."""
-    return wanted if wanted < size else wanted * size // seed_size
+    """`nearest_indices` of one."""
+    return nearest_indices([wanted], size, seed_size)[0]
 
 
 def short_names(weights: Sequence[Weights]) -> list[str]:

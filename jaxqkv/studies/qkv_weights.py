@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Table, head_images, plain, rows_of
+from jaxqkv.figures.displays import Display, head_images, rows_of
+from jaxqkv.figures.panels import Bars, Image, Line, Lines, Table, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
@@ -29,8 +30,7 @@ from jaxqkv.kernels import (
     head_pair_masks,
     moments,
 )
-from jaxqkv.streaming import Arena, read_after, to_device
-from jaxqkv.studies.options import open_compared, open_weights, pick_layer, short_names
+from jaxqkv.studies.options import open_compared, open_weights, pick_layer, reduce_layers, short_names
 from jaxqkv.weights import Weights
 
 LAYER = 6
@@ -98,6 +98,32 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     return results
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One checkpoint of a comparison; the first one's arrays have no suffix."""
+
+    order: int
+    name: str
+    weights: Weights
+    reductions: dict[str, dict[str, np.ndarray]]
+    wanted_layer: int
+
+    @property
+    def suffix(self) -> str:
+        """What its arrays' names end with."""
+        return f"_{self.name}" if self.order else ""
+
+    @property
+    def line(self) -> str | tuple:
+        """How its curves are drawn."""
+        return style.LINES[self.order % len(style.LINES)]
+
+    @property
+    def layer(self) -> int:
+        """The layer that is drawn, or the last one where there are fewer."""
+        return min(self.wanted_layer, self.weights.config.n_layer - 1)
+
+
 class Run:
     """The checkpoints, the layer, and each checkpoint's reductions `[layer, …]` after `prepare`."""
 
@@ -142,12 +168,12 @@ class Run:
         return np.split(self.wide, 3, axis=1)
 
     @property
-    def shown(self) -> list[tuple[str, str, Weights, dict[str, dict[str, np.ndarray]]]]:
-        """What figures 2b to 2d show: suffix of array names, name, weights and reductions; the first has no suffix."""
+    def shown(self) -> list["Shown"]:
+        """What figures 2b to 2d show: the first checkpoint and those it is compared with."""
         names = [self.names[0], *self.compared_names]
-        suffixes = ["", *(f"_{name}" for name in self.compared_names)]
         reductions = [self.reductions[0], *self.reductions[len(self.weights) :]]
-        return list(zip(suffixes, names, [self.first, *self.compared], reductions, strict=True))
+        together = zip(names, [self.first, *self.compared], reductions, strict=True)
+        return [Shown(order, name, weights, each, self.layer) for order, (name, weights, each) in enumerate(together)]
 
     @property
     def in_model(self) -> str:
@@ -161,11 +187,10 @@ class Run:
 
 
 def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
-    layers, arena = [], Arena()
-    for layer in range(weights.config.n_layer):
-        wide = read_after(layers[-1:], lambda: to_device(weights.W_QKV(layer), arena))  # noqa: B023
-        layers.append(_reduce(wide, n_head=weights.config.n_head, names=names))
-        progress.update()
+    def reduce(layer: int, wide: Float[Array, "embed three_embed"]) -> dict[str, Any]:
+        return _reduce(wide, n_head=weights.config.n_head, names=names)
+
+    layers = reduce_layers(weights, range(weights.config.n_layer), reduce, progress)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
 
 
@@ -257,33 +282,25 @@ def figure_2a(run: Run) -> Display:
 @STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
 def figure_2b(run: Run) -> Display:
     arrays, lines = {}, []
-    for order, (suffix, name, weights, _) in enumerate(run.shown):
-        matrices = run.qkv if not order else np.split(weights.W_QKV(_same_layer(run, weights)), 3, axis=1)
-        for matrix_name, matrix in zip(MATRICES, matrices, strict=True):
+    for each in run.shown:
+        for name, matrix in zip(MATRICES, np.split(each.weights.W_QKV(each.layer), 3, axis=1), strict=True):
             heights, edges = freedman_diaconis_histogram(matrix)
-            low = matrix_name.lower()
-            arrays |= {f"counts_{low}{suffix}": heights, f"edges_{low}{suffix}": edges}
-            label = _label(matrix_name) + (f" {plain(name)}" if run.compared else "")
-            line = style.LINES[order % len(style.LINES)]
-            lines.append(Line(x=edges[:-1], y=heights, label=label, color=style.QKV[matrix_name], linestyle=line))
+            arrays |= {f"counts_{name.lower()}{each.suffix}": heights, f"edges_{name.lower()}{each.suffix}": edges}
+            label = _label(name) + (f" {plain(each.name)}" if run.compared else "")
+            lines.append(Line(x=edges[:-1], y=heights, label=label, color=style.QKV[name], linestyle=each.line))
     title = f"Distribution of QKV weights in layer {run.layer}{run.in_model}"
     panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
-    others = "".join(f"; layer {_same_layer(run, w)} of {name}" for _, name, w, _ in run.shown[1:])
+    others = "".join(f"; layer {each.layer} of {each.name}" for each in run.shown[1:])
     caption = f"Weights of {run.where}{others} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
-
-
-def _same_layer(run: Run, weights: Weights) -> int:
-    """The layer that is drawn, or the last of a checkpoint that has fewer."""
-    return min(run.layer, weights.config.n_layer - 1)
 
 
 @STUDY.figure("2c", "distributions of W_Q, W_K and W_V by layer", needs={"densities"})
 def figure_2c(run: Run) -> Display:
     arrays, rows = {"edges": WEIGHT_EDGES}, []
-    for suffix, name, _, reductions in run.shown:
-        values = reductions["densities"]["density"]
-        arrays[f"density{suffix}"] = values
+    for each in run.shown:
+        values = each.reductions["densities"]["density"]
+        arrays[f"density{each.suffix}"] = values
         rows.append(
             [
                 Image(
@@ -292,7 +309,7 @@ def figure_2c(run: Run) -> Display:
                     origin="lower",
                     vmin=0,
                     vmax=3.5,
-                    title=_label(matrix) + (f" of {plain(name)}" if run.compared else ""),
+                    title=_label(matrix) + (f" of {plain(each.name)}" if run.compared else ""),
                     xlabel="Weight value",
                     ylabel="Layer",
                     colorbar="Density" if index == 2 else False,
@@ -312,18 +329,18 @@ def figure_2c(run: Run) -> Display:
 @STUDY.figure("2d", "mean and standard deviation of W_Q, W_K and W_V by layer", needs={"moments"})
 def figure_2d(run: Run) -> Display:
     arrays, panels = {}, []
-    for order, (suffix, name, _, reductions) in enumerate(run.shown):
-        mean, std = reductions["moments"]["mean"], reductions["moments"]["std"]
-        arrays |= {f"mean{suffix}": mean, f"std{suffix}": std}
-        each = _mean_and_std(mean, std)
-        for panel in each if run.compared else ():
+    for each in run.shown:
+        mean, std = each.reductions["moments"]["mean"], each.reductions["moments"]["std"]
+        arrays |= {f"mean{each.suffix}": mean, f"std{each.suffix}": std}
+        own = _mean_and_std(mean, std)
+        for panel in own if run.compared else ():
             panel.legend = False  # there is one below both
             for line in panel.lines:
-                line.label += f" {plain(name)}"
-                line.linestyle = style.LINES[order % len(style.LINES)]
-        panels = panels or each
-        if order:
-            panels = [dataclasses.replace(p, lines=[*p.lines, *q.lines]) for p, q in zip(panels, each, strict=True)]
+                line.label += f" {plain(each.name)}"
+                line.linestyle = each.line
+        if each.order:
+            own = [dataclasses.replace(p, lines=[*p.lines, *q.lines]) for p, q in zip(panels, own, strict=True)]
+        panels = own
     return Display(
         arrays=arrays,
         panels=[panels],

@@ -19,7 +19,8 @@ from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, layer_lines, rows_of
+from jaxqkv.figures.displays import Display, layer_lines, rows_of
+from jaxqkv.figures.panels import Bars, Image, Line, Lines
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     GROUPS,

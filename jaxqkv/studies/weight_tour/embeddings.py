@@ -8,20 +8,10 @@ from jaxtyping import Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import (
-    Display,
-    Image,
-    Line,
-    Lines,
-    Panel,
-    Pie,
-    StackedBars,
-    Table,
-    rows_of,
-    symmetric,
-)
+from jaxqkv.figures.displays import Display, rows_of, symmetric
+from jaxqkv.figures.panels import Image, Line, Lines, Panel, Pie, StackedBars, Table
 from jaxqkv.kernels import neighbour_correlations
-from jaxqkv.studies.options import nearest_index
+from jaxqkv.studies.options import nearest_indices
 from jaxqkv.studies.weight_tour.run import (
     SEED_WIDTH,
     STUDY,
@@ -65,9 +55,11 @@ def _summary(tour: Tour) -> tuple[Table, int, int | None]:
 
 @STUDY.figure("architecture", "every tensor by category, and where the parameters are")
 def figure_architecture(run: Run) -> Display:
+    summaries = {tour.name: _summary(tour) for tour in run.tours}
+
     def arrays(tour: Tour) -> dict[str, Any]:
         inventory = tour.weights.inventory()
-        _, total, with_tied = _summary(tour)
+        _, total, with_tied = summaries[tour.name]
         sums = {"total": total, "megabytes": total * 4 / MEBIBYTE}
         if with_tied is not None:
             sums |= {"total_with_tied": with_tied, "megabytes_with_tied": with_tied * 4 / MEBIBYTE}
@@ -81,7 +73,7 @@ def figure_architecture(run: Run) -> Display:
     rows: list[Sequence[Panel]] = []
     texts = []
     for tour in run.tours:
-        table, *_ = _summary(tour)
+        table, *_ = summaries[tour.name]
         table.title = tour.label
         texts.append(f"{tour.name}\n{table.text()}")
         inventory = tour.weights.inventory()
@@ -127,22 +119,23 @@ def figure_architecture(run: Run) -> Display:
 # --- position embeddings ---
 
 
-def _dimension(tour: Tour, wanted: int) -> int:
-    return nearest_index(wanted, tour.config.n_embd, SEED_WIDTH)
+def _dimensions(tour: Tour, wanted: Sequence[int]) -> list[int]:
+    return nearest_indices(wanted, tour.config.n_embd, SEED_WIDTH)
 
 
 def _moved(run: Run, wanted: Sequence[int]) -> str:
     """What a caption says of dimensions that a narrower model does not have."""
     return "".join(
         f" ({tour.name} has {tour.config.n_embd} dimensions: shown are those at the seed's fractions of the width, "
-        f"{', '.join(str(_dimension(tour, each)) for each in wanted)} for {', '.join(map(str, wanted))}.)"
+        f"{', '.join(map(str, _dimensions(tour, wanted)))} for {', '.join(map(str, wanted))}.)"
         for tour in run.tours
-        if any(_dimension(tour, each) != each for each in wanted)
+        if _dimensions(tour, wanted) != list(wanted)
     )
 
 
 @STUDY.figure("positions", "the whole position-embedding matrix")
 def figure_positions(run: Run) -> Display:
+    limits = symmetric(*(tour.positions for tour in run.tours))
     panels = [
         Image(
             values=tour.positions,
@@ -151,32 +144,34 @@ def figure_positions(run: Run) -> Display:
             xlabel="Embedding dimension",
             ylabel="Position",
             colorbar="Weight value",
-            **symmetric(tour.positions),
+            **limits,
         )
         for tour in run.tours
     ]
     return Display(
         arrays=run.arrays(lambda tour: {"positions": tour.positions}),
         panels=[panels],
-        caption=f"The position embeddings of {run.names}; white is 0, the ends of the colours the largest magnitude.",
+        caption=f"The position embeddings of {run.names}; white is 0, the ends of the colours the largest "
+        "magnitude of all.",
         size=(9 * len(panels), 6),
     )
 
 
 @STUDY.figure("position-dimension", "one dimension of the position embeddings")
 def figure_position_dimension(run: Run) -> Display:
-    def values(tour: Tour) -> Float[np.ndarray, " pos"]:
-        return tour.positions[:, _dimension(tour, DIMENSION)]
+    def arrays(tour: Tour) -> dict[str, Any]:
+        (dimension,) = _dimensions(tour, [DIMENSION])
+        return {"values": tour.positions[:, dimension], "dimension": dimension}
 
     panel = Lines(
-        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions)), values(tour))),
+        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions)), arrays(tour)["values"])),
         xlabel="Position",
         ylabel="Value",
-        title=f"Position embedding values (dimension {_dimension(run.first, DIMENSION)})",
+        title=f"Position embedding values (dimension {arrays(run.first)['dimension']})",
         grid=True,
     )
     return Display(
-        arrays=run.arrays(lambda tour: {"values": values(tour), "dimension": _dimension(tour, DIMENSION)}),
+        arrays=run.arrays(arrays),
         panels=[[panel]],
         caption=f"One dimension of the position embeddings of {run.names}.{_moved(run, [DIMENSION])}",
         size=(10, 4),
@@ -188,8 +183,8 @@ def _dimension_panels(run: Run, chosen: Callable[[Tour], list[tuple[int, str]]],
     return [
         Lines(
             lines=[
-                Line(x=np.arange(len(tour.positions)), y=tour.positions[:, dimension], label=label, color=color)
-                for (dimension, label), color in zip(chosen(tour), style.CHECKPOINTS, strict=False)
+                Line(x=np.arange(len(tour.positions)), y=tour.positions[:, dimension], label=label, color=place / 3)
+                for place, (dimension, label) in enumerate(chosen(tour))
             ],
             xlabel="Position",
             ylabel="Value",
@@ -203,8 +198,7 @@ def _dimension_panels(run: Run, chosen: Callable[[Tour], list[tuple[int, str]]],
 @STUDY.figure("position-dimensions", "three dimensions of the position embeddings")
 def figure_position_dimensions(run: Run) -> Display:
     def chosen(tour: Tour) -> list[tuple[int, str]]:
-        dimensions = [_dimension(tour, each) for each in DIMENSIONS]
-        return [(each, f"Dimension {each}") for each in dimensions]
+        return [(each, f"Dimension {each}") for each in _dimensions(tour, DIMENSIONS)]
 
     def arrays(tour: Tour) -> dict[str, Any]:
         dimensions = [dimension for dimension, _ in chosen(tour)]

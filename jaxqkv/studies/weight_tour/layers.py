@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxqkv.devices import jit
-from jaxqkv.figures.displays import Bars, Display, Image, Line, Lines, Panel, Violins, rows_of, symmetric
+from jaxqkv.errors import NotDrawable
+from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
+from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
 from jaxqkv.kernels import distribution_shape, ks_normal
 from jaxqkv.studies.weight_tour.run import (
     COMPONENTS,
@@ -41,6 +43,10 @@ def figure_weight_histogram(run: Run) -> Display:
     panels: list[Panel] = []
     texts, by_tour = [], {}
     for tour in run.tours:
+        if broken := int(np.sum(~np.isfinite(tour.wide))):
+            raise NotDrawable(f"weight-histogram: {broken:,} weights of {tour.where} are NaN or infinite")
+    limits = reach(*(tour.wide for tour in run.tours))
+    for tour in run.tours:
         heights, edges = np.histogram(tour.wide, bins=BINS, density=True)
         numbers = {name: float(value) for name, value in _histogram_statistics(tour.wide).items()}
         p = _ks_p(numbers["ks"], tour.wide.size)
@@ -66,6 +72,7 @@ def figure_weight_histogram(run: Run) -> Display:
                 label="Weights",
                 curve=Line(x=x, y=normal, color="r", label="Normal distribution"),
                 note="\n".join(lines),
+                xlim=limits,
                 xlabel="Weight value",
                 ylabel="Density",
                 title=f"Distribution of attention weights, {tour.where}",
@@ -96,7 +103,7 @@ def _p(p: float) -> str:
     return "< 1e-300" if p < LEAST_P else f"{p:.3g}"
 
 
-def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, int]) -> Image:
+def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, int], limits: dict[str, float]) -> Image:
     return Image(
         values=values,
         cmap="RdBu",
@@ -105,58 +112,62 @@ def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, i
         xlabel="Output dimension (Q, K, V)",
         ylabel="Input dimension",
         colorbar="Weight value",
-        **symmetric(values),
+        **limits,
     )
 
 
 @STUDY.figure("weights", "the attention weights of one layer")
 def figure_weights(run: Run) -> Display:
-    panels = []
+    limits, panels = symmetric(*(tour.wide for tour in run.tours)), []
     for tour in run.tours:
         rows, columns = tour.wide.shape
         title = f"Attention weights, {tour.where}"
-        panels.append(_weight_image(tour.wide, title, (0, columns, rows, 0)))
+        panels.append(_weight_image(tour.wide, title, (0, columns, rows, 0), limits))
     return Display(
         arrays=run.arrays(lambda tour: {"weights": tour.wide}),
         panels=rows_of(panels, 1),
         caption=f"W_Q, W_K and W_V side by side; {run.at_layers}. White is 0, the ends of the colours the largest "
-        "magnitude.",
+        "magnitude of all.",
         size=(12, 6 * len(panels)),
     )
 
 
-def _window(start: int, stop: int, size: int, seed_size: int) -> tuple[int, int]:
-    """The seed's window where it fits, else the one at the same fractions."""
-    return (start, stop) if stop <= size else (start * size // seed_size, max(stop * size // seed_size, 1))
+# Rows top, bottom and columns left, right of a window.
+Window = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _windows(shape: tuple[int, int]) -> list[Window]:
+    """The seed's windows; those at the same fractions of a matrix in which they do not all fit."""
+    axes = []
+    for bounds, size, seed_size in zip(zip(*WINDOWS, strict=True), shape, (SEED_WIDTH, 3 * SEED_WIDTH), strict=True):
+        ends = np.ravel(bounds)
+        axes.append((ends if ends.max() <= size else ends * size // seed_size).tolist())
+    rows, columns = ([(ends[0], ends[1]), (ends[2], ends[3])] for ends in axes)
+    return list(zip(rows, columns, strict=True))
 
 
 @STUDY.figure("weights-zoom", "two windows of the attention weights")
 def figure_weights_zoom(run: Run) -> Display:
-    def windows(tour: Tour) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        height, width = tour.wide.shape
-        return [
-            (_window(*rows, height, SEED_WIDTH), _window(*columns, width, 3 * SEED_WIDTH)) for rows, columns in WINDOWS
-        ]
-
     def arrays(tour: Tour) -> dict[str, Any]:
         cut = {}
-        for number, ((top, bottom), (left, right)) in enumerate(windows(tour), start=1):
+        for number, ((top, bottom), (left, right)) in enumerate(_windows(tour.wide.shape), start=1):
             cut[f"window_{number}"] = tour.wide[top:bottom, left:right]
             cut[f"rows_{number}"], cut[f"columns_{number}"] = np.array([top, bottom]), np.array([left, right])
         return cut
 
-    rows = []
+    limits, rows = symmetric(*(tour.wide for tour in run.tours)), []
     for tour in run.tours:
         row = []
-        for (top, bottom), (left, right) in windows(tour):
+        for (top, bottom), (left, right) in _windows(tour.wide.shape):
             title = f"{tour.where[0].upper()}{tour.where[1:]}: rows {top}–{bottom}, columns {left}–{right}"
-            row.append(_weight_image(tour.wide[top:bottom, left:right], title, (left, right, bottom, top)))
+            row.append(_weight_image(tour.wide[top:bottom, left:right], title, (left, right, bottom, top), limits))
         rows.append(row)
+    small = [tour.name for tour in run.tours if tuple(_windows(tour.wide.shape)) != WINDOWS]
+    note = f" (In {', '.join(small)}, at the same fractions as the seed's windows of 768 × 2,304.)" if small else ""
     return Display(
         arrays=run.arrays(arrays),
         panels=rows,
-        caption=f"Two windows of the matrix of figure `weights`; {run.at_layers}. Where a matrix is too small for the "
-        "seed's windows, those at the same fractions of it.",
+        caption=f"Two windows of the matrix of figure `weights`, in the same colours; {run.at_layers}.{note}",
         size=(14, 5.4 * len(rows)),
     )
 
@@ -201,6 +212,7 @@ def figure_pca_scatter(run: Run) -> Display:
         explained, scores = tour.reductions[COMPONENTS]
         return {"layers": np.array(tour.ends), "scores": scores, "explained": explained[:, 0]}
 
+    limits = [reach(*(tour.reductions[COMPONENTS][1][..., axis] for tour in run.tours)) for axis in (0, 1)]
     panels: list[Sequence[Panel]] = []
     for tour in run.tours:
         explained, scores = tour.reductions[COMPONENTS]
@@ -210,6 +222,8 @@ def figure_pca_scatter(run: Run) -> Display:
                 xlabel="First principal component",
                 ylabel="Second principal component",
                 title=f"Layer {layer} of {tour.label} ({share:.1%})",
+                xlim=limits[0],
+                ylim=limits[1],
             )
             for layer, (x, y), share in zip(tour.ends, scores.swapaxes(1, 2), explained[:, 0].tolist(), strict=True)
         ]
@@ -256,7 +270,7 @@ def _by_layer(values: Float[np.ndarray, " layer"]) -> tuple[np.ndarray, np.ndarr
 
 @STUDY.figure("row-variance", "variance of the rows of the attention weights by layer", needs={ROWS})
 def figure_row_variance(run: Run) -> Display:
-    rows = []
+    limits, rows = reach(*(tour.reductions[ROWS] for tour in run.tours)), []
     for tour in run.tours:
         variance = tour.reductions[ROWS]
         names = [str(layer) if len(variance) <= 24 or layer % 4 == 0 else "" for layer in range(len(variance))]
@@ -271,6 +285,7 @@ def figure_row_variance(run: Run) -> Display:
                     boxes=boxes,
                     xlabel="Layer",
                     ylabel="Variance",
+                    ylim=limits,
                     title=f"Weight variances, {tour.label} ({kind})",
                 )
                 for boxes, kind in ((True, "box plot"), (False, "violin plot"))

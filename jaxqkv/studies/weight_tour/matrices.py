@@ -7,7 +7,8 @@ from jaxtyping import Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Dendrogram, Display, Image, Line, Lines, Panel, rows_of
+from jaxqkv.figures.displays import Display, rows_of
+from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel
 from jaxqkv.studies.weight_tour.run import ENDS, SIGNATURE, STUDY, Run, Tour
 
 
@@ -56,25 +57,34 @@ def _head_vectors(tour: Tour, layer: int, as_published: bool) -> Float[np.ndarra
 def figure_head_clusters(run: Run) -> Display:
     from scipy.cluster.hierarchy import linkage
 
-    single = [tour.name for tour in run.tours if tour.config.n_head < 2]
-    if single:
-        raise NotDrawable(f"head-clusters needs two heads, and {single[0]} has one")
-
-    def linkages(tour: Tour) -> Float[np.ndarray, "layer merge four"]:
-        return np.stack([linkage(_head_vectors(tour, layer, run.as_published), "ward") for layer in tour.ends])
-
-    arrays = run.arrays(lambda tour: {"layers": np.array(tour.ends), "linkage": linkages(tour)})
-    panels: list[Sequence[Panel]] = []
+    left_out: dict[str, str] = {}
+    linkages: dict[str, Float[np.ndarray, "layer merge four"]] = {}
     for tour in run.tours:
+        vectors = [_head_vectors(tour, layer, run.as_published) for layer in tour.ends]
+        if tour.config.n_head < 2:
+            left_out[tour.name] = f"head-clusters needs two heads, and {tour.name} has one"
+        elif not np.isfinite(vectors).all():
+            left_out[tour.name] = f"head-clusters: weights of {tour.name} are NaN or infinite"
+        else:
+            linkages[tour.name] = np.stack([linkage(each, "ward") for each in vectors])
+    if run.first.name in left_out:
+        raise NotDrawable(left_out[run.first.name])
+    shown = [tour for tour in run.tours if tour.name in linkages]
+    highest = 1.05 * max(trees[:, :, 2].max() for trees in linkages.values())
+    arrays: dict[str, Any] = {}
+    panels: list[Sequence[Panel]] = []
+    for tour in shown:
+        arrays |= {f"layers{tour.suffix}": np.array(tour.ends), f"linkage{tour.suffix}": linkages[tour.name]}
         each = [
             Dendrogram(
                 linkage=tree,
                 color=tour.color,
                 xlabel="Attention head",
                 ylabel="Distance",
+                ylim=(0, highest or 1),
                 title=f"Layer {layer} of {tour.label}",
             )
-            for layer, tree in zip(tour.ends, arrays[f"linkage{tour.suffix}"], strict=True)
+            for layer, tree in zip(tour.ends, linkages[tour.name], strict=True)
         ]
         panels += rows_of(each, min(ENDS, len(each)))
     what = (
@@ -85,7 +95,8 @@ def figure_head_clusters(run: Run) -> Display:
     return Display(
         arrays=arrays,
         panels=panels,
-        caption=f"Ward's clustering of {what}, in the first and last layers of {run.names}.",
+        caption=f"Ward's clustering of {what}, in the first and last layers of {', '.join(linkages)}."
+        + "".join(f" (Not drawn: {reason}.)" for reason in left_out.values()),
         size=(13, 3.6 * len(panels)),
     )
 

@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Line, plain
+from jaxqkv.figures.panels import Line, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, spectrum
-from jaxqkv.streaming import Arena, read_after, to_device
-from jaxqkv.studies.options import open_compared, open_weights, pick_layer, short_names
+from jaxqkv.studies.options import open_compared, open_weights, pick_layer, reduce_layers, short_names
 from jaxqkv.weights import Weights
 
 LAYER = 0
@@ -73,11 +72,11 @@ def _program(width: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, A
 class Tour:
     """One checkpoint, and after `reduce` the reductions of its layers."""
 
-    def __init__(self, weights: Weights, name: str, layer: int | None, order: int):
+    def __init__(self, weights: Weights, name: str, layer: int, order: int):
         self.weights, self.name, self.config = weights, name, weights.config
         self.label = plain(name)
         # A checkpoint that is compared may have fewer layers.
-        self.layer = min(LAYER if layer is None else layer, self.config.n_layer - 1)
+        self.layer = min(layer, self.config.n_layer - 1)
         self.color = style.CHECKPOINTS[order % len(style.CHECKPOINTS)]
         self.line = style.LINES[order % len(style.LINES)]
         self.suffix = f"_{name}" if order else ""
@@ -104,15 +103,13 @@ class Tour:
         every, few = (tuple(sorted(names & group)) for group in (OF_EVERY_LAYER, {COMPONENTS}))
         groups = [(every, range(self.config.n_layer))] * bool(every) + [(few, self.ends)] * bool(few)
         programs = {chosen: _program(self.config.n_embd, chosen) for chosen, _ in groups}
-        results: list[dict[str, Any]] = []
-        arena = Arena()
-        for layer in sorted({layer for _, layers in groups for layer in layers}):
-            wide = read_after(results[-1:], lambda: to_device(self.weights.W_QKV(layer), arena))  # noqa: B023
-            results.append({})
-            for chosen, layers in groups:
-                if layer in layers:
-                    results[-1] |= programs[chosen](wide)
-            progress.update()
+
+        def reduce(layer: int, wide: Wide) -> dict[str, Any]:
+            return {k: v for names, layers in groups if layer in layers for k, v in programs[names](wide).items()}
+
+        results = reduce_layers(
+            self.weights, sorted({layer for _, layers in groups for layer in layers}), reduce, progress
+        )
         for name in names:
             kept = [result[name] for result in results if name in result]
             self.reductions[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)

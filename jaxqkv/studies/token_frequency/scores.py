@@ -1,0 +1,221 @@
+"""Figures of the scores of frequent and rare pairs of tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxqkv.activations import AnyArray
+from jaxqkv.devices import jit
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Display, layer_lines
+from jaxqkv.figures.panels import Image, Line, Lines, Panel
+from jaxqkv.kernels import pearson, percentile_edges
+from jaxqkv.studies.token_frequency.run import (
+    BINNED,
+    BINS,
+    COUNTS,
+    EVERY,
+    EVERY_LAYER,
+    IDS,
+    PAIRS,
+    STUDY,
+    Run,
+    pair_sums,
+    undefined,
+)
+
+SUM = "Log-probability sum"
+
+
+@jit
+def _row_correlations(x: Float[AnyArray, "row bin"], y: Float[AnyArray, "row bin"]) -> Float[Array, " row"]:
+    """r of each row, over the bins that are not empty."""
+    return jax.vmap(lambda a, b: pearson(a, b, ~jnp.isnan(b)))(x, y)
+
+
+@STUDY.figure("5a", "log frequencies of every pair of one sequence", needs={COUNTS, IDS})
+def figure_5a(run: Run) -> Display:
+    sums = pair_sums(run.log_frequency[0])
+    image = Image(
+        values=sums,
+        cmap="viridis",
+        aspect="equal",
+        xlabel="Token index",
+        ylabel="Token index",
+        title="Token proportion product pairs",
+        colorbar=SUM,
+    )
+    return Display(
+        arrays={"pair_log_frequency": sums, "left_out": run.left_out},
+        panels=[[image]],
+        caption=f"Sum of the log frequencies of every pair of tokens of the first sequence.{run.of_batch}",
+        size=(6, 5),
+    )
+
+
+@STUDY.figure("5b", "score by log frequency of the pair", needs={COUNTS, IDS, PAIRS})
+def figure_5b(run: Run) -> Display:
+    sums = np.stack([pair_sums(row).ravel()[::EVERY] for row in run.log_frequency])
+    (scores,) = run.of_layers(PAIRS, [run.score_layer])
+    known = ~np.isnan(sums)
+    pairs = f" {(~known).sum():,} pairs of tokens without a frequency are left out." if not known.all() else ""
+    lines = [
+        Line(x=a[k], y=b[k], color=color, size=3, alpha=0.5, marker="o", linestyle="")
+        for a, b, k, color in zip(sums, scores, known, _sequence_colors(run), strict=True)
+    ]
+    panel = Lines(lines=lines, xlabel=SUM, ylabel=r"$\mathbf{QK^\top}$", title=f"Layer {run.score_layer}")
+    return Display(
+        arrays={
+            "pair_log_frequency": sums[known],
+            "score": scores[known],
+            "layer": run.score_layer,
+            "left_out": run.left_out,
+            "left_out_pairs": int((~known).sum()),
+        },
+        panels=[[panel]],
+        caption=f"Mean over heads of the scores in layer {run.score_layer} of {run.name} against the sum of the pair's "
+        f"log frequencies, every {EVERY}th pair of every sequence, a colour a sequence.{pairs}{run.of_batch}"
+        f"{run.score_note}",
+        size=(7, 4.6),
+    )
+
+
+@STUDY.figure("5-edges", "edges of bins with equal counts and with equal widths", needs={COUNTS, IDS})
+def figure_5_edges(run: Run) -> Display:
+    sums = pair_sums(run.log_frequency[-1])
+    percentile = percentile_edges(sums, BINS)
+    ends = percentile[[0, -1]]
+    linear = np.linspace(*ends, BINS + 1)
+    lines = [
+        Line(x=ends, y=ends, color="0.5", linestyle="--"),
+        Line(x=percentile, y=linear, color=style.V, marker="h", linestyle=""),
+    ]
+    panel = Lines(
+        lines=lines,
+        xlabel="Edges from percentiles (equal counts)",
+        ylabel="Edges from linspace (equal widths)",
+    )
+    return Display(
+        arrays={"percentile_edges": percentile, "linear_edges": linear, "left_out": run.left_out},
+        panels=[[panel]],
+        caption=f"Edges of {BINS} bins of the sums of log frequencies of the last sequence's pairs: equally many pairs "
+        f"a bin, against equal widths; dashed, where they would be the same.{run.of_batch}",
+        size=(6, 5),
+    )
+
+
+def _binned(run: Run) -> tuple[np.ndarray, ...]:
+    """Centres, means and standard deviations `[batch, bin]` of the layer, and their correlations `[batch]`."""
+    mean, std = (each[0] for each in run.of_layers(BINNED, [run.binned_layer]))
+    centres = run.centres
+    r = [np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in (mean, std)]
+    return centres, mean, std, *r
+
+
+@STUDY.figure("5c", "score in bins of the pair's log frequency", needs={COUNTS, IDS, BINNED})
+def figure_5c(run: Run) -> Display:
+    centres, mean, std, *_ = _binned(run)
+    panels = [
+        Lines(
+            lines=[
+                Line(x=x, y=y, color=color, marker="h", size=4, alpha=0.5, linestyle="")
+                for x, y, color in zip(centres, values, _sequence_colors(run), strict=True)
+            ],
+            xlabel="Token pair log-probability",
+            ylabel=rf"$\mathbf{{QK^\top}}$ {name}",
+            title=f"{letter}) {title} scores by token probabilities, layer {run.binned_layer}",
+        )
+        for letter, values, name, title in (
+            ("A", mean, "mean", "Average"),
+            ("B", std, "standard deviation", "Spread of"),
+        )
+    ]
+    return Display(
+        arrays={"centres": centres, "mean": mean, "std": std, "layer": run.binned_layer, "left_out": run.left_out},
+        panels=[panels],
+        caption=f"Mean and population standard deviation of the scores (mean over heads) in layer {run.binned_layer} "
+        f"of {run.name}, in {BINS} bins of equally many pairs, a colour a sequence.{run.of_batch}{run.binned_note}",
+        size=(11, 3.6),
+    )
+
+
+@STUDY.figure("5d", "correlation of log frequency with binned scores by sequence", needs={COUNTS, IDS, BINNED})
+def figure_5d(run: Run) -> Display:
+    *_, r_mean, r_std = _binned(run)
+    x = np.arange(len(r_mean))
+    lines = [
+        Line(x=x, y=r_std, label=r"$\mathbf{QK^\top}$ standard deviation", color=style.STD, marker="o"),
+        Line(x=x, y=r_mean, label=r"$\mathbf{QK^\top}$ mean", color=style.MEAN, marker="s"),
+    ]
+    panel = Lines(
+        lines=lines,
+        xlabel="Batch sequence number",
+        ylabel="Correlation coefficient",
+        title=r"Relations between token frequencies and QK$^\top$ features",
+        integer_x=True,
+        zero_y=True,
+    )
+    return Display(
+        arrays={"r_mean": r_mean, "r_std": r_std, "layer": run.binned_layer, "left_out": run.left_out},
+        panels=[[panel]],
+        caption=f"Correlation over the bins of figure 5c of their centres with the mean and with the standard "
+        f"deviation of the score, by sequence.{undefined(r_mean, r_std)}{run.of_batch}{run.binned_note}",
+        size=(8, 3.2),
+    )
+
+
+@STUDY.figure("6", "binned scores by layer", needs={COUNTS, IDS, BINNED, EVERY_LAYER})
+def figure_6(run: Run) -> Display:
+    n_layer = run.config.n_layer
+    by_sequence = run.of_layers(BINNED, range(n_layer))
+    # A bin that is empty in a sequence leaves that sequence out of the bin's averages.
+    known = ~np.isnan(by_sequence[0])
+    averages = [
+        np.where(known, each, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+        for each in (np.broadcast_to(run.centres, known.shape), *by_sequence)
+    ]
+    centres, mean, std = averages
+    r_mean, r_std = (np.asarray(_row_correlations(*map(np.float32, (centres, y)))) for y in (mean, std))
+    shared = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer", "scale": (0, n_layer)}
+    curves: list[Panel] = []
+    for letter, values, name in (("A", mean, "mean"), ("B", std, "standard deviation")):
+        lines = layer_lines(centres, values)
+        for line in lines:
+            line.marker = "."
+        title = rf"{letter}) $\mathbf{{QK^\top}}$ {name}"
+        curves.append(Lines(lines=lines, ylabel=name.capitalize(), title=title, **shared))
+    points: list[Panel] = []
+    for letter, values, name, marker in (("C", r_mean, "mean", "s"), ("D", r_std, "standard deviation", "o")):
+        lines = layer_lines([np.array([layer]) for layer in range(n_layer)], values[:, None])
+        for line in lines:
+            line.marker, line.face = marker, 1.0
+        points.append(
+            Lines(
+                lines=lines,
+                xlabel="Transformer layer",
+                ylabel="Correlation coefficient",
+                title=f"{letter}) Correlation of log-probability and {name}",
+                integer_x=True,
+                zero_y=True,
+            )
+        )
+    return Display(
+        arrays={
+            "centres": centres,
+            "mean": mean,
+            "std": std,
+            "r_mean": r_mean,
+            "r_std": r_std,
+            "left_out": run.left_out,
+        },
+        panels=[curves, points],
+        caption=f"Figure 5c's means and standard deviations in each layer of {run.name}, averaged over the sequences, "
+        f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch}",
+        size=(12, 6.4),
+    )
+
+
+def _sequence_colors(run: Run) -> list[float]:
+    """A place on the colour map for each sequence."""
+    return (np.arange(len(run.ids)) / len(run.ids)).tolist()
