@@ -22,10 +22,14 @@ def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weigh
 
 @STUDY.figure("query-heads", "W_Q of one layer as one row a head")
 def figure_query_heads(run: Run) -> Display:
+    heads = {tour.name: _query_rows(tour, run.as_published) for tour in run.tours}
+    smallest, largest = (float(pick([pick(rows) for rows in heads.values()])) for pick in (np.nanmin, np.nanmax))
     panels = [
         Image(
-            values=_query_rows(tour, run.as_published),
+            values=heads[tour.name],
             cmap="viridis",
+            vmin=smallest,
+            vmax=largest,
             title=f"Query weights by head, {tour.where}",
             xlabel="Weight index",
             ylabel="Attention head",
@@ -40,7 +44,7 @@ def figure_query_heads(run: Run) -> Display:
         else "W_Q with a row for each head, input dimension by input dimension"
     )
     return Display(
-        arrays=run.arrays(lambda tour: {"heads": _query_rows(tour, run.as_published)}),
+        arrays=run.arrays(lambda tour: {"heads": heads[tour.name]}),
         panels=rows_of(panels, 1),
         caption=f"{how}; {run.at_layers}.",
         size=(11, 4.6 * len(panels)),
