@@ -237,7 +237,8 @@ def _figures(options: argparse.Namespace) -> None:
             about |= run.describe() | {"seconds": seconds}
             gallery.write_manifest(folder, chosen.name, about, entries)
             page = gallery.write_gallery(options.out)
-    _say(f"{len(entries)} figures in {folder}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
+    drawn = f"{len(entries)} figure{'s' * (len(entries) != 1)} in {folder}"
+    _say(f"{drawn}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
 
 
 def _say(text: str) -> None:

@@ -122,6 +122,7 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
     except OSError as error:
         raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})") from None
     about = {"corpus": " ".join(specs), "source": "files", "files": {name: print for name, print, _ in prints}}
+    about |= {"documents": documents, "text column": text_column}
 
     def read() -> Iterator[str]:
         for file in files:

@@ -325,6 +325,9 @@ class TestWeights:
             expected = stats.kstest(values, "norm", args=(mean, std)).statistic
             assert kernels.ks_normal(values, np.float32(mean), np.float32(std)) == pytest.approx(expected, abs=1.1e-6)
         assert kernels.ks_normal(values, np.float32(0), np.float32(0)) == 1
+        values[-1] = np.nan
+        assert np.isnan(kernels.ks_normal(values, np.float32(0), np.float32(1)))
+        assert np.isnan(kernels.ks_normal(values[:0], np.float32(0), np.float32(1)))
 
     def test_neighbours(self, matrix):
         expected = [np.corrcoef(a, b)[0, 1] for a, b in itertools.pairwise(matrix)]

@@ -290,6 +290,16 @@ class TestCompare:
                     np.testing.assert_array_equal(together[id][f"{array}{suffix}"], alone[id][array], err_msg=array)
         assert together["2d"]["mean_random:demo-gpt2"].shape == (8, 3)
 
+    def test_the_other_figures_of_qkv_weights_stay_as_they_are(self, folders, tmp_path):
+        more = ["--layer", "1", "--compare", str(folders["small"])]
+        together = figures_of("qkv-weights", tmp_path / "together", folders["large"], *more)
+        alone = figures_of("qkv-weights", tmp_path / "alone", folders["large"], "--layer", "1")
+        assert set(together) == set(alone)
+        for id in set(alone) - {"2b", "2c", "2d"}:
+            assert set(together[id]) == set(alone[id])
+            for name, array in alone[id].items():
+                np.testing.assert_array_equal(together[id][name], array, err_msg=f"{id} {name}")
+
 
 def test_bert_has_the_same_tour(tmp_path):
     folder = write_folder(tmp_path / "bert", changed(BERT, initializer_range=0.2))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
+from jaxqkv.errors import JaxqkvError
 
 # Sums go over this many parts first, so that float32 adds numbers of one size.
 PARTS = 512
@@ -58,6 +59,8 @@ def binned_moments(
       n_bin: how many bins there are.
     """
     values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index, jnp.int32)
+    if values.shape != index.shape or values.ndim != 1:
+        raise JaxqkvError(f"a bin for each value, in one row: not {values.shape} and {index.shape}")
     inside = (index >= 0) & (index < n_bin)
     # A part of the values adds to cells of its own; the last cell of a part takes what is left out.
     parts = min(PARTS, max(values.size, 1))

@@ -54,8 +54,9 @@ def ks_normal(
         D = max over x of |share of values ≤ x − Φ((x − mean) / std)|
 
     The statistic of `scipy.stats.kstest(values, "norm", (mean, std))` to about 1e-6; 1 for a standard
-    deviation of 0. The values are counted in cells of equal probability instead of sorted, which is
-    many times faster: inside a cell the distance is known to half its width.
+    deviation of 0, NaN for an empty sample and one with a NaN.
+    The values are counted in cells of equal probability instead of sorted, which is many times
+    faster: inside a cell the distance is known to half its width.
 
     Args:
       values: any shape.
@@ -69,7 +70,9 @@ def ks_normal(
     middle = (jnp.arange(KS_CELLS, dtype=jnp.float32) + 0.5) / KS_CELLS
     above = upto.astype(jnp.float32) / values.size - middle
     below = middle - (upto - inside).astype(jnp.float32) / values.size
-    return jnp.where(std > 0, jnp.maximum(above.max(), below.max()), 1)
+    distance = jnp.where(std > 0, jnp.maximum(above.max(), below.max()), 1)
+    # The cell of a NaN is no cell; and of nothing there is no distance.
+    return jnp.where(jnp.isnan(normal).any() | (values.size == 0), jnp.nan, distance)
 
 
 @jit
@@ -92,7 +95,8 @@ def principal_components(
       x: samples in rows. A constant column stays 0.
 
     Returns:
-      The share of the variance that each component explains, falling, of sum 1; and the rows' scores
+      The share of the variance that each component explains, falling, of sum 1 (all 0 where nothing
+      varies); and the rows' scores
       on the first two, with the sign that makes the largest loading positive, as scikit-learn has it.
     """
     x = jnp.asarray(x, jnp.float32)

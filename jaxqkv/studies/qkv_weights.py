@@ -233,7 +233,7 @@ def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Li
 def _across_models(run: Run, need: str, caption: str) -> Display:
     """A row of means and standard deviations for every model."""
     arrays, rows = {}, []
-    for name, reductions in zip(run.names, run.reductions, strict=True):
+    for name, reductions in zip(run.names, run.reductions[: len(run.names)], strict=True):
         mean, std = reductions[need]["mean"], reductions[need]["std"]
         arrays |= {f"mean_{name}": mean, f"std_{name}": std}
         rows.append(_mean_and_std(mean, std, title=plain(name)))
@@ -291,7 +291,10 @@ def figure_2b(run: Run) -> Display:
     title = f"Distribution of QKV weights in layer {run.layer}{run.in_model}"
     panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
     others = "".join(f"; layer {each.layer} of {each.name}" for each in run.shown[1:])
-    caption = f"Weights of {run.where}{others} counted in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
+    caption = (
+        f"Weights of {run.where}{others} counted in Freedman–Diaconis bins, each sample's own, drawn at left "
+        f"edges.{run.layer_note}"
+    )
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
 
 

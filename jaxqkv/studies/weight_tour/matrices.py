@@ -30,9 +30,9 @@ def figure_query_heads(run: Run) -> Display:
             cmap="viridis",
             vmin=smallest,
             vmax=largest,
-            title=f"Query weights by head, {tour.where}",
+            title=f"Query weights by head, {tour.where}" + (" (as published)" if run.as_published else ""),
             xlabel="Weight index",
-            ylabel="Attention head",
+            ylabel="Piece" if run.as_published else "Attention head",
             colorbar="Weight value",
         )
         for tour in run.tours
@@ -83,10 +83,10 @@ def figure_head_clusters(run: Run) -> Display:
             Dendrogram(
                 linkage=tree,
                 color=tour.color,
-                xlabel="Attention head",
+                xlabel="Piece" if run.as_published else "Attention head",
                 ylabel="Distance",
                 ylim=(0, highest or 1),
-                title=f"Layer {layer} of {tour.label}",
+                title=f"Layer {layer} of {tour.label}" + (" (as published)" if run.as_published else ""),
             )
             for layer, tree in zip(tour.ends, linkages[tour.name], strict=True)
         ]
