@@ -1,7 +1,7 @@
 """Trains the two bundled checkpoints on a folder of texts.
 
     python scripts/train_demo.py FOLDER                      both, into jaxqkv/demo
-    python scripts/train_demo.py FOLDER --only demo-bert --steps 200 --out /tmp/demo
+    python scripts/train_demo.py FOLDER --only demo-bert --steps 200 --out my-demo
 
 FOLDER holds .txt files (a document each) and .jsonl files (a document a line, in the field "text");
 the texts of Python's own help (`pydoc_data.topics`) are added. The last twentieth of every document
