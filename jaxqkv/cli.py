@@ -199,6 +199,10 @@ def _figures(options: argparse.Namespace) -> None:
 
     chosen = study(options.study)
     specs = chosen.select(options.ids)
+    for name in ("model", "compare"):  # they take several values, and figure ids after them too
+        taken = [spec for spec in getattr(options, name) or () if spec in chosen.figures and not Path(spec).exists()]
+        if taken:
+            raise jaxqkv.errors.JaxqkvError(f"{taken[0]} is a figure of {chosen.name}; ids stand before --{name}")
     for name in STUDY_OPTIONS:
         if getattr(options, name) is not None and name not in chosen.options:
             raise jaxqkv.errors.JaxqkvError(f"{chosen.name} takes no --{name.replace('_', '-')}")

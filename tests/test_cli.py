@@ -117,6 +117,13 @@ def test_ids_stand_before_or_after_the_options(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
 
 
+@pytest.mark.parametrize("option", ["--model", "--compare"])
+def test_ids_that_an_option_with_several_values_took_are_named(tmp_path, capsys, option):
+    line = ["figures", "weight-tour", "--out", str(tmp_path), option, "demo-gpt2", "weights"]
+    assert main(line) == 2
+    assert capsys.readouterr().err == f"jaxqkv: error: weights is a figure of weight-tour; ids stand before {option}\n"
+
+
 def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
     def fail(options):
         raise MemoryError("no room\nfor more")
