@@ -100,9 +100,7 @@ def attend_whole(
     scale: float | Float[Array, ""] | None = None,
 ) -> Attended:
     """`attend` with all heads at once."""
-    scores = scaled_scores(q, k, scale)
-    pattern = attention_pattern(scores, visible[:, None])
-    return Attended(scores, pattern, mix(pattern, v))
+    return _attended(q, k, v, visible[:, None], scale)
 
 
 def attend_sliced(
@@ -118,10 +116,21 @@ def attend_sliced(
 
     def one(slice_: tuple[Array, ...]) -> Attended:
         index, q, k, v = slice_
-        scores = scaled_scores(q, k, scale)
-        pattern = attention_pattern(scores, visible[index // n_head])
-        return Attended(scores, pattern, mix(pattern, v))
+        return _attended(q, k, v, visible[index // n_head], scale)
 
     heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in (q, k, v))
     sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
     return Attended(*(x.reshape(batch, n_head, *x.shape[1:]) for x in sliced))
+
+
+def _attended(
+    q: Float[AnyArray, "*heads query head_dim"],
+    k: Float[AnyArray, "*heads key head_dim"],
+    v: Float[AnyArray, "*heads key head_dim"],
+    visible: Bool[AnyArray, "*#heads query key"],
+    scale: float | Float[Array, ""] | None,
+) -> Attended:
+    """Attention itself, of one head or of many."""
+    scores = scaled_scores(q, k, scale)
+    pattern = attention_pattern(scores, visible)
+    return Attended(scores, pattern, mix(pattern, v))

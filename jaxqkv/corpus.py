@@ -85,7 +85,8 @@ def _is_local(spec: str) -> bool:
         return False
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
+    """A name for what is made of `parts`, for fingerprints and files in the cache."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -98,9 +99,9 @@ def _python_docs() -> Corpus:
     except ImportError:
         raise CorpusError(f"{PYTHON_DOCS}: this Python comes without pydoc_data; {WAYS_OUT}") from None
     text = "\n".join(topics[name] for name in sorted(topics))
-    digest = _digest(text)
-    about = {"corpus": PYTHON_DOCS, "source": "pydoc_data.topics", "sha256": digest}
-    return Corpus(PYTHON_DOCS, about, digest, lambda: _windows(text))
+    name = digest(text)
+    about = {"corpus": PYTHON_DOCS, "source": "pydoc_data.topics", "sha256": name}
+    return Corpus(PYTHON_DOCS, about, name, lambda: _windows(text))
 
 
 def _windows(text: str) -> Iterator[str]:
@@ -128,7 +129,7 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
         for file in files:
             yield from READERS[file.suffix.lower()](file, documents, text_column)
 
-    return Corpus(" ".join(specs), about, _digest(prints, documents, text_column), read)
+    return Corpus(" ".join(specs), about, digest(prints, documents, text_column), read)
 
 
 def _files(spec: str) -> list[Path]:
@@ -224,7 +225,7 @@ def _hub_corpus(spec: str, text_column: str) -> Corpus:
     return Corpus(
         spec,
         about,
-        _digest(about, text_column),
+        digest(about, text_column),
         lambda: _read_hub(spec, name, config, split, commit, text_column),
     )
 
@@ -237,7 +238,7 @@ def _commit(name: str) -> str:
     import huggingface_hub
     from huggingface_hub import errors
 
-    seen = cache_folder() / "corpora" / f"commit-{_digest(name)[:32]}.txt"
+    seen = cache_folder() / "corpora" / f"commit-{digest(name)[:32]}.txt"
     try:
         commit = huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
     except errors.HFValidationError:

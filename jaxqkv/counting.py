@@ -4,8 +4,6 @@ Counting is array arithmetic on whole batches of documents, which `tokenizers` t
 """
 
 import dataclasses
-import hashlib
-import json
 import sys
 import zipfile
 import zlib
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from jaxqkv.corpus import Corpus
+from jaxqkv.corpus import Corpus, digest
 from jaxqkv.devices import cache_folder
 from jaxqkv.errors import CorpusError
 from jaxqkv.files import replacing
@@ -175,8 +173,7 @@ def _too_few(lengths: list[int], batch: int, length: int, found: int) -> str:
 
 
 def _path(kind: str, key: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / "corpora" / f"{kind}-{digest}.npz"
+    return cache_folder() / "corpora" / f"{kind}-{digest(key)[:32]}.npz"
 
 
 def _recall(kind: str, key: dict[str, Any], *names: str) -> dict[str, np.ndarray] | None:

@@ -89,6 +89,12 @@ def head_images(
     return rows_of(panels, columns), note
 
 
+def layer_points(values: np.ndarray, marker: str, face: float = 1.0) -> list[Line]:
+    """A point a layer, in the colours of `layer_lines`."""
+    points = layer_lines([np.array([layer]) for layer in range(len(values))], values[:, None])
+    return [dataclasses.replace(point, marker=marker, face=face) for point in points]
+
+
 def layer_lines(x: Iterable[np.ndarray], y: np.ndarray) -> list[Line]:
     """A curve a layer, coloured from the first to the last."""
     return [Line(x=a, y=b, color=layer / len(y)) for layer, (a, b) in enumerate(zip(x, y, strict=True))]

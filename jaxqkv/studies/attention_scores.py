@@ -19,7 +19,7 @@ from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visi
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_images, layer_lines
+from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Violins
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
@@ -313,9 +313,9 @@ def figure_5b(run: Run) -> Display:
 def figure_6(run: Run) -> Display:
     reduction = run.reductions["scores"]
     n_layer = len(reduction["mean"])
-    means = layer_lines([np.array([layer]) for layer in range(n_layer)], reduction["mean"][:, None])
-    for line, std in zip(means, reduction["std"], strict=True):
-        line.marker, line.error = "h", np.array([std])
+    means = layer_points(reduction["mean"], "h", face=0.45)
+    for point, std in zip(means, reduction["std"], strict=True):
+        point.error = np.array([std])
     panels = [
         Lines(
             lines=means,

@@ -1,6 +1,7 @@
 """What the studies share: opening the checkpoints asked for, and the nearest of what the seed names."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from jaxqkv.checkpoint import open_checkpoint
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures import style
 from jaxqkv.model import Model, load
 from jaxqkv.streaming import Arena, read_after, to_device
 from jaxqkv.weights import Weights
@@ -69,6 +71,43 @@ def nearest_indices(wanted: Sequence[int], size: int, seed_size: int) -> list[in
     return list(wanted) if max(wanted) < size else [index * size // seed_size for index in wanted]
 
 
+def nearest_index(wanted: int, size: int, seed_size: int) -> int:
+    """`nearest_indices` of one."""
+    return nearest_indices([wanted], size, seed_size)[0]
+
+
+@dataclasses.dataclass
+class Compared:
+    """One checkpoint of a comparison: the first, of order 0, or one that is set beside it."""
+
+    weights: Weights
+    name: str
+    order: int
+    wanted_layer: int
+    reductions: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """What its arrays' names end with; nothing for the first."""
+        return f"_{self.name}" if self.order else ""
+
+    @property
+    def line(self) -> str | tuple:
+        """How its curves are drawn."""
+        return style.LINES[self.order % len(style.LINES)]
+
+    @property
+    def layer(self) -> int:
+        """The layer that is drawn, or the last one where there are fewer."""
+        return min(self.wanted_layer, self.weights.config.n_layer - 1)
+
+
+def beside(names: Sequence[str]) -> str:
+    """The checkpoints of a comparison, for a caption."""
+    first, *others = names
+    return f"{first}, beside {', '.join(others)}" if others else first
+
+
 def reduce_layers(
     weights: Weights,
     layers: Sequence[int],
@@ -82,11 +121,6 @@ def reduce_layers(
         results.append(reduce(layer, wide))
         progress.update()
     return results
-
-
-def nearest_index(wanted: int, size: int, seed_size: int) -> int:
-    """`nearest_indices` of one."""
-    return nearest_indices([wanted], size, seed_size)[0]
 
 
 def short_names(weights: Sequence[Weights]) -> list[str]:

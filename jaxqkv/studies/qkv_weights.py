@@ -30,7 +30,7 @@ from jaxqkv.kernels import (
     head_pair_masks,
     moments,
 )
-from jaxqkv.studies.options import open_compared, open_weights, pick_layer, reduce_layers, short_names
+from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
 from jaxqkv.weights import Weights
 
 LAYER = 6
@@ -98,32 +98,6 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """One checkpoint of a comparison; the first one's arrays have no suffix."""
-
-    order: int
-    name: str
-    weights: Weights
-    reductions: dict[str, dict[str, np.ndarray]]
-    wanted_layer: int
-
-    @property
-    def suffix(self) -> str:
-        """What its arrays' names end with."""
-        return f"_{self.name}" if self.order else ""
-
-    @property
-    def line(self) -> str | tuple:
-        """How its curves are drawn."""
-        return style.LINES[self.order % len(style.LINES)]
-
-    @property
-    def layer(self) -> int:
-        """The layer that is drawn, or the last one where there are fewer."""
-        return min(self.wanted_layer, self.weights.config.n_layer - 1)
-
-
 class Run:
     """The checkpoints, the layer, and each checkpoint's reductions `[layer, …]` after `prepare`."""
 
@@ -168,12 +142,12 @@ class Run:
         return np.split(self.wide, 3, axis=1)
 
     @property
-    def shown(self) -> list["Shown"]:
+    def shown(self) -> list[Compared]:
         """What figures 2b to 2d show: the first checkpoint and those it is compared with."""
         names = [self.names[0], *self.compared_names]
         reductions = [self.reductions[0], *self.reductions[len(self.weights) :]]
         together = zip(names, [self.first, *self.compared], reductions, strict=True)
-        return [Shown(order, name, weights, each, self.layer) for order, (name, weights, each) in enumerate(together)]
+        return [Compared(w, name, order, self.layer, each) for order, (name, w, each) in enumerate(together)]
 
     @property
     def in_model(self) -> str:
@@ -183,7 +157,7 @@ class Run:
     @property
     def beside(self) -> str:
         """The checkpoints of figures 2b to 2d, for a caption."""
-        return f"{self.names[0]}, beside {', '.join(self.compared_names)}" if self.compared else self.names[0]
+        return beside([self.names[0], *self.compared_names])
 
 
 def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, layer_lines
+from jaxqkv.figures.displays import Display, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Table
 from jaxqkv.kernels import pearson
 from jaxqkv.studies.token_frequency.run import ADJUSTMENT, COUNTS, EVERY_LAYER, IDS, STUDY, Run, undefined
@@ -117,11 +117,8 @@ def figure_4a(run: Run) -> Display:
 def figure_4b(run: Run) -> Display:
     adjustment = run.of_layers(ADJUSTMENT, range(run.config.n_layer))
     r = np.asarray(_adjustment_correlations(adjustment, run.log_frequency.astype(np.float32)))
-    points = layer_lines([np.array([layer]) for layer in range(len(r))], r[:, None])
-    for point in points:
-        point.marker, point.face = "s", 1.0
     panel = Lines(
-        lines=points,
+        lines=layer_points(r, "s"),
         xlabel="Transformer layer",
         ylabel="Correlation coefficient",
         title="Attention adjustment magnitudes vs. token frequency",

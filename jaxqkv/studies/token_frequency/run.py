@@ -134,9 +134,8 @@ class Run:
         self.layers = list(range(self.config.n_layer)) if every_layer else few
         index = np.full((len(self.ids), 1), -1, np.int8)
         if BINNED in names:
-            self.edges = np.stack([percentile_edges(pair_sums(row), BINS) for row in self.log_frequency])
-            binned = zip(self.log_frequency, self.edges, strict=True)
-            index = np.stack([bin_index(pair_sums(row), edges).ravel().astype(np.int8) for row, edges in binned])
+            edges, index = zip(*map(_bins, self.log_frequency), strict=True)
+            self.edges, index = np.stack(edges), np.stack(index)
         with tqdm(desc="layers × microbatches", unit="block", delay=1, disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -176,6 +175,13 @@ class Run:
 def pair_sums(log_frequency: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "query key"]:
     """The sum of the log frequencies of every pair of tokens."""
     return log_frequency[:, None] + log_frequency[None, :]
+
+
+def _bins(log_frequency: Float[np.ndarray, " pos"]) -> tuple[Float[np.ndarray, "edge"], Int[np.ndarray, "pair"]]:
+    """Edges of the bins of one sequence's pairs, and the bin of each pair."""
+    sums = pair_sums(log_frequency).ravel()
+    edges = percentile_edges(sums, BINS)
+    return edges, bin_index(sums, edges).astype(np.int8)
 
 
 STUDY = Study(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, layer_lines
+from jaxqkv.figures.displays import Display, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Panel
 from jaxqkv.kernels import pearson, percentile_edges
 from jaxqkv.studies.token_frequency.run import (
@@ -105,17 +105,14 @@ def figure_5_edges(run: Run) -> Display:
     )
 
 
-def _binned(run: Run) -> tuple[np.ndarray, ...]:
-    """Centres, means and standard deviations `[batch, bin]` of the layer, and their correlations `[batch]`."""
-    mean, std = (each[0] for each in run.of_layers(BINNED, [run.binned_layer]))
-    centres = run.centres
-    r = [np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in (mean, std)]
-    return centres, mean, std, *r
+def _binned(run: Run) -> list[Float[np.ndarray, "batch bin"]]:
+    """Means and standard deviations of the layer that is shown."""
+    return [each[0] for each in run.of_layers(BINNED, [run.binned_layer])]
 
 
 @STUDY.figure("5c", "score in bins of the pair's log frequency", needs={COUNTS, IDS, BINNED})
 def figure_5c(run: Run) -> Display:
-    centres, mean, std, *_ = _binned(run)
+    centres, (mean, std) = run.centres, _binned(run)
     panels = [
         Lines(
             lines=[
@@ -142,7 +139,7 @@ def figure_5c(run: Run) -> Display:
 
 @STUDY.figure("5d", "correlation of log frequency with binned scores by sequence", needs={COUNTS, IDS, BINNED})
 def figure_5d(run: Run) -> Display:
-    *_, r_mean, r_std = _binned(run)
+    r_mean, r_std = (np.asarray(_row_correlations(run.centres.astype(np.float32), y)) for y in _binned(run))
     x = np.arange(len(r_mean))
     lines = [
         Line(x=x, y=r_std, label=r"$\mathbf{QK^\top}$ standard deviation", color=style.STD, marker="o"),
@@ -187,12 +184,9 @@ def figure_6(run: Run) -> Display:
         curves.append(Lines(lines=lines, ylabel=name.capitalize(), title=title, **shared))
     points: list[Panel] = []
     for letter, values, name, marker in (("C", r_mean, "mean", "s"), ("D", r_std, "standard deviation", "o")):
-        lines = layer_lines([np.array([layer]) for layer in range(n_layer)], values[:, None])
-        for line in lines:
-            line.marker, line.face = marker, 1.0
         points.append(
             Lines(
-                lines=lines,
+                lines=layer_points(values, marker),
                 xlabel="Transformer layer",
                 ylabel="Correlation coefficient",
                 title=f"{letter}) Correlation of log-probability and {name}",

@@ -164,7 +164,7 @@ def figure_position_dimension(run: Run) -> Display:
         return {"values": tour.positions[:, dimension], "dimension": dimension}
 
     panel = Lines(
-        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions)), arrays(tour)["values"])),
+        lines=run.overlaid(lambda tour: arrays(tour)["values"]),
         xlabel="Position",
         ylabel="Value",
         title=f"Position embedding values (dimension {arrays(run.first)['dimension']})",
@@ -246,7 +246,7 @@ def figure_position_correlation(run: Run) -> Display:
         raise NotDrawable(f"position-correlation needs two positions, and {short[0]} has one")
     arrays = run.arrays(lambda tour: {"r": np.asarray(neighbour_correlations(tour.positions))})
     panel = Lines(
-        lines=run.overlaid(lambda tour: (np.arange(len(tour.positions) - 1), arrays[f"r{tour.suffix}"])),
+        lines=run.overlaid(lambda tour: arrays[f"r{tour.suffix}"]),
         xlabel="Position",
         ylabel="Correlation with next position",
         title="Correlation between adjacent positions",

@@ -247,7 +247,7 @@ def figure_layer_statistics(run: Run) -> Display:
     }
     panels = [
         Lines(
-            lines=run.overlaid(lambda tour: _by_layer(tour.reductions[STATISTICS][name]), marker="o"),  # noqa: B023
+            lines=run.overlaid(lambda tour: tour.reductions[STATISTICS][name], marker="o"),  # noqa: B023
             xlabel="Layer",
             title=title,
             integer_x=True,
@@ -262,10 +262,6 @@ def figure_layer_statistics(run: Run) -> Display:
         f"{run.names}.",
         size=(12, 7),
     )
-
-
-def _by_layer(values: Float[np.ndarray, " layer"]) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(len(values)), values
 
 
 @STUDY.figure("row-variance", "variance of the rows of the attention weights by layer", needs={ROWS})

@@ -1,6 +1,7 @@
 """Figures of W_Q by head, and of what training leaves in each of W_Q, W_K and W_V."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float

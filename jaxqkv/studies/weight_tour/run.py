@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxqkv.config import Config
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.figures import style
 from jaxqkv.figures.panels import Line, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, spectrum
-from jaxqkv.studies.options import open_compared, open_weights, pick_layer, reduce_layers, short_names
-from jaxqkv.weights import Weights
+from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
 
 LAYER = 0
 SEED_WIDTH = 768
@@ -69,20 +69,28 @@ def _program(width: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, A
     return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * width), np.float32), names=names)
 
 
-class Tour:
+class Tour(Compared):
     """One checkpoint, and after `reduce` the reductions of its layers."""
 
-    def __init__(self, weights: Weights, name: str, layer: int, order: int):
-        self.weights, self.name, self.config = weights, name, weights.config
-        self.label = plain(name)
-        # A checkpoint that is compared may have fewer layers.
-        self.layer = min(layer, self.config.n_layer - 1)
-        self.color = style.CHECKPOINTS[order % len(style.CHECKPOINTS)]
-        self.line = style.LINES[order % len(style.LINES)]
-        self.suffix = f"_{name}" if order else ""
-        last = range(max(self.config.n_layer - ENDS, 0), self.config.n_layer)
-        self.ends = sorted({*range(min(ENDS, self.config.n_layer)), *last})
-        self.reductions: dict[str, Any] = {}
+    @property
+    def config(self) -> Config:
+        return self.weights.config
+
+    @property
+    def label(self) -> str:
+        """Its name, for a title."""
+        return plain(self.name)
+
+    @property
+    def color(self) -> str:
+        """Of its curves and points."""
+        return style.CHECKPOINTS[self.order % len(style.CHECKPOINTS)]
+
+    @property
+    def ends(self) -> list[int]:
+        """The first and last layers."""
+        layers = range(self.config.n_layer)
+        return sorted({*layers[:ENDS], *layers[-ENDS:]})
 
     @property
     def where(self) -> str:
@@ -125,7 +133,7 @@ class Run:
         # The layer must be there in the checkpoint that gives the figures their arrays.
         layer, _ = pick_layer(options, LAYER, first.config.n_layer, first.checkpoint.name)
         names = short_names(weights)
-        self.tours = [Tour(w, name, layer, order) for order, (w, name) in enumerate(zip(weights, names, strict=True))]
+        self.tours = [Tour(w, name, order, layer) for order, (w, name) in enumerate(zip(weights, names, strict=True))]
         self.first = self.tours[0]
         self.as_published = bool(options.as_published)
         self.seed = options.seed
@@ -151,8 +159,7 @@ class Run:
     @property
     def names(self) -> str:
         """The checkpoints, for a caption."""
-        first, *others = (tour.name for tour in self.tours)
-        return f"{first}, beside {', '.join(others)}" if others else first
+        return beside([tour.name for tour in self.tours])
 
     @property
     def at_layers(self) -> str:
@@ -163,13 +170,12 @@ class Run:
         """Arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
         return {f"{name}{tour.suffix}": array for tour in self.tours for name, array in make(tour).items()}
 
-    def overlaid(self, x_y: Callable[[Tour], tuple[np.ndarray, np.ndarray]], **line: Any) -> list[Line]:
-        """A curve a checkpoint, named when there are several."""
+    def overlaid(self, values: Callable[[Tour], np.ndarray], **line: Any) -> list[Line]:
+        """A curve a checkpoint over the indices of its values, named when there are several."""
         lines = []
         for tour in self.tours:
-            x, y = x_y(tour)
-            label = tour.label if len(self.tours) > 1 else ""
-            lines.append(Line(x=x, y=y, color=tour.color, label=label, **line))
+            y, label = values(tour), tour.label if len(self.tours) > 1 else ""
+            lines.append(Line(x=np.arange(len(y)), y=y, color=tour.color, label=label, **line))
         return lines
 
 
