@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
-from jaxqkv.kernels.correlation import pearson
 from jaxqkv.kernels.moments import deviations
 
 # Cells of equal probability: the Kolmogorov–Smirnov distance is known to half of one.
@@ -78,8 +77,11 @@ def ks_normal(
 @jit
 def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
     """Pearson's correlation of every row with the next; NaN beside a constant row."""
-    x = jnp.asarray(x, jnp.float32)
-    return jax.vmap(pearson)(x[:-1], x[1:])
+    centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
+    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant row.
+    scaled = centred / jnp.abs(centred).max(axis=1, keepdims=True)
+    unit = scaled / jnp.sqrt((scaled**2).sum(axis=1, keepdims=True))
+    return jnp.clip((unit[:-1] * unit[1:]).sum(axis=1), -1, 1)
 
 
 @jit
