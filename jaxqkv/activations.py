@@ -19,8 +19,10 @@ Values at padded positions are finite and mean nothing; the mask beside them say
 
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 # What kernels take: an array on the device or on the host.
@@ -46,6 +48,10 @@ class Attention:
     def select(self, names: Iterable[str]) -> "Attention":
         """The same struct with only the fields in `names`; the others are None."""
         return Attention(**{name: getattr(self, name) for name in names})
+
+    def astype(self, dtype: DTypeLike) -> "Attention":
+        """The same struct in another dtype."""
+        return jax.tree.map(lambda x: x.astype(dtype), self)
 
 
 @struct.dataclass

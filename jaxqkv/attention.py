@@ -82,12 +82,14 @@ def attend(
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
+    sharded: bool = False,
 ) -> Attended:
     """Scores, pattern and z of every head; under `jit`, what is not used of them is not made.
 
-    On a CPU large heads are taken one after another, elsewhere all at once. The numbers are the same.
+    On a CPU large heads are taken one after another, elsewhere all at once, and so where heads or
+    sequences are on several devices (`sharded`). The numbers are the same.
     """
-    if jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
+    if not sharded and jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
         return attend_sliced(q, k, v, visible, scale)
     return attend_whole(q, k, v, visible, scale)
 

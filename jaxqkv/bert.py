@@ -34,6 +34,7 @@ class Block(nn.Module):
     """Post-norm: the residual stream itself is normalised after each half."""
 
     config: BertConfig
+    sharded: bool = False
 
     @nn.compact
     def __call__(
@@ -43,7 +44,7 @@ class Block(nn.Module):
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, name="attn")(x, visible, layer)
+        attention = SelfAttention(config, self.sharded, name="attn")(x, visible, layer)
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
         mlp_out = MLP(config, name="mlp")(middle)
         return layer_norm(config, "ln_2")(middle + mlp_out), attention.replace(resid_pre=x, mlp_out=mlp_out)

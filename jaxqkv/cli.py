@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,9 +15,18 @@ import jaxqkv.errors
 from jaxqkv.figures.gallery import FORMATS
 from jaxqkv.figures.style import THEMES
 
+# Of a clone: the benchmark and its baselines in PyTorch are not part of the installed package.
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
 FIGURES_EXAMPLE = """examples:
   jaxqkv figures qkv-weights --demo
   jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg"""
+
+
+VERIFY_EXAMPLE = """example:
+  jaxqkv verify demo-gpt2
+
+exit status 0 when every tensor of every layer is within the tolerance, 1 when one is not"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, action: Callable[[argparse.Namespace], None], help: str, examples: str) -> Parser:
+    def command(name: str, action: Callable[[argparse.Namespace], int | None], help: str, examples: str) -> Parser:
         added = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=examples)
         added.set_defaults(action=action)
         added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -59,11 +69,18 @@ def parser() -> argparse.ArgumentParser:
     stimuli = figures.add_argument_group("stimuli of some studies")
     for name, extra in STUDY_OPTIONS.items():
         stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
+    job = figures.add_argument_group("several processes of one job (token-frequency)")
+    job.add_argument("--distributed", action="store_true", default=None, help="join the job; the first draws")
+    job.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process, where SLURM and such do not say")
+    job.add_argument("--processes", type=_from(1), metavar="N", help="how many there are")
+    job.add_argument("--process", type=_from(0), metavar="I", help="which one this is, from 0")
+    job.add_argument("--patience", type=_from(1), default=60, help="seconds to wait for the others (default 60)")
     figures.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
     figures.add_argument("--format", nargs="+", choices=FORMATS, default=[], help="besides png")
     figures.add_argument("--theme", choices=THEMES, default="light")
     figures.add_argument("--dpi", type=_from(10, 2400), default=200, help="of the pictures (default %(default)s)")
     figures.add_argument("--arrays-only", action="store_true", help="write the .npz files and draw nothing")
+    _add_precision(figures)
     figures.add_argument("--no-compilation-cache", action="store_true", help="do not keep XLA's compiled programs")
 
     command("list", _list, "list every figure", "example:\n  jaxqkv list")
@@ -71,7 +88,23 @@ def parser() -> argparse.ArgumentParser:
     info = command("info", _info, "describe a checkpoint", "example:\n  jaxqkv info demo-gpt2")
     info.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
     info.add_argument("--revision", help="branch, tag or commit on the hub")
+
+    verify = command("verify", _verify, "compare every intermediate with PyTorch's", VERIFY_EXAMPLE)
+    verify.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
+    verify.add_argument("--revision", help="branch, tag or commit on the hub")
+    verify.add_argument("--text", nargs="+", help="texts to run (default two of the studies')")
+    verify.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic (default %(default)s)")
+    _add_precision(verify)
+    verify.add_argument("--out", type=Path, default=Path("verify.json"), help="the report (default %(default)s)")
+
+    commands.add_parser("bench", help="time it against PyTorch; `jaxqkv bench --help` says more", add_help=False)
     return top
+
+
+def _add_precision(command: Parser) -> None:
+    """JAX's own names; `devices.PRECISIONS`, which this module does not import before it has to."""
+    help = "of float32 matrix products, on accelerators (default highest)"
+    command.add_argument("--precision", choices=("highest", "high", "default"), help=help)
 
 
 def _from(smallest: int, largest: int | None = None) -> Callable[[str], int]:
@@ -95,6 +128,21 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text} is not a size such as 2GB or 500MB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
+
+def _devices(text: str) -> int | str:
+    """An argument type: how many devices."""
+    return text if text == "all" else _from(1)(text)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    """An argument type: the parts of each axis, as data=4,head=2."""
+    parts = re.fullmatch(r"(?:(data|head)=([1-9]\d*))(?:,(data|head)=([1-9]\d*))?", text)
+    if not parts or parts[1] == parts[3]:
+        raise argparse.ArgumentTypeError(f"{text} is not like data=4,head=2")
+    return {"data": 1} | {name: int(size) for name, size in (parts.group(1, 2), parts.group(3, 4)) if name}
+
+
+DTYPES = ("float32", "bfloat16")
 
 # Arguments that only some studies take; each study names its own.
 STUDY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -123,6 +171,13 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "further checkpoints, overlaid or beside; NAME@REVISION on the hub",
     },
     "as_published": {"action": "store_true", "default": None, "help": "as the original, also where it slips"},
+    "devices": {"type": _devices, "metavar": "N|all", "help": "devices that share the batch (default one)"},
+    "mesh": {
+        "type": _mesh,
+        "metavar": "AXES",
+        "help": "data=N,head=M: N parts of the batch, each on M devices that share the heads",
+    },
+    "dtype": {"choices": DTYPES, "help": "of the model's arithmetic (default float32); statistics are float32"},
     "tokenizer": {"type": Path, "metavar": "FOLDER", "help": "tokenizer files, instead of the checkpoint's own"},
 }
 
@@ -141,6 +196,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, 2 for an error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if [word for word in arguments[:2] if word != "--debug"][:1] == ["bench"]:
+        return _bench(arguments[arguments.index("bench") + 1 :])
     options = parse(arguments)
     if options.version:
         print("\n".join(f"{name} {version}" for name, version in _versions().items()))
@@ -150,12 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.command_line = shlex.join(["jaxqkv", *arguments])
     try:
-        options.action(options)
+        if getattr(options, "precision", None):
+            jaxqkv.devices.set_precision(options.precision)
+        return options.action(options) or 0
     except KeyboardInterrupt:
         print("jaxqkv: interrupted; figures that were finished are whole", file=sys.stderr)
+        _leave_job(options, 130)
         return 130
     except Exception as error:
         if options.debug:
+            _leave_job(options, 1, error)
             raise
         if isinstance(error, BrokenPipeError) and options.command != "figures":  # `jaxqkv list | head`
             sys.stderr.close()
@@ -163,9 +224,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
         if not isinstance(error, jaxqkv.errors.JaxqkvError):
             message = f"{type(error).__name__}: {jaxqkv.errors.first_line(error)} (--debug shows where)"
-        print(f"jaxqkv: error: {message}", file=sys.stderr)
+        print(f"jaxqkv: error: {message}", file=sys.stderr, flush=True)
+        _leave_job(options, 2)
         return 2
-    return 0
+
+
+def _leave_job(options: argparse.Namespace, status: int, shown: Exception | None = None) -> None:
+    """Of several processes, one that failed ends at once, with the traceback of what is to be `shown`."""
+    if getattr(options, "distributed", None):
+        from jaxqkv import distributed
+
+        if shown is not None:
+            traceback.print_exception(shown)
+        distributed.leave(status)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    """`scripts/benchmark.py`, which has a command line of its own."""
+    if not (SCRIPTS / "benchmark.py").exists():
+        where = "is in the repository, beside the package; run it from a clone installed with pip install -e '.[torch]'"
+        print(f"jaxqkv: error: the benchmark {where}", file=sys.stderr)
+        return 2
+    if str(SCRIPTS) not in sys.path:
+        sys.path.insert(0, str(SCRIPTS))
+    import benchmark
+
+    return benchmark.main(arguments)
 
 
 def _versions() -> dict[str, str]:
@@ -190,10 +274,25 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{name + ':':22}{value}")
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from jaxqkv import verify
+    from jaxqkv.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(options.spec, revision=options.revision)
+    verify.prepare(options.out)
+    report = verify.report(checkpoint, options.text, options.dtype)
+    report |= {name: value for name, value in _about_run(options).items() if name not in report}
+    verify.write(report, options.out)
+    _say(verify.table(report).text())
+    verdict = "passed" if report["passed"] else "FAILED"
+    _say(f"{verdict}: {report['checkpoint']['checkpoint']}, {report['batch']}; see {options.out}")
+    return 0 if report["passed"] else 1
+
+
 def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from jaxqkv import devices
+    from jaxqkv import devices, distributed
     from jaxqkv.figures import gallery
     from jaxqkv.figures.registry import study
 
@@ -203,17 +302,24 @@ def _figures(options: argparse.Namespace) -> None:
         taken = [spec for spec in getattr(options, name) or () if spec in chosen.figures and not Path(spec).exists()]
         if taken:
             raise jaxqkv.errors.JaxqkvError(f"{taken[0]} is a figure of {chosen.name}; ids stand before --{name}")
-    for name in STUDY_OPTIONS:
+    for name in (*STUDY_OPTIONS, "distributed"):
         if getattr(options, name) is not None and name not in chosen.options:
             raise jaxqkv.errors.JaxqkvError(f"{chosen.name} takes no --{name.replace('_', '-')}")
+    lost = [name for name in ("coordinator", "processes", "process") if getattr(options, name) is not None]
+    if lost and not options.distributed:
+        raise jaxqkv.errors.JaxqkvError(f"--{lost[0]} is for --distributed, which is not given")
+    if options.distributed:
+        distributed.start(options.coordinator, options.processes, options.process, options.patience)
     if not options.no_compilation_cache:
         devices.enable_compilation_cache()
     folder = gallery.prepare_folder(options.out, chosen.name)
     start = time.monotonic()
     run = chosen.run(options)
-    about = _about_run(options) | run.describe()
+    about = {"seed": options.seed} | _about_run(options) | run.describe()
     _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
     run.prepare(frozenset().union(*(spec.needs for spec in specs)))
+    if distributed.index() > 0:  # the first process has everything, and writes it
+        return
     for note in run.describe().get("notes", ()):
         _say(note)
     formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
@@ -254,12 +360,13 @@ def _say(text: str) -> None:
 def _about_run(options: argparse.Namespace) -> dict[str, Any]:
     import jax
 
+    from jaxqkv import devices
+
     device = jax.devices()[0]
     return {
         "command": options.command_line,
-        "seed": options.seed,
-        "dtype": "float32",
-        "precision": jax.config.jax_default_matmul_precision or "highest",
+        "dtype": options.dtype or "float32",
+        "precision": devices.precision(),
         "device": f"{device.platform}: {device.device_kind}",
         "versions": _versions(),
     }

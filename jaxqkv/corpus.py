@@ -9,8 +9,10 @@ All but the last are read through `datasets`.
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -43,15 +45,23 @@ class Corpus:
       about: what a manifest records, so that the same documents can be found again.
       fingerprint: changes when the documents may have changed.
       read: gives an iterator over the documents.
+      split: gives one over those of one process of several, (index, count); every n-th document unless given.
     """
 
     name: str
     about: dict[str, Any]
     fingerprint: str
     read: Callable[[], Iterator[str]]
+    split: Callable[[int, int], Iterator[str]] | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self.read()
+
+    def share(self, index: int, count: int) -> Iterator[str]:
+        """The documents of one process of several."""
+        if count > 1 and self.split:
+            return self.split(index, count)
+        return itertools.islice(self.read(), index, None, count)
 
 
 def open_corpus(
@@ -227,6 +237,7 @@ def _hub_corpus(spec: str, text_column: str) -> Corpus:
         about,
         digest(about, text_column),
         lambda: _read_hub(spec, name, config, split, commit, text_column),
+        functools.partial(_read_hub, spec, name, config, split, commit, text_column),
     )
 
 
@@ -265,10 +276,14 @@ def _commit(name: str) -> str:
     raise CorpusError(f"{name}: {reason}")
 
 
-def _read_hub(spec: str, name: str, config: str, split: str, commit: str, text_column: str) -> Iterator[str]:
+def _read_hub(
+    spec: str, name: str, config: str, split: str, commit: str, text_column: str, index: int = 0, count: int = 1
+) -> Iterator[str]:
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, config or None, split=split, revision=commit, streaming=True)
+        if count > 1:  # whole files for each process where they divide evenly, else every n-th row
+            rows = datasets.distributed.split_dataset_by_node(rows, rank=index, world_size=count)
         for number, row in enumerate(rows):
             yield _text_of(row, text_column, f"{spec}, row {number}")
     except CorpusError:
@@ -280,6 +295,7 @@ def _read_hub(spec: str, name: str, config: str, split: str, commit: str, text_c
 def _datasets() -> Any:
     """`datasets`, without its own progress bars, and without telling a server what is loaded."""
     import datasets
+    import datasets.distributed
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.disable_progress_bars()

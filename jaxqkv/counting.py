@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from jaxqkv import distributed
 from jaxqkv.corpus import Corpus, digest
 from jaxqkv.devices import cache_folder
 from jaxqkv.errors import CorpusError
@@ -23,6 +24,8 @@ from jaxqkv.tokens import Tokenizer
 
 # Documents go to the tokenizer together until they have this many characters, enough for all cores.
 CHARACTERS = 1 << 21
+# Documents that each of several processes tokenises between two meetings.
+DOCUMENTS = 64
 # A sequence of one token has no position but the first.
 SHORTEST = 2
 # Raised when what is kept changes its form.
@@ -117,40 +120,57 @@ def _read(
     lengths: list[int] = []
     counting, batching = bool(tokens), bool(batch)
     with tqdm(total=tokens, desc="tokens", unit="token", unit_scale=True, delay=1, disable=None) as progress:
-        for ids in _documents(corpus, tokenizer):
+        for ids, size in _documents(corpus, tokenizer):
             if counting:
                 documents += 1
-                counted += ids.size
-                counts += np.bincount(ids, minlength=vocab)
+                counted += size
+                if ids is not None:
+                    counts += np.bincount(ids, minlength=vocab)
                 counting = counted < tokens
             if batching:
-                lengths.append(ids.size)
-                if ids.size >= length:
-                    rows.append(ids[:length])
+                lengths.append(size)
+                if size >= length:
+                    rows.append(np.zeros(length, np.int32) if ids is None else ids[:length])
                 batching = len(rows) < batch
-            progress.update(ids.size)
+            progress.update(size)
             if not counting and not batching:
                 break
     if tokens and not counted:
         raise CorpusError(f"{corpus.name}: has no token to count")
+    if distributed.count() > 1:  # a row is zeros but where its document was read
+        counts = distributed.total(counts)
+        rows = list(distributed.total(np.array(rows, np.int32).reshape(-1, length)))
     return TokenCounts(counts, documents, whole=counting) if tokens else None, rows, lengths
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Int[np.ndarray, " pos"]]:
-    """Each document's ids; those without a token are passed over."""
-    for texts in _together(corpus):
-        for ids in tokenizer.encode(texts, special_tokens=False):
-            if ids:
-                yield np.array(ids, np.int32)
+def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Int[np.ndarray, " pos"] | None, int]]:
+    """Ids of each document with a token, and how many; None for those of another process's, one of each in turn."""
+    texts = _together(corpus)
+    while True:
+        own = [np.array(ids, np.int32) for ids in tokenizer.encode(next(texts, []), special_tokens=False)]
+        sizes = distributed.gather(np.array([len(ids) for ids in own], np.int64))
+        longest = max(map(len, sizes))
+        if not longest:
+            return
+        mine = distributed.index()
+        for place in range(longest):
+            for process, each in enumerate(sizes):
+                if place < len(each) and each[place]:
+                    yield own[place] if process == mine else None, int(each[place])
 
 
 def _together(corpus: Corpus) -> Iterator[list[str]]:
-    """Documents in lists of at least `CHARACTERS`; the first are shorter, so that little is read in vain."""
+    """Documents in lists of at least `CHARACTERS`; the first are shorter, so that little is read in vain.
+
+    Of several processes each gives equally many at a time: the order of all is that of one process,
+    or, where each reads whole files of a hub data set, one document of each in turn.
+    """
     texts, size, enough = [], 0, CHARACTERS // 8
-    for text in corpus:
+    several = distributed.count() > 1
+    for text in corpus.share(distributed.index(), distributed.count()):
         texts.append(text)
         size += len(text)
-        if size >= enough:
+        if len(texts) == DOCUMENTS if several else size >= enough:
             yield texts
             texts, size, enough = [], 0, CHARACTERS
     if texts:

@@ -1,16 +1,24 @@
-"""How programs are compiled for a device: the precision of matrix products, when, and the compilation cache."""
+"""Where and how programs run: several devices, the precision of matrix products, early compilation, its cache."""
 
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.files import make_writable
+
+# Of float32 matrix products: in full, in a few passes of shorter numbers, in one (TF32 on a GPU,
+# bfloat16 on a TPU; a CPU computes all three in full).
+PRECISIONS = ("highest", "high", "default")
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
@@ -32,6 +40,69 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
     return jax.jit(precise, **options)
 
 
+# --- several devices ---
+
+# A batch is split over `data`, a wide layer over `head`.
+AXES = ("data", "head")
+# What is split of a layer, by its place in the parameters: Q, K and V by head, the MLP by its hidden
+# width, and what follows them by rows, so that the compiler sums the parts. All else is everywhere.
+SPLIT = {
+    **{f"{module}/kernel": PartitionSpec(None, "head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
+    **{f"{module}/bias": PartitionSpec("head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
+    **{f"{module}/kernel": PartitionSpec("head", None) for module in ("attn/o", "mlp/down")},
+}
+
+
+def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
+    """This process's devices as a grid of `data` by `head`.
+
+    Args:
+      data: parts of a batch; as many as there are devices for, unless given.
+      head: parts of a layer's width.
+
+    Raises:
+      JaxqkvError: when there are fewer devices.
+    """
+    devices = jax.local_devices()
+    data = len(devices) // head if data is None else data
+    if data < 1 or head < 1 or data * head > len(devices):
+        kind = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        raise JaxqkvError(f"a mesh of data={data}, head={head} needs {data * head} devices; here are {kind}")
+    return Mesh(np.array(devices[: data * head]).reshape(data, head), AXES)
+
+
+def check_split(parts: int, n_head: int, n_inner: int) -> None:
+    """Refuses to cut a head, or the hidden width into unequal parts."""
+    for name, size in (("heads", n_head), ("hidden dimensions of the MLP", n_inner)):
+        if size % parts:
+            raise JaxqkvError(f"a mesh of head={parts} cannot split {size} {name} evenly")
+
+
+def place_parameters(tree: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Parameters on the devices, split as `SPLIT` says."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = "/".join(str(step.key) for step in path)
+        return jax.device_put(leaf, NamedSharding(mesh, SPLIT.get(name, PartitionSpec())))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place_batch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays `[batch, …]` split over `data`; zeros, and a mask of False, fill the batch up to equal parts."""
+
+    def place(leaf: Any) -> Any:
+        pads = -leaf.shape[0] % mesh.shape["data"]
+        if pads:
+            pad = np.pad if isinstance(leaf, np.ndarray) else jnp.pad
+            leaf = pad(leaf, [(0, pads)] + [(0, 0)] * (leaf.ndim - 1))
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data")))
+
+    return jax.tree.map(place, tree)
+
+
+# --- compilation ---
+
 _compilers = ThreadPoolExecutor(thread_name_prefix="compiler")
 
 
@@ -48,6 +119,18 @@ def compile_early(function: Callable[..., Any], *arguments: Any, **static: Any) 
     """
     future = _compilers.submit(function.lower(*arguments, **static).compile)
     return lambda *arrays: future.result()(*arrays)
+
+
+def set_precision(name: str) -> None:
+    """The precision of float32 matrix products from now on: one of `PRECISIONS`."""
+    jax.config.update("jax_default_matmul_precision", name)
+
+
+def precision() -> str:
+    """That precision now; JAX's other names for one on an accelerator (as tensorfloat32) are "default" here."""
+    name = jax.config.jax_default_matmul_precision
+    same = {None: "highest", "float32": "highest", "F32_F32_F32": "highest", "bfloat16_3x": "high"}
+    return same.get(name, name if name in PRECISIONS else "default")
 
 
 def cache_folder() -> Path:

@@ -30,6 +30,7 @@ class Block(nn.Module):
     """Pre-norm: each half reads a normalised copy of the residual stream and adds to it."""
 
     config: GPT2Config
+    sharded: bool = False
 
     @nn.compact
     def __call__(
@@ -39,7 +40,7 @@ class Block(nn.Module):
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
+        attention = SelfAttention(config, self.sharded, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
         middle = x + attention.attn_out
         mlp_out = MLP(config, name="mlp")(layer_norm(config, "ln_2")(middle))
         return middle + mlp_out, attention.replace(resid_pre=x, mlp_out=mlp_out)

@@ -28,6 +28,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention; every intermediate is returned, and XLA drops those nobody uses."""
 
     config: Config
+    sharded: bool = False
 
     @nn.compact
     def __call__(
@@ -38,7 +39,7 @@ class SelfAttention(nn.Module):
     ) -> Attention:
         config = self.config
         q, k, v = (split_heads(nn.Dense(config.n_embd, name=name)(x), config.n_head) for name in "qkv")
-        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype))
+        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype), self.sharded)
         attn_out = nn.Dense(config.n_embd, name="o")(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 

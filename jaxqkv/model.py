@@ -5,6 +5,7 @@ compiled once whatever the depth; each layer's weights can be read just before t
 loop stops at the last layer that was asked for. Inside an outer `jax.jit` it unrolls.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv import bert, gpt2
@@ -20,9 +22,9 @@ from jaxqkv.activations import FIELDS, Activations, AnyArray, Attention
 from jaxqkv.attention import visible_keys
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.config import Config, GPT2Config
-from jaxqkv.devices import jit
+from jaxqkv.devices import check_split, jit, place_batch
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.streaming import LayerStream, to_device
+from jaxqkv.streaming import EmbeddingStream, LayerStream, to_device
 from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
 from jaxqkv.weights import Weights
 
@@ -46,7 +48,7 @@ def _embed(params: Params, batch: Batch, *, config: Config) -> Float[Array, "bat
     return bert.Embed(config).apply({"params": params}, *arguments, batch.token_types)
 
 
-@jit(static_argnames=("config", "capture", "reduce", "goes_on"))
+@jit(static_argnames=("config", "capture", "reduce", "goes_on", "sharded"))
 def _block(
     params: Params,
     x: Float[Array, "batch pos embed"],
@@ -58,9 +60,10 @@ def _block(
     capture: frozenset[str],
     reduce: Reducer | None,
     goes_on: bool,
+    sharded: bool,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
-    block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config)
+    block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config, sharded)
     x, attention = block.apply({"params": params}, x, visible_keys(mask, config.causal), layer)
     if reduce is None:
         result = attention.select(capture)
@@ -88,6 +91,7 @@ def forward(
     inputs: Any = None,
     memory: int | None = None,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Runs the blocks and returns what was asked for from inside them.
 
@@ -103,8 +107,11 @@ def forward(
         into the block, and what it returns (any pytree of arrays) is stacked over layers.
       inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
       memory: bytes that the temporaries of a block may take; the batch is cut in microbatches that
-        fit. A reducer's results must then have the batch as their leading axis.
+        fit. A reducer's results must then have the batch as their leading axis. Without it a reducer
+        gets the whole batch, and what is captured is computed in microbatches that suit the device.
       progress: called with the number of microbatches done and that of all layers' together.
+      mesh: from `devices.make_mesh`: the batch is split over `data`, the layers over `head`. Where the
+        batch does not divide evenly, a reducer's results must have it as their leading axis.
 
     Returns:
       `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
@@ -118,12 +125,15 @@ def forward(
     results = []
     if inputs is not None:
         _check_inputs(inputs, reduce, len(batch.ids))
-    for layer, _, result in _run(params, batch, config, capture, selected, reduce, inputs, memory, progress):
+    for layer, _, result in _run(params, batch, config, capture, selected, reduce, inputs, memory, progress, mesh):
         if layer in selected:
             results.append(result)
     if reduce:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    fields = {name: jnp.stack([getattr(result, name) for result in results]) for name in capture}
+    fields = {}
+    for name in sorted(capture):  # one after another, and each let go: no more than one is there twice
+        fields[name] = jnp.stack([getattr(result, name) for result in results])
+        results = [result.replace(**{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=selected, **fields)
 
 
@@ -134,6 +144,7 @@ def layerwise(
     *,
     capture: Collection[str] | None = None,
     layers: int | Iterable[int] | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
@@ -141,18 +152,18 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
-    for layer, _, result in _run(params, batch, config, captured, selected):
+    for layer, _, result in _run(params, batch, config, captured, selected, mesh=mesh):
         if layer in selected:
             yield layer, result
 
 
 def hidden(
-    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None
+    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None, mesh: Mesh | None = None
 ) -> Float[Array, "batch pos embed"]:
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
     pieces: Sequence[Array] = ()
-    for _, pieces, _ in _run(params, batch, config, frozenset(), (), memory=memory):  # noqa: B007
+    for _, pieces, _ in _run(params, batch, config, frozenset(), (), memory=memory, mesh=mesh):  # noqa: B007
         pass
     x = _joined(pieces)
     if isinstance(config, GPT2Config):
@@ -161,13 +172,13 @@ def hidden(
 
 
 def logits(
-    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None
+    params: Params, batch: BatchLike, config: Config, *, memory: int | None = None, mesh: Mesh | None = None
 ) -> Float[Array, "batch pos vocab"]:
     """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`."""
     if not isinstance(config, GPT2Config):
         raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
     embedding = params["embed"]["wte"] if config.tie_word_embeddings else params["final"]["lm_head"]
-    return _unembed(hidden(params, batch, config, memory=memory), embedding["embedding"])
+    return _unembed(hidden(params, batch, config, memory=memory, mesh=mesh), embedding["embedding"])
 
 
 def _run(
@@ -180,14 +191,24 @@ def _run(
     inputs: Any = None,
     memory: int | None = None,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Sequence[Array | None], Any]]:
     """Yields (layer, residual stream after it, what was asked of it), to the last layer that is selected.
 
     The stream is in microbatches. With no layer selected all are run, for the stream; else the last
     one's is not made, and None.
     """
-    pieces = _microbatches((batch, inputs), batch.ids.shape, config, memory)
-    stream = [_embed(params["embed"], piece, config=config) for piece, _ in pieces]
+    embedding, embedding_config = params["embed"], config
+    if isinstance(embedding, EmbeddingStream):
+        embedding, ids, rows = embedding.of(batch.ids)
+        batch, embedding_config = batch.replace(ids=ids), dataclasses.replace(config, vocab_size=rows)
+    parts = 1 if mesh is None else mesh.shape["data"]
+    pieces = _microbatches((batch, inputs), batch.ids.shape, config, memory, parts, whole=reduce is not None)
+    sizes = [len(piece.ids) for piece, _ in pieces]
+    if mesh is not None:
+        check_split(mesh.shape["head"], config.n_head, config.n_inner)
+        pieces = [place_batch(piece, mesh) for piece in pieces]
+    stream = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
     last = max(selected, default=config.n_layer)
     depth = min(last + 1, config.n_layer)
     layers = params["layers"]
@@ -204,17 +225,23 @@ def _run(
             capture=capture if wanted else frozenset(),
             reduce=reduce if wanted else None,
             goes_on=layer < last,
+            sharded=mesh is not None and mesh.size > 1,
         )
-        if wanted and reduce and len(pieces) > 1:
+        if wanted and reduce and (len(pieces) > 1 or sizes[0] % parts):
             _check_batch_axis(block, stream[0], pieces[0][1])
         results = []
         for index, (piece, piece_inputs) in enumerate(pieces):
             stream[index], result = block(stream[index], piece.mask, piece_inputs)
-            results.append(result)
+            results.append(_first(sizes[index], result, parts))
             if progress:
                 jax.block_until_ready((stream[index], result))
                 progress(layer * len(pieces) + index + 1, depth * len(pieces))
-        yield layer, stream, _joined(results)
+        yield layer, [_first(*pair, parts) for pair in zip(sizes, stream, strict=True)], _joined(results)
+
+
+def _first(size: int, tree: Any, parts: int) -> Any:
+    """Without what filled a batch up to equal parts."""
+    return jax.tree.map(lambda leaf: leaf[:size], tree) if size % parts else tree
 
 
 def _joined(results: Sequence[Any]) -> Any:
@@ -240,21 +267,29 @@ def _check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embe
         _, result = jax.eval_shape(block, x_piece, jax.ShapeDtypeStruct(x_piece.shape[:2], bool), inputs_piece)
         if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(result)):
             raise JaxqkvError(
-                "with `memory` the batch is cut, so each array that `reduce` returns must have it as its first axis"
+                "the batch is cut to fit `memory` or filled up for the mesh, so each array that `reduce` returns must "
+                "have it as its first axis"
             )
 
 
-def _microbatches(tree: Any, shape: tuple[int, int], config: Config, memory: int | None) -> list[Any]:
-    """`tree` cut along the batch, in pieces whose temporaries fit in `memory`."""
+def _microbatches(
+    tree: Any, shape: tuple[int, int], config: Config, memory: int | None, parts: int, whole: bool
+) -> list[Any]:
+    """`tree` cut along the batch, in pieces that fit in `memory` on each of so many devices.
+
+    Without a limit it is not cut if it is to stay `whole`.
+    """
     size, pos = shape
-    if memory is None:
-        return [tree]
-    # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
-    floats = 3 * config.n_head * pos * pos + pos * (8 * config.n_embd + 2 * config.n_inner)
-    most = max(1, memory // (4 * floats))
-    if jax.default_backend() == "cpu":
+    most = size
+    if memory is not None:
+        # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
+        floats = 3 * config.n_head * pos * pos + pos * (8 * config.n_embd + 2 * config.n_inner)
+        most = max(1, memory // (4 * floats))
+    if jax.default_backend() == "cpu" and not (memory is None and whole):
         most = min(most, max(1, CPU_TOKENS // pos))
+    most *= parts
     step = -(-size // -(-size // most))
+    step = -(-step // parts) * parts  # of the pieces only the last is uneven
     return [jax.tree.map(lambda leaf: leaf[start : start + step], tree) for start in range(0, size, step)]  # noqa: B023
 
 
@@ -302,7 +337,7 @@ class Model:
     """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`."""
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
-                 tokenizer: Tokenizer | None = None):  # fmt: skip
+                 tokenizer: Tokenizer | None = None, mesh: Mesh | None = None):  # fmt: skip
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.weights = Weights(checkpoint, _checked_dtype(dtype))
@@ -311,6 +346,7 @@ class Model:
         self._kept: dict[int, Params] | None = None if stream else {}
         self._used: set[int] = set()
         self._tokenizer = tokenizer
+        self.mesh = mesh
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -353,21 +389,22 @@ class Model:
             inputs=inputs,
             memory=memory,
             progress=progress,
+            mesh=self.mesh,
         )
 
     def layerwise(
         self, batch: BatchLike, capture: Collection[str] | None = None, layers: int | Iterable[int] | None = None
     ) -> Iterator[tuple[int, Attention]]:
         """One layer's intermediates after another; see `layerwise`."""
-        return layerwise(self._streamed(), batch, self.config, capture=capture, layers=layers)
+        return layerwise(self._streamed(), batch, self.config, capture=capture, layers=layers, mesh=self.mesh)
 
     def hidden(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos embed"]:
         """Final hidden states; see `hidden`."""
-        return hidden(self._streamed(), batch, self.config, memory=memory)
+        return hidden(self._streamed(), batch, self.config, memory=memory, mesh=self.mesh)
 
     def logits(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos vocab"]:
         """Next-token logits of a GPT-2; see `logits`."""
-        return logits(self._streamed(), batch, self.config, memory=memory)
+        return logits(self._streamed(), batch, self.config, memory=memory, mesh=self.mesh)
 
     def params(self) -> dict[str, Any]:
         """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
@@ -375,16 +412,30 @@ class Model:
         stream = self._streamed()["layers"]
         for layer in set(range(self.config.n_layer)) - set(kept):
             kept[layer] = stream[layer]
-        return self._ends | {"layers": [kept[layer] for layer in range(self.config.n_layer)]}
+        return {
+            "embed": self._embedding,
+            "final": self._final,
+            "layers": [kept[layer] for layer in range(self.config.n_layer)],
+        }
 
     def _streamed(self) -> dict[str, Any]:
         """Parameters for one run, each layer read when the run comes to it."""
-        return self._ends | {"layers": LayerStream(self.weights, self._kept, self._used)}
+        kept = "_embedding" in vars(self) or (self._kept is not None and bool(self._used))
+        return {
+            "embed": EmbeddingStream(self.weights, lambda: self._embedding, kept, self.mesh),
+            "layers": LayerStream(self.weights, self._kept, self._used, self.mesh),
+            "final": self._final,
+        }
 
     @functools.cached_property
-    def _ends(self) -> dict[str, Any]:
-        """Parameters of what comes before the first block and after the last."""
-        return {"embed": to_device(self.weights.embed()), "final": to_device(self.weights.final())}
+    def _embedding(self) -> Params:
+        """Parameters of what comes before the first block."""
+        return to_device(self.weights.embed(), mesh=self.mesh)
+
+    @functools.cached_property
+    def _final(self) -> Params:
+        """Parameters of what comes after the last block."""
+        return to_device(self.weights.final(), mesh=self.mesh)
 
 
 def load(
@@ -395,6 +446,7 @@ def load(
     dtype: Any = jnp.float32,
     stream: bool | None = None,
     tokenizer: Any = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Opens a checkpoint for running; weights are read when they are first needed.
 
@@ -406,10 +458,11 @@ def load(
       stream: read each layer's weights anew at every run, instead of keeping them in memory from
         their second use on; decided by their size (2 GiB) unless given.
       tokenizer: a folder with tokenizer files, instead of the checkpoint's own.
+      mesh: from `devices.make_mesh`, to run on several devices.
 
     Raises:
       CheckpointError: naming file, key and reason.
     """
     checkpoint = open_checkpoint(spec, revision=revision, seed=seed)
     own = None if tokenizer is None else Tokenizer.from_folder(tokenizer, checkpoint.config)
-    return Model(checkpoint, dtype=dtype, stream=stream, tokenizer=own)
+    return Model(checkpoint, dtype=dtype, stream=stream, tokenizer=own, mesh=mesh)

@@ -4,14 +4,19 @@ Touching fresh memory costs more than copying into memory that is there already,
 layers reuses one block of it, and on a CPU XLA computes from that block in place.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
 
+from jaxqkv.activations import AnyArray
+from jaxqkv.devices import place_parameters
 from jaxqkv.weights import Weights
 
+FEWEST_ROWS = 256  # of a token embedding that is read for one text
 ALIGNMENT = 64  # XLA's CPU backend takes host memory as it is when it begins at a multiple of this
 
 
@@ -29,13 +34,16 @@ class Arena:
         return self._block[begin : begin + size]
 
 
-def to_device(tree: Any, arena: Arena | None = None) -> Any:
+def to_device(tree: Any, arena: Arena | None = None, mesh: Mesh | None = None) -> Any:
     """NumPy leaves as arrays on the device; concrete ones, also while an outer `jax.jit` is tracing.
 
     On a CPU the leaves are copied side by side into one block, which the arrays are views of: into
     `arena`, whose next use overwrites them, or into memory of their own. A transposed leaf is left
-    to XLA, which transposes faster than NumPy.
+    to XLA, which transposes faster than NumPy. With a mesh they go to its devices, each to its own.
     """
+    if mesh is not None:
+        with jax.ensure_compile_time_eval():
+            return place_parameters(tree, mesh)
     leaves, structure = jax.tree.flatten(tree)
     if jax.default_backend() == "cpu":
         plain = [index for index, leaf in enumerate(leaves) if leaf.strides[-1:] == (leaf.itemsize,)]
@@ -66,6 +74,43 @@ def read_after(pending: Any, read: Callable[[], Any]) -> Any:
     return result
 
 
+class EmbeddingStream(Mapping):
+    """The embedding's parameters in the course of one run.
+
+    A vocabulary is large and a text is short: the first run, and every run of a model that keeps
+    nothing, reads only the rows of its own tokens.
+
+    Args:
+      weights: where they are read.
+      whole: gives all of them, on the device.
+      kept: that they are there already, or worth keeping.
+      mesh: the devices that they are placed on, if there are several.
+    """
+
+    def __init__(self, weights: Weights, whole: Callable[[], Mapping[str, Any]], kept: bool, mesh: Mesh | None = None):
+        self._weights, self._whole, self._kept, self._mesh = weights, whole, kept, mesh
+
+    def __getitem__(self, name: str) -> Any:
+        return self._whole()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+    def of(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Mapping[str, Any], Int[AnyArray, "batch pos"], int]:
+        """Parameters for these ids, the ids as rows of them, and how many rows the token embedding has."""
+        vocab = self._weights.config.vocab_size
+        if self._kept or isinstance(ids, jax.core.Tracer):
+            return self._whole(), ids, vocab
+        tokens, places = np.unique(np.asarray(ids), return_inverse=True)
+        # Of few different sizes, so that another text rarely needs another program.
+        size = min(max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()), vocab)
+        tokens = np.pad(tokens, (0, size - len(tokens)), mode="edge")
+        return to_device(self._weights.embed(tokens), mesh=self._mesh), places.reshape(ids.shape).astype(np.int32), size
+
+
 class LayerStream(Sequence):
     """The layers' parameters in the course of one run.
 
@@ -73,10 +118,13 @@ class LayerStream(Sequence):
       weights: where they are read.
       kept: layers that stay in memory, filled with those that are `used` a second time; None to keep
         none. Both belong to the model and outlive the run.
+      mesh: the devices that they are split over, if there are several.
     """
 
-    def __init__(self, weights: Weights, kept: dict[int, Mapping[str, Any]] | None, used: set[int]):
-        self._weights, self._kept, self._used = weights, kept, used
+    def __init__(
+        self, weights: Weights, kept: dict[int, Mapping[str, Any]] | None, used: set[int], mesh: Mesh | None = None
+    ):
+        self._weights, self._kept, self._used, self._mesh = weights, kept, used, mesh
         self._arena = Arena()
 
     def __len__(self) -> int:
@@ -99,4 +147,4 @@ class LayerStream(Sequence):
         return read_after(pending, lambda: self._read(layer, None if traced else self._arena))
 
     def _read(self, layer: int, arena: Arena | None) -> Mapping[str, Any]:
-        return to_device(self._weights.layer(layer), arena)
+        return to_device(self._weights.layer(layer), arena, self._mesh)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxqkv import weight_map
 from jaxqkv.checkpoint import Checkpoint
@@ -149,9 +149,13 @@ class Weights:
         rule = self._rule(layer, place)
         return rule.apply(self[rule.key.format(layer=layer)])[place]
 
-    def embed(self) -> dict[str, Any]:
-        """Parameters of the embedding module."""
-        return self._read(self._table.embed)
+    def embed(self, tokens: Int[np.ndarray, " row"] | None = None) -> dict[str, Any]:
+        """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given."""
+        if tokens is None:
+            return self._read(self._table.embed)
+        rule, *others = self._table.embed
+        rows = self.checkpoint.tensor(self._keys[rule.key])[tokens].astype(self.dtype, copy=False)
+        return self._read(others) | weight_map.nest(rule.apply(rows))
 
     def layer(self, layer: int) -> dict[str, Any]:
         """Parameters of one block."""

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch_reference
 
 from jaxqkv.config import BertConfig, Config, GPT2Config, config_to_json
 

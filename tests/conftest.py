@@ -136,3 +136,20 @@ def figures_of(study, base, folder, *arguments):
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
     assert jaxqkv.cli.main(line) == 0
     return {path.stem: dict(np.load(path)) for path in (base / "out" / study).glob("*.npz")}
+
+
+def assert_same_figures(one, other):
+    """Every array of every figure in two folders: counts exactly, the rest to 1e-6 of the largest; how many figures."""
+    paths = sorted(one.glob("*.npz"))
+    for path in paths:
+        expected, actual = np.load(path), np.load(other / path.name)
+        for name in expected.files:
+            assert actual[name].dtype == expected[name].dtype
+            if expected[name].dtype.kind in "iu":
+                np.testing.assert_array_equal(actual[name], expected[name], err_msg=f"{path.stem} {name}")
+            else:
+                # Correlations are ratios of small numbers: the rounding of what goes in shows more.
+                limit = 1e-5 if name.startswith("r") else 1e-6
+                scale = np.nanmax(np.abs(expected[name]))
+                np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=limit * scale, err_msg=path.stem)
+    return len(paths)

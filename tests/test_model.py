@@ -119,7 +119,7 @@ def test_last_layer_stops_at_what_is_needed(config, model):
 
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))
-    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
+    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False, "sharded": False}
     compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
     flops = 2 * 3 * config.n_embd**2
     assert compiled.cost_analysis()["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
@@ -392,3 +392,28 @@ def test_full_sizes_for_nothing(name):
     ids = jax.ShapeDtypeStruct((2, 7), jnp.int32)
     q = jax.eval_shape(lambda params, ids: jaxqkv.forward(params, ids, config).q, shapes, ids)
     assert q.shape == (config.n_layer, 2, config.n_head, 7, config.head_dim)
+
+
+def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, config, monkeypatch):
+    """A run of a model that keeps nothing, and any first run, against one with the whole table."""
+    ids = random_ids(config, 3, 7)
+    whole = jaxqkv.load(folder)
+    whole.params()
+    expected = np.asarray(whole.run(ids).q)
+    read = []
+    embed = jaxqkv.weights.Weights.embed
+    monkeypatch.setattr(jaxqkv.streaming, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(
+        jaxqkv.weights.Weights, "embed", lambda self, tokens=None: read.append(tokens) or embed(self, tokens)
+    )
+    kept, streamed = jaxqkv.load(folder), jaxqkv.load(folder, stream=True)
+    for model in (kept, streamed, kept, streamed):
+        np.testing.assert_array_equal(np.asarray(model.run(ids).q), expected)
+    first, second, whole_table, last = read
+    for tokens in (first, second, last):
+        # 14 to 21 different tokens, in a table of 16 or 32 rows.
+        assert len(tokens) in (16, 32)
+        assert set(tokens) == set(ids.ravel())
+    assert whole_table is None
+    if config.model_type == "gpt2":
+        np.testing.assert_allclose(streamed.logits(ids), whole.logits(ids), atol=1e-6)

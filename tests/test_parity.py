@@ -14,8 +14,9 @@ from jaxqkv.config import KNOWN
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
-import torch_reference  # noqa: E402
 from make_goldens import masks  # noqa: E402
+
+from jaxqkv import torch_reference  # noqa: E402
 
 FULL = {"gpt2": KNOWN["gpt2"], "bert": KNOWN["bert-base-uncased"]}
 

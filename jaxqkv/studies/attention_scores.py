@@ -145,6 +145,7 @@ class Run:
         results = []
         with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
             for layer, attention in self.model.layerwise(self.batch, capture={"q", "k"}, layers=layers):
+                attention = attention.astype(np.float32)
                 if names:
                     results.append(reduce(attention.q, attention.k, mask))
                 if layer == self.layer and LAYER_NEED in needs:
@@ -185,7 +186,7 @@ STUDY = Study(
     models=("gpt2-medium",),
     demo="demo-gpt2",
     run=Run,
-    options=("text", "text_file", "tokenizer"),
+    options=("text", "text_file", "tokenizer", "dtype"),
 )
 
 

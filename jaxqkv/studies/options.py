@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jaxqkv.checkpoint import open_checkpoint
+from jaxqkv.devices import make_mesh
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.model import Model, load
@@ -47,7 +49,26 @@ def load_model(options: argparse.Namespace, study: "Study") -> Model:
     chosen = specs(options, study)
     if len(chosen) > 1:
         raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(chosen)}")
-    return load(chosen[0], revision=options.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer)
+    return load(
+        chosen[0],
+        revision=options.revision,
+        seed=options.seed,
+        dtype=options.dtype or "float32",
+        stream=True,
+        tokenizer=options.tokenizer,
+        mesh=_mesh(options),
+    )
+
+
+def _mesh(options: argparse.Namespace) -> Mesh | None:
+    """The devices that `--devices` or `--mesh` name; None for one."""
+    if options.devices is not None and options.mesh is not None:
+        raise JaxqkvError("--devices and --mesh exclude each other: --devices N is --mesh data=N")
+    if options.mesh is not None:
+        return make_mesh(**options.mesh)
+    if options.devices is None:
+        return None
+    return make_mesh(None if options.devices == "all" else options.devices)
 
 
 def stimuli(name: str) -> list[str]:

@@ -143,6 +143,7 @@ class Run:
         results = []
         with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
             for layer, attention in self.model.layerwise(batch, capture={"q", "k", "v"}, layers=layers):
+                attention = attention.astype(np.float32)
                 target, non_target = (_at(attention, self.positions - shift) for shift in (0, 1))
                 if layer == self.layer:
                     self.target, self.non_target = np.asarray(target), np.asarray(non_target)
@@ -179,7 +180,7 @@ STUDY = Study(
     models=("gpt2",),
     demo="demo-gpt2",
     run=Run,
-    options=("sentences", "target", "measure", "skip_missing", "tokenizer"),
+    options=("sentences", "target", "measure", "skip_missing", "tokenizer", "dtype"),
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
+from jaxqkv import distributed
 from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.attention import merge_heads, scaled_scores
 from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
@@ -40,9 +41,10 @@ def _reduce(
     index: Int[AnyArray, "batch pair"],
     *,
     names: tuple[str, ...],
+    sharded: bool,
 ) -> dict[str, Any]:
     """What is kept of a layer: norms `[batch, pos]`, every 500th score, the binned scores `[batch, bin]`."""
-    results: dict[str, Any] = {}
+    attention, results = attention.astype(jnp.float32), {}
     if ADJUSTMENT in names:
         results[ADJUSTMENT] = jnp.log(jnp.linalg.norm(attention.attn_out, axis=-1))
     if PAIRS in names or BINNED in names:
@@ -50,7 +52,11 @@ def _reduce(
         if PAIRS in names:
             results[PAIRS] = score[:, ::EVERY]
         if BINNED in names:
-            _, *results[BINNED] = jax.lax.map(lambda one: binned_moments(*one, n_bin=BINS), (score, index))
+            bins = functools.partial(binned_moments, n_bin=BINS)
+            # One sequence after another is faster on a CPU; sequences on several devices go at once.
+            _, *results[BINNED] = (
+                jax.vmap(bins)(score, index) if sharded else jax.lax.map(lambda one: bins(*one), (score, index))
+            )
     return results
 
 
@@ -94,6 +100,8 @@ class Run:
             "tokens": self.tokens,
             "batch": [self.batch_size, self.length],
             "memory": self.memory,
+            "processes": distributed.count(),
+            "mesh": None if self.model.mesh is None else dict(self.model.mesh.shape),
         }
         return about | self.numbers | {"notes": self.notes}
 
@@ -106,7 +114,7 @@ class Run:
             tokens=self.tokens if COUNTS in needs else None,
             batch=self.batch_size if IDS in needs else None,
             length=self.length,
-            cache=self.cache,
+            cache=self.cache and distributed.count() == 1,
         )
         if counts is not None:
             self.counts = counts
@@ -132,10 +140,14 @@ class Run:
         chosen = {ADJUSTMENT: self.shown, PAIRS: [self.score_layer], BINNED: [self.binned_layer]}
         few = sorted({layer for name in names for layer in chosen[name]})
         self.layers = list(range(self.config.n_layer)) if every_layer else few
-        index = np.full((len(self.ids), 1), -1, np.int8)
+        if len(self.ids) < distributed.count():
+            raise JaxqkvError(f"{distributed.count()} processes need as many sequences; --batch is {len(self.ids)}")
+        mine = distributed.share(len(self.ids))
+        index = np.full((len(self.ids[mine]), 1), -1, np.int8)
         if BINNED in names:
-            edges, index = zip(*map(_bins, self.log_frequency), strict=True)
-            self.edges, index = np.stack(edges), np.stack(index)
+            edges, index = map(np.stack, zip(*map(_bins, self.log_frequency[mine]), strict=True))
+            self.edges = distributed.joined(edges)
+        mesh = self.model.mesh
         with tqdm(desc="layers × microbatches", unit="block", delay=1, disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -143,14 +155,14 @@ class Run:
                 bar.update(done - bar.n)
 
             results = self.model.run(
-                self.ids,
+                self.ids[mine],
                 layers=self.layers,
-                reduce=functools.partial(_reduce, names=names),
+                reduce=functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1),
                 inputs=index,
                 memory=self.memory,
                 progress=progress,
             )
-        self.reductions = jax.tree.map(np.asarray, results)
+        self.reductions = jax.tree.map(lambda leaf: distributed.joined(np.asarray(leaf), axis=1), results)
 
     def of_layers(self, name: str, layers: Collection[int]) -> Any:
         """A reduction's arrays at some layers."""
@@ -190,7 +202,21 @@ STUDY = Study(
     models=("bert-large-uncased",),
     demo="demo-bert",
     run=Run,
-    options=("corpus", "documents", "text_column", "tokens", "batch", "length", "memory", "no_cache", "tokenizer"),
+    options=(
+        "corpus",
+        "documents",
+        "text_column",
+        "tokens",
+        "batch",
+        "length",
+        "memory",
+        "no_cache",
+        "tokenizer",
+        "dtype",
+        "devices",
+        "mesh",
+        "distributed",
+    ),
 )
 
 

@@ -1,24 +1,48 @@
 """Every attention intermediate from the PyTorch models of `transformers`, through forward hooks.
 
-The parity tests and `make_goldens.py` compare with this. Needs the extra `torch`.
+`jaxqkv verify`, the parity tests and `make_goldens.py` compare with this. Needs the extra `torch`.
 """
 
 import numpy as np
 import torch
+import transformers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import jaxqkv.config
+from jaxqkv.checkpoint import Checkpoint, FolderCheckpoint
 
 
-def build(config: jaxqkv.config.Config, seed: int) -> torch.nn.Module:
-    """A PyTorch model of that architecture whose weights, biases and norms are all random."""
+def load(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    is_gpt2 = isinstance(checkpoint.config, jaxqkv.config.GPT2Config)
+    if isinstance(checkpoint, FolderCheckpoint):
+        if is_gpt2:
+            return GPT2LMHeadModel.from_pretrained(checkpoint.folder, **options).eval()
+        return BertModel.from_pretrained(checkpoint.folder, add_pooling_layer=False, **options).eval()
+    model = _untrained(checkpoint.config)
+    inner = model.transformer if is_gpt2 else model
+    tensors = {key: torch.tensor(checkpoint.tensor(key), dtype=torch.float32) for key in checkpoint.shapes}
+    missing, unexpected = inner.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint.spec}: PyTorch's model has other tensors: {missing + unexpected}")
+    return model.eval()
+
+
+def _untrained(config: jaxqkv.config.Config) -> torch.nn.Module:
     settings = jaxqkv.config.config_to_json(config)
     settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
     dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     if isinstance(config, jaxqkv.config.GPT2Config):
-        model = GPT2LMHeadModel(GPT2Config(**settings, **dropout, attn_implementation="eager"))
-    else:
-        model = BertModel(BertConfig(**settings, attn_implementation="eager"), add_pooling_layer=False)
+        return GPT2LMHeadModel(GPT2Config(**settings, **dropout, attn_implementation="eager"))
+    return BertModel(BertConfig(**settings, attn_implementation="eager"), add_pooling_layer=False)
+
+
+def build(config: jaxqkv.config.Config, seed: int) -> torch.nn.Module:
+    """A PyTorch model of that architecture whose weights, biases and norms are all random."""
+    model = _untrained(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -77,7 +101,11 @@ def intermediates(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> 
         handle.remove()
     arrays = {name: torch.stack(layers).numpy() for name, layers in found.items()}
     q, k = torch.stack(found["q"]), torch.stack(found["k"])
-    arrays["scores"] = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).numpy()
+    scale = q.shape[-1] ** -0.5 if getattr(model.config, "scale_attn_weights", True) else 1.0
+    scale = torch.full((len(q), 1, 1, 1, 1), scale, dtype=torch.float64)
+    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        scale /= torch.arange(1, len(q) + 1).view_as(scale)
+    arrays["scores"] = (q @ k.transpose(-1, -2) * scale.to(q.dtype)).numpy()
     arrays["pattern"] = torch.stack(output.attentions).numpy()
     arrays["hidden"] = output.hidden_states[-1].numpy()
     return arrays | ({"logits": output.logits.numpy()} if is_gpt2 else {})

@@ -1,0 +1,140 @@
+"""Two processes over loopback give the numbers of one; one that dies stops the other."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import assert_same_figures
+
+import jaxqkv.cli
+from jaxqkv import distributed
+from jaxqkv.corpus import Corpus
+
+PATIENCE = 20
+STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--length", "61"]
+# Two documents at a meeting, so that there are many of them.
+RUN = "import sys; from jaxqkv import cli, counting; counting.DOCUMENTS = 2; sys.exit(cli.main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def start():
+    """Starts one process of a job of two; what is left of them at the end is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+
+    def run(process, out, *extra):
+        line = [sys.executable, "-c", RUN, *STUDY, *extra, "--out", str(out), "--distributed"]
+        line += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
+        line += ["--patience", str(PATIENCE)]
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        running.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def stops(process, out):
+    """In the time that it was given, with an error, and without figures."""
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=180)
+    # JAX and the model have to start too, on a machine that is busy with other tests.
+    assert time.monotonic() - begin < PATIENCE + 60
+    assert process.returncode != 0
+    assert errors.strip()
+    assert not (out / "token-frequency" / "manifest.json").exists()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Eleven documents, two of them without a token and two too short for the batch."""
+    generator = np.random.default_rng(0)
+    words = [f"word{n} " for n in range(40)]
+    sizes = [70, 0, 90, 30, 65, 80, 0, 120, 61, 10, 75]
+    lines = ["".join(words[int(40 * u**2)] for u in generator.random(size)) for size in sizes]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("tokens", [1, 700, 1_000_000])
+def test_two_processes_give_the_numbers_of_one(tokens, start, corpus, tmp_path):
+    """Seven sequences, which two do not share evenly: every array of every figure, counts exactly.
+
+    The count ends in the first meeting, in a later one, and where one process has no document left.
+    """
+    extra = ["--corpus", str(corpus), "--tokens", str(tokens), "--batch", "7"]
+    assert jaxqkv.cli.main([*STUDY, *extra, "--out", str(tmp_path / "one")]) == 0
+    running = [start(process, tmp_path / "two", *extra) for process in (0, 1)]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert assert_same_figures(*(tmp_path / name / "token-frequency" for name in ("one", "two"))) >= 9
+    manifest = json.loads((tmp_path / "two" / "token-frequency" / "manifest.json").read_text())
+    assert manifest["processes"] == 2
+
+
+def test_a_process_that_fails_stops_the_other(start, tmp_path):
+    """One finds no corpus and ends."""
+    out = tmp_path / "out"
+    first = start(0, out, "--batch", "9", "--tokens", "3000")
+    second = start(1, out, "--batch", "9", "--tokens", "3000", "--corpus", str(tmp_path / "missing"))
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "no such file or folder" in errors
+    stops(first, out)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_stops_the_other(victim, start, tmp_path):
+    out = tmp_path / "out"
+    running = [start(process, out, "--batch", "64", "--tokens", "1000000") for process in (0, 1)]
+    assert "demo-bert" in running[victim].stdout.readline()  # it has joined, and begins to read
+    running[victim].kill()
+    stops(running[1 - victim], out)
+
+
+def test_a_job_that_nothing_describes(tmp_path):
+    """No flags, and no SLURM, Open MPI or Cloud TPU around."""
+    line = [sys.executable, "-m", "jaxqkv.cli", *STUDY, "--out", str(tmp_path / "out"), "--distributed"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 2
+    assert "give --coordinator HOST:PORT" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_one_process_alone():
+    values = np.arange(7, dtype=np.int64) << 40
+    np.testing.assert_array_equal(distributed.joined(values), values)
+    np.testing.assert_array_equal(distributed.total(values), values)
+    assert distributed.share(5) == slice(0, 5, 1)
+
+
+def test_each_process_has_its_documents():
+    corpus = Corpus("letters", {}, "x", lambda: iter("abcdefg"))
+    assert ["".join(corpus.share(index, 3)) for index in range(3)] == ["adg", "be", "cf"]
+    split = Corpus("letters", {}, "x", lambda: iter("abcdefg"), lambda index, count: iter(f"{index} of {count}"))
+    assert "".join(split.share(1, 2)) == "1 of 2"
+    assert "".join(split.share(0, 1)) == "abcdefg"
+
+
+@pytest.mark.parametrize("study", ["qkv-weights", "attention-scores"])
+def test_studies_of_one_process(study, tmp_path, capsys):
+    assert jaxqkv.cli.main(["figures", study, "--demo", "--distributed", "--out", str(tmp_path)]) == 2
+    assert f"{study} takes no --distributed" in capsys.readouterr().err
+
+
+def test_flags_of_a_job_that_is_not_asked_for(tmp_path, capsys):
+    line = ["figures", "token-frequency", "--demo", "--process", "1", "--out", str(tmp_path / "out")]
+    assert jaxqkv.cli.main(line) == 2
+    assert "--process is for --distributed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

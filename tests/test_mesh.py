@@ -1,0 +1,153 @@
+"""Eight simulated devices give the numbers of one. In a process of its own: devices are made when JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import BERT, CONFIGS, assert_same_figures, changed, random_ids, write_folder
+
+import jaxqkv
+from jaxqkv import devices
+from jaxqkv.activations import FIELDS
+from jaxqkv.errors import JaxqkvError
+
+# Sizes that a mesh of head=2 divides, and no two the same.
+# Weights of moderate size: with large ones a softmax makes much of the last bit.
+SIZES = {"n_embd": 42, "n_head": 6, "n_inner": 34, "initializer_range": 0.1}
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+
+RUN = """
+import json, sys
+import jax, numpy as np
+import jaxqkv
+from jaxqkv import devices
+from jaxqkv.activations import FIELDS
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+folder, out, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+assert len(jax.devices()) == 8
+mesh = devices.make_mesh(**shape)
+given = np.load(out + "/inputs.npz")
+batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
+model = jaxqkv.load(folder, mesh=mesh)
+acts = model.run(batch, capture=FIELDS)
+results = {name: np.asarray(getattr(acts, name)) for name in FIELDS}
+# What the compiler was given is split, not copied: by head, and by the batch.
+kernel = model.params()["layers"][0]["attn"]["q"]["kernel"]
+assert kernel.addressable_shards[0].data.shape[1] * mesh.shape["head"] == kernel.shape[1]
+placed = devices.place_batch(given["ids"], mesh)
+assert placed.addressable_shards[0].data.shape[0] * mesh.shape["data"] == placed.shape[0]
+results["hidden"] = np.asarray(model.hidden(batch))
+reduce = lambda a, mask, extra: (a.scores.max(axis=(2, 3)), extra * 2)
+results["largest"], results["extra"] = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"]))
+results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"], memory=1))
+np.savez(out + "/results.npz", **results)
+"""
+
+
+def inputs(config, size):
+    """Sequences with pads on both sides, and an array of the batch's own."""
+    mask = np.ones((size, 13), bool)
+    mask[1, :4] = mask[2, 9:] = False
+    extra = np.random.default_rng(5).integers(0, 1000, (size, 3)).astype(np.int32)
+    return {"ids": random_ids(config, size, 13), "mask": mask, "extra": extra}
+
+
+def in_eight(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], env={**os.environ, **EIGHT}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"data": 4, "head": 2}, {"data": 1, "head": 2}, {"data": 3}], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_eight_devices_give_the_numbers_of_one(name, shape, tmp_path):
+    """Eleven sequences, which divide evenly among none of them."""
+    config = changed(CONFIGS[name], **SIZES)
+    folder = write_folder(tmp_path / "checkpoint", config)
+    given = inputs(config, 11)
+    np.savez(tmp_path / "inputs.npz", **given)
+    done = in_eight("-c", RUN, folder, tmp_path, json.dumps(shape))
+    assert done.returncode == 0, done.stderr
+    results = np.load(tmp_path / "results.npz")
+    batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
+    model = jaxqkv.load(folder)
+    alone = model.run(batch, capture=FIELDS)
+    expected = {field: np.asarray(getattr(alone, field)) for field in FIELDS}
+    expected["hidden"] = np.asarray(model.hidden(batch))
+    expected["largest"] = expected["cut"] = expected["scores"].max(axis=(3, 4))
+    for field, values in expected.items():
+        assert results[field].shape == values.shape
+        np.testing.assert_allclose(results[field], values, rtol=0, atol=1e-6 * np.abs(values).max(), err_msg=field)
+    np.testing.assert_array_equal(results["extra"], np.stack([given["extra"] * 2] * config.n_layer))
+
+
+def test_the_study_on_eight_devices(tmp_path):
+    """Every array of token-frequency, counts exactly."""
+    line = ["-m", "jaxqkv.cli", "figures", "token-frequency", "--demo", "--arrays-only", "--no-cache"]
+    line += ["--tokens", "3000", "--batch", "7", "--length", "61"]
+    folders = {}
+    for name, extra in (("one", []), ("eight", ["--mesh", "data=4,head=2"])):
+        done = in_eight(*line, *extra, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        folders[name] = tmp_path / name / "token-frequency"
+    manifest = json.loads((folders["eight"] / "manifest.json").read_text())
+    assert manifest["mesh"] == {"data": 4, "head": 2}
+    assert assert_same_figures(folders["one"], folders["eight"]) == 10
+
+
+def test_a_reducer_without_the_batch_is_refused_where_pads_would_count(tmp_path):
+    folder = write_folder(tmp_path / "checkpoint", BERT)
+    program = f"""
+import jax, numpy as np, jaxqkv
+from jaxqkv import devices
+model = jaxqkv.load({str(folder)!r}, mesh=devices.make_mesh(4))
+ids = np.ones((8, 5), np.int32)
+print(model.run(ids, reduce=lambda a, mask: a.scores.max()).shape)
+try:
+    model.run(ids[:7], reduce=lambda a, mask: a.scores.max())
+except jaxqkv.JaxqkvError as error:
+    print(error)
+"""
+    done = in_eight("-c", program)
+    assert done.returncode == 0, done.stderr
+    shape, message = done.stdout.splitlines()
+    assert shape == "(3,)"
+    assert "filled up for the mesh" in message
+
+
+def test_meshes_that_cannot_be():
+    count = len(jax.local_devices())
+    with pytest.raises(JaxqkvError, match=f"data=9, head=2 needs 18 devices; here are {count} cpu"):
+        devices.make_mesh(9, 2)
+    mesh = devices.make_mesh(1)
+    assert dict(mesh.shape) == {"data": 1, "head": 1}
+    with pytest.raises(JaxqkvError, match="head=2 cannot split 5 heads evenly"):
+        devices.check_split(2, 5, 8)
+    with pytest.raises(JaxqkvError, match="head=2 cannot split 29 hidden"):
+        devices.check_split(2, 4, 29)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "data=2,data=3"], "data=2,data=3 is not like data=4,head=2"),
+        (["--mesh", "rows=2"], "rows=2 is not like data=4,head=2"),
+        (["--devices", "0"], "0 is not a whole number from 1 up"),
+        (["--devices", "64"], "needs 64 devices"),
+        (["--devices", "2", "--mesh", "data=2"], "exclude each other"),
+    ],
+)
+def test_bad_meshes_on_the_command_line(arguments, message, tmp_path, capsys):
+    line = ["figures", "token-frequency", "--demo", "--out", str(tmp_path), *arguments]
+    try:
+        status = jaxqkv.cli.main(line)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    assert message in capsys.readouterr().err
