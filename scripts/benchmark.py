@@ -1,327 +1,302 @@
-"""Times jaxqkv against the PyTorch path, side by side in one process: `python scripts/benchmark.py --help`.
+"""Times jaxqkv against the PyTorch path, side by side: `python scripts/benchmark.py --help`, or `jaxqkv bench`.
 
-Two baselines, `torch_notebook.py` and `torch_tuned.py`, get the same weights, the same arrays, the
-same threads and float32. The runs of a case are interleaved; what is printed are medians. Results
-are compared too, so that a fast wrong answer shows.
+Two baselines (`baselines/`) get the same weights, texts, threads and float32: "notebook", as the
+studies were published, and "tuned", as somebody who knows PyTorch well would write it. Each side
+runs in a process of its own, the runs of a case are interleaved, and what is printed are medians.
+Results are compared too, so that a fast wrong answer shows.
 """
 
 import argparse
-import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
-import statistics
+import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from benchmarks import processes, report
+from benchmarks.cases import KERNELS
+from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
 
 import jaxqkv
-from jaxqkv import kernels
-from jaxqkv.checkpoint import open_checkpoint, save_checkpoint
-from jaxqkv.devices import cache_folder, jit
-from jaxqkv.figures.panels import Table
+from jaxqkv.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
+from jaxqkv.config import GPT2Config, read_config
+from jaxqkv.corpus import PYTHON_DOCS, open_corpus
+from jaxqkv.devices import cache_folder
 from jaxqkv.files import replacing
 
-try:
-    import torch
-    import torch_notebook
-    import torch_tuned
-except ImportError as error:
-    sys.exit(f"benchmark: needs {error.name}; pip install -e '.[torch]' brings what it compares with")
+ROOT = Path(__file__).parents[1]
+PUBLISHED = Path(__file__).with_name("benchmark.json")
+DEVICES = ("cpu", "gpu", "tpu")
+Case = Repeated | Whole
 
-SIDES = ("jaxqkv", "tuned", "notebook")
+GPT2_STUDIES = ("qkv-weights", "attention-scores", "weight-tour", "token-similarity")
+# Checkpoint, sentences, tokens of each; and what else `cases.py` is told.
+FORWARDS = {
+    "quick": (("random:gpt2", 54, 24, {"padded": True}),),
+    "full": (
+        ("random:gpt2", 54, 24, {"padded": True}),
+        ("random:gpt2-medium", 1, 115, {}),
+        ("random:gpt2-medium", 8, 512, {}),
+        ("random:gpt2-xl", 1, 115, {}),
+        ("random:bert-large-uncased", 8, 512, {}),
+        ("random:bert-large-uncased", 64, 512, {"norms": True}),
+    ),
+    "demo": (("demo-gpt2", 5, 31, {"padded": True}), ("demo-bert", 5, 31, {}), ("demo-bert", 9, 13, {"norms": True})),
+}
+# An accelerator has room for these, and is not filled by the others.
+LARGE_FORWARDS = (
+    ("random:gpt2", 540, 24, {"padded": True}),
+    ("random:gpt2-medium", 64, 512, {}),
+    ("random:gpt2-xl", 8, 512, {}),
+    ("random:bert-large-uncased", 64, 512, {}),
+)
+FIRST_USES = {"quick": ("random:gpt2",), "full": ("random:gpt2", "random:gpt2-medium"), "demo": ("demo-gpt2",)}
+STUDY_MODELS = {
+    "quick": {"attention-scores": ("random:gpt2-medium",)},
+    "full": {
+        "qkv-weights": ("random:gpt2", "random:gpt2-medium", "random:gpt2-large", "random:gpt2-xl"),
+        "attention-scores": ("random:gpt2-medium",),
+        "token-frequency": ("random:bert-large-uncased",),
+        "weight-tour": ("random:gpt2",),
+        "token-similarity": ("random:gpt2",),
+    },
+    "demo": dict.fromkeys(GPT2_STUDIES, ("demo-gpt2",)) | {"token-frequency": ("demo-bert",)},
+}
 
 
-@dataclasses.dataclass
-class Case:
-    """One comparison.
+def checkpoint_folder(spec: str) -> Path:
+    """The folder that both sides read: a checkpoint's own, or random weights at its shape, made once and whole.
 
-    Attributes:
-      name: on the command line and in the table.
-      sides: a function for each side.
-      compared: makes what a side returns an array to compare; all of one shape.
-      flops: of the products that the result needs, if they are counted.
+    Random checkpoints get the bundled tokenizer of their architecture.
     """
+    found = open_checkpoint(spec)
+    if isinstance(found, FolderCheckpoint):
+        return found.folder
+    folder = cache_folder() / "benchmark" / spec.removeprefix("random:")
+    if not folder.exists():
+        print(f"writing {found.spec} to {folder}", file=sys.stderr)
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            save_checkpoint(part, found.config, {key: found.tensor(key) for key in found.shapes})
+            demo = open_checkpoint("demo-gpt2" if isinstance(found.config, GPT2Config) else "demo-bert").folder
+            for file in demo.glob("tokenizer*.json"):
+                shutil.copy(file, part)
+            part.rename(folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    return folder
 
-    name: str
-    sides: dict[str, Callable[[], Any]]
-    compared: Callable[[Any], np.ndarray] = np.asarray
-    flops: float | None = None
+
+def _short(spec: str) -> str:
+    """A checkpoint in a case's name: its own, or a folder's last part."""
+    return Path(spec.removeprefix("random:")).name
 
 
-def forward_case(name: str, spec: str, batch: int, pos: int, padded: bool = False) -> Case:
+def forward_name(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> str:
+    how = f"{' padded' * ('padded' in extra)}{', lengths only' * ('norms' in extra)}"
+    return f"forward {_short(spec)}, {batch} × {pos}{how}"
+
+
+def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repeated:
     """Q, K and V of every layer, of weights that are in memory."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    folder = _written(spec)
-    model = jaxqkv.load(folder, stream=False)
-    config = model.config
-    kind = transformers.GPT2LMHeadModel if config.causal else transformers.BertForMaskedLM
-    peer = kind.from_pretrained(folder).eval()
-    generator = np.random.default_rng(0)
-    ids = generator.integers(0, config.vocab_size, (batch, pos)).astype(np.int32)
-    lengths = generator.integers(pos // 2, pos + 1, batch) if padded else np.full(batch, pos)
-    mask = np.arange(pos)[None] < lengths[:, None]
-    tokens = jaxqkv.tokens.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
-    params = model.params()
-    torch_arguments = (peer, torch.tensor(ids, dtype=torch.long), torch.tensor(mask).long())
-    real = mask[None, None, :, :, None]
-
-    def ours() -> Any:
-        acts = jaxqkv.forward(params, tokens, config, capture={"q", "k", "v"})
-        return jax.block_until_ready((acts.q, acts.k, acts.v))
-
-    def compared(qkv: Any) -> np.ndarray:
-        """As `[layer, 3, batch, pos, embed]`, with nothing at pads."""
-        if isinstance(qkv, tuple):
-            merged = [np.asarray(x).swapaxes(2, 3).reshape(*x.shape[:2], pos, -1) for x in qkv]
-            qkv = np.stack(merged, axis=1)
-        return np.where(real, np.asarray(qkv), 0)
-
-    sides = {
-        "jaxqkv": ours,
-        "tuned": lambda: torch_tuned.qkv(*torch_arguments),
-        "notebook": lambda: torch_notebook.qkv(*torch_arguments),
-    }
+    folder = checkpoint_folder(spec)
+    config = read_config(folder / "config.json")
     width, layers = config.n_embd, config.n_layer
     block = 2 * (4 * width**2 + 2 * width * config.n_inner) + 4 * pos * width
     # Of the last layer only the projections to Q, K and V are needed.
     flops = batch * pos * ((layers - 1) * block + 2 * 3 * width**2)
-    return Case(name, sides, compared, flops)
-
-
-def _written(spec: str) -> Path:
-    """Random weights at the real shape as a folder that both sides read, made once and whole."""
-    folder = cache_folder() / "benchmark" / spec
-    if not folder.exists():
-        print(f"writing random:{spec} to {folder}", file=sys.stderr)
-        checkpoint = open_checkpoint(f"random:{spec}")
-        part = folder.with_name(f".{spec}.{os.getpid()}.part")
-        save_checkpoint(part, checkpoint.config, {key: checkpoint.tensor(key) for key in checkpoint.shapes})
-        part.rename(folder)
-    return folder
-
-
-def kernel_cases(small: bool) -> list[Case]:
-    """The kernels of the studies on random arrays of GPT-2's shapes, or on small ones."""
-    generator = np.random.default_rng(0)
-    n_head, pos, head_dim, width = (3, 29, 8, 24) if small else (16, 115, 64, 768)
-    heads_of_width = 3 if small else 12
-
-    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
-        return (scale * generator.normal(size=shape)).astype(np.float32)
-
-    q, k, w = normal(n_head, pos, head_dim), normal(n_head, pos, head_dim), normal(width, width, scale=0.1)
-    wide, samples = normal(width, 3 * width, scale=0.1), normal(54, 3 * width)
-    layers, length, bins = (2, 31, 8) if small else (24, 512, 40)
-    frequency = generator.normal(-8, 2, length)
-    sums, scores = frequency[:, None] + frequency[None, :], normal(layers, length, length)
-    bin_edges = kernels.percentile_edges(sums, bins)
-    score_edges, unit_edges, cosine_edges = (
-        np.linspace(-20, 20, 101),
-        np.linspace(0, 1, 91),
-        np.linspace(-0.4, 0.4, 101),
+    weights = (layers - 1) * (4 * width**2 + 2 * width * config.n_inner) + 3 * width**2
+    outputs = 3 * layers * batch * pos * (1 if extra.get("norms") else width)
+    return Repeated(
+        forward_name(spec, batch, pos, extra),
+        {"kind": "forward", "folder": str(folder), "batch": batch, "pos": pos} | extra,
+        flops=flops,
+        moved=4 * (weights + outputs),
     )
-    correlation_edges = np.linspace(-1, 1, 101)
-    mask = np.ones((1, pos), bool)
-
-    @jit
-    def last_token(q: Any, k: Any) -> Any:
-        samples = kernels.last_token_scores(q[None], k[None], mask)
-        return jnp.stack([kernels.density(each.values, score_edges, each.where) for each in samples])
-
-    @jit
-    def causal(q: Any, k: Any) -> Any:
-        visible = jaxqkv.attention.visible_keys(mask, causal=True)[:, None]
-        pattern = jaxqkv.attention.attention_pattern(jaxqkv.attention.scaled_scores(q[None], k[None]), visible)
-        samples = kernels.causal_samples(pattern, mask)
-        return jnp.stack([kernels.density(each.values, unit_edges, each.where) for each in samples])
-
-    @jit
-    def binned(scores: Any, index: Any) -> Any:
-        def one(layer: Any) -> Any:
-            return jnp.stack(kernels.binned_moments(layer.ravel(), index, n_bin=bins)[1:])
-
-        return jax.lax.map(one, scores)
-
-    @jit
-    def distance(w: Any) -> Any:
-        shape = kernels.distribution_shape(w)
-        return kernels.ks_normal(w, shape.mean, shape.std)[None]
-
-    pairs = jit(lambda w: kernels.head_pair_densities(w, heads_of_width, cosine_edges)[0])
-    groups = jit(lambda x: kernels.group_densities(x, correlation_edges, centred=True))
-    moments = jit(lambda w: jnp.stack(kernels.column_cosine_moments(w)))
-    shares = jit(lambda w: kernels.principal_components(w)[0])
-
-    def index() -> np.ndarray:
-        return kernels.bin_index(sums, bin_edges).ravel()
-
-    def case(name: str, peer: str, ours: Callable[..., Any], ours_on: Sequence[Any], peer_on: Sequence[Any]) -> Case:
-        on_device = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in ours_on]
-        tensors = [torch.tensor(x) if isinstance(x, np.ndarray) and x.ndim > 1 else x for x in peer_on]
-        sides = {
-            "jaxqkv": lambda: jax.block_until_ready(ours(*(x() if callable(x) else x for x in on_device))),
-            "tuned": lambda: getattr(torch_tuned, peer)(*tensors),
-            "notebook": lambda: getattr(torch_notebook, peer)(*tensors),
-        }
-        return Case(name, sides)
-
-    return [
-        case("last-token scores", "last_token_densities", last_token, (q, k), (q, k, score_edges)),
-        case("causal samples", "causal_densities", causal, (q, k), (q, k, unit_edges)),
-        case("head pairs", "head_pair_densities", pairs, (w,), (w, heads_of_width, cosine_edges)),
-        case("column cosines", "column_cosine_moments", moments, (w,), (w,)),
-        case("groups of dimensions", "group_densities", groups, (samples,), (samples, correlation_edges)),
-        case("binned scores", "binned_moments", binned, (scores, index), (sums, scores, bin_edges)),
-        case("principal components", "principal_components", shares, (wide,), (wide,)),
-        case("distance from normal", "ks_normal", distance, (wide,), (wide,)),
-    ]
 
 
-def peak(repeat: int, size: int) -> float:
-    """What the machine's float32 matrix products reach through XLA, in FLOP/s."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32))
-    product = jit(jnp.dot)
-    return 2 * size**3 / min(_times({"product": lambda: jax.block_until_ready(product(x, x))}, repeat)["product"])
+def kernel_case(name: str, small: bool) -> Repeated:
+    return Repeated(f"kernel {name}", {"kind": "kernel", "kernel": name, "small": small})
 
 
-def _times(sides: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each side's runs, interleaved; the first, which compiles and warms up, is not among them."""
-    for run in sides.values():
-        run()
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(repeat):
-        for side, run in sides.items():
-            start = time.perf_counter()
-            run()
-            seconds[side].append(time.perf_counter() - start)
-    return seconds
+def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Names, and what makes a case when its turn comes: checkpoints are written for those that are chosen."""
+    size = _size(options)
+    forwards: Sequence[Any] = FORWARDS[size]
+    studies: dict[str, Sequence[str]] = STUDY_MODELS[size]
+    first_uses = FIRST_USES[size]
+    if options.model:
+        configs = {spec: open_checkpoint(spec).config for spec in options.model}
+        causal = [spec for spec in options.model if isinstance(configs[spec], GPT2Config)]
+        others = [spec for spec in options.model if spec not in causal]
+        shapes = [(spec, min(512, configs[spec].n_positions)) for spec in options.model]
+        forwards = [(spec, batch, min(pos, most), {}) for spec, most in shapes for batch, pos in ((1, 115), (8, most))]
+        first_uses = tuple(options.model)
+        studies = {study: causal if study == "qkv-weights" else causal[:1] for study in GPT2_STUDIES if causal}
+        studies |= {"token-frequency": others[:1]} if others else {}
+    elif size == "full" and device != "cpu":
+        forwards = [*forwards, *LARGE_FORWARDS]
 
+    yield "import", processes.import_case
+    for spec in first_uses:
+        pos = 31 if size == "demo" else 115
+        name = f"first use, {_short(spec)}, 1 × {pos}"
 
-def measure(case: Case, repeat: int, top: float) -> dict[str, Any]:
-    """Medians, quartiles, ratios and differences of one case."""
-    ours = case.compared(case.sides["jaxqkv"]())
-    scale = float(np.abs(ours).max()) or 1.0
-    difference = {}
-    for side in SIDES[1:]:
-        peer = case.compared(case.sides[side]())
-        if peer.shape != ours.shape:
-            sys.exit(f"benchmark: {case.name}: jaxqkv gives {ours.shape}, {side} {peer.shape}")
-        difference[side] = float(np.abs(ours - peer).max()) / scale
-    seconds = _times(case.sides, repeat)
-    median = {side: statistics.median(each) for side, each in seconds.items()}
-    result = {
-        "case": case.name,
-        "median seconds": median,
-        "quartiles": {side: np.percentile(each, [25, 75]).tolist() for side, each in seconds.items()},
-        "faster": {side: median[side] / median["jaxqkv"] for side in SIDES[1:]},
-        "difference": difference,
-    }
-    if case.flops:
-        result |= {"GFLOP/s": case.flops / median["jaxqkv"] / 1e9, "of peak": case.flops / median["jaxqkv"] / top}
-    return result
+        def first_use(spec: str = spec, pos: int = pos, name: str = name) -> Case:
+            return processes.first_use_case(name, checkpoint_folder(spec), 1, pos, device)
 
-
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """The results for a terminal."""
-    rows = []
-    for each in results:
-        median, faster, difference = each["median seconds"], each["faster"], each["difference"]
-        rows.append(
-            (
-                each["case"],
-                *(f"{1e3 * median[side]:,.1f}" for side in SIDES),
-                *(f"{faster[side]:.2f}" for side in SIDES[1:]),
-                f"{max(difference.values()):.0e}",
-                f"{each['of peak']:.0%}" if "of peak" in each else "",
-            )
+        yield name, first_use
+    for spec, batch, pos, extra in forwards:
+        yield (
+            forward_name(spec, batch, pos, extra),
+            lambda spec=spec, b=batch, p=pos, e=extra: forward_case(spec, b, p, e),
         )
-    heading = ("case", "jaxqkv ms", "tuned ms", "notebook ms", "× tuned", "× notebook", "difference", "of peak")
-    return Table(heading=heading, rows=rows)
+    for kernel in KERNELS:
+        yield f"kernel {kernel}", lambda kernel=kernel: kernel_case(kernel, small=options.demo)
+    for draw in (False, True) if size == "full" else (False,):
+        for study, specs in studies.items():
+
+            def study_case(study: str = study, specs: Sequence[str] = specs, draw: bool = draw) -> Case:
+                extra: dict[str, Any] = {"device": {"gpu": "cuda"}.get(device, "cpu")}
+                if study == "token-frequency":
+                    tokens, batch = (100_000, 8) if options.demo else (1_000_000, 64)
+                    documents = open_corpus(options.corpus or PYTHON_DOCS)
+                    corpus = processes.write_corpus(scratch / "corpus.jsonl", documents, tokens)
+                    extra |= {"corpus": corpus, "tokens": tokens, "batch": batch}
+                return processes.study_case(study, [checkpoint_folder(spec) for spec in specs], draw, **extra)
+
+            yield f"{study}, {'with pictures' if draw else 'arrays'}", study_case
 
 
-def chart(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """How many times faster jaxqkv is than each baseline, on a logarithmic scale."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(results)), layout="constrained")
-    ax = figure.add_subplot()
-    places = np.arange(len(results))
-    for shift, side, color in ((-0.2, "notebook", "#4a78c9"), (0.2, "tuned", "#e08a1e")):
-        ax.barh(places + shift, [each["faster"][side] for each in results], 0.38, label=f"than {side}", color=color)
-    ax.axvline(1, color="0.3", linewidth=0.8)
-    ax.set(yticks=places, yticklabels=[each["case"] for each in results], xscale="log", xlabel="times faster")
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="best")
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+def _size(options: argparse.Namespace) -> str:
+    return "demo" if options.demo else "quick" if options.quick else "full"
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions, for `benchmark.json`."""
+def about(options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """What is measured, the machine and the versions, for `benchmark.json`."""
+    import jax
+
     names = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
-    device = jax.devices()[0]
+    first = jax.devices()[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
     return {
-        "device": f"{device.platform}: {device.device_kind}",
-        "processor": platform.processor() or platform.machine(),
+        "size": _size(options),
+        "models": options.model,
+        "corpus": options.corpus or [PYTHON_DOCS],
+        "device": f"{first.platform}: {first.device_kind}" if first.platform == device else device,
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-        "versions": {"jaxqkv": jaxqkv.__version__} | {name: version(name) for name in names},
+        "memory GB": memory,
+        "system": platform.platform(),
+        "versions": {"jaxqkv": jaxqkv.__version__} | {name: importlib.metadata.version(name) for name in names},
     }
 
 
-# Checkpoint's shape, sentences, tokens of each, and whether they are padded.
-FORWARDS = {
-    "forward gpt2, 54 sentences": ("gpt2", 54, 24, True),
-    "forward gpt2-medium, 115 tokens": ("gpt2-medium", 1, 115),
-    "forward gpt2-medium, 8 × 512": ("gpt2-medium", 8, 512),
-    "forward bert-large, 8 × 512": ("bert-large-uncased", 8, 512),
-}
-QUICK_FORWARDS = {
-    "forward demo-gpt2, 5 sentences": ("demo-gpt2", 5, 31, True),
-    "forward demo-bert, 5 sentences": ("demo-bert", 5, 31, True),
-}
+def _processor() -> str:
+    """What Linux calls it; elsewhere the architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
+    top.add_argument("--cases", nargs="+", metavar="WORD", help="only cases whose names contain one of these")
+    top.add_argument("--list", action="store_true", help="name the cases and end")
+    sizes = top.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="the shorter cases, once each: under three minutes")
+    sizes.add_argument("--demo", action="store_true", help="small arrays and the bundled checkpoints, to see it work")
+    sizes.add_argument("--model", nargs="+", metavar="SPEC", help="these checkpoints (hub ids, folders) for all cases")
+    top.add_argument("--corpus", nargs="+", metavar="SPEC", help="of token-frequency (default python-docs, repeated)")
+    top.add_argument("--device", choices=DEVICES, help="where both sides compute (default JAX's own)")
+    top.add_argument("--repeat", type=int, help="most runs of each side (default 7; 1 with --quick)")
+    top.add_argument("--seconds", type=float, default=180, help="about so long a case (default %(default)s)")
+    top.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
+    top.add_argument("--add", action="store_true", help="keep what other cases in the folder measured on this machine")
+    top.add_argument("--publish", action="store_true", help="put the numbers in the README too")
+    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", metavar="WORD", help="only cases whose names contain one of these")
-    parser.add_argument("--quick", action="store_true", help="small arrays and small models: seconds")
-    parser.add_argument("--repeat", type=int, default=7, help="runs of each side (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
+    absent = [name for name in ("torch", "transformers", "sklearn") if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"benchmark: error: {', '.join(absent)} missing; pip install -e '.[torch]'", file=sys.stderr)
+        return 2
+    try:
+        return _run(options)
+    except (BenchmarkError, jaxqkv.JaxqkvError, OSError, ValueError) as error:
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"benchmark: interrupted; what was measured is in {options.out}, --add goes on", file=sys.stderr)
+        return 130
 
-    def chosen(name: str) -> bool:
-        return not options.cases or any(word in name for word in options.cases)
 
-    makers = [lambda case=case: case for case in kernel_cases(options.quick) if chosen(case.name)]
-    forwards = QUICK_FORWARDS if options.quick else FORWARDS
-    makers += [lambda n=n, a=a: forward_case(n, *a) for n, a in forwards.items() if chosen(n)]
-    if not makers:
-        parser.error("no case has that in its name")
-    options.out.mkdir(parents=True, exist_ok=True)
-    top = peak(options.repeat, 256 if options.quick else 3000)
-    results = []
-    for make in makers:
-        results.append(measure(make(), options.repeat, top))
-        print(table(results[-1:]).text().splitlines()[-1], flush=True)
-    about = environment() | {"peak GFLOP/s": top / 1e9, "repeat": options.repeat, "quick": options.quick}
-    with replacing(options.out / "benchmark.json") as file:
-        file.write(json.dumps(about | {"cases": results}, indent=2).encode())
-    chart(results, options.out / "benchmark.png")
-    print(f"\n{table(results).text()}\n\npeak of products: {top / 1e9:.0f} GFLOP/s; see {options.out}")
+def _run(options: argparse.Namespace) -> int:
+    if options.publish and (options.model or options.corpus or _size(options) != "full"):
+        raise BenchmarkError("--publish is for the full benchmark, without --quick, --demo, --model and --corpus")
+    device = options.device or _default_device()
+    env = environment(device, cache_folder() / "benchmark")
+    repeat = options.repeat or (1 if options.quick else 7)
+    product = 256 if options.demo else 3000 if device == "cpu" else 8192
+    with tempfile.TemporaryDirectory() as scratch:
+        everything = dict(cases(options, device, Path(scratch)))
+        order = list(everything)
+        chosen = [name for name in order if not options.cases or any(word in name for word in options.cases)]
+        if not chosen:
+            raise BenchmarkError("no case has that in its name; --list names them")
+        if options.list:
+            print("\n".join(chosen))
+            return 0
+        options.out.mkdir(parents=True, exist_ok=True)
+        measured = about(options, device)
+        measured["cases"] = _kept(options.out, measured, order) if options.add else []
+        for name in chosen:
+            case = everything[name]()
+            if isinstance(case, Whole):
+                result = measure_whole(case, env, repeat, options.seconds)
+            else:
+                result = measure_repeated(case, env, device, repeat, options.seconds, product)
+            others = [each for each in measured["cases"] if each["case"] != result["case"]]
+            measured["cases"] = sorted([*others, result], key=lambda each: order.index(each["case"]))
+            print(report.table([result]).splitlines()[-1], flush=True)
+            with replacing(options.out / "benchmark.json") as file:  # what is there is there, if it is interrupted
+                file.write(json.dumps(measured, indent=1).encode())
+    report.chart(measured["cases"], options.out / "benchmark.png")
+    print(f"\n{report.table(measured['cases'])}\n\nsee {options.out}")
+    if options.publish:
+        shutil.copy(options.out / "benchmark.json", PUBLISHED)
+        report.write_readme(ROOT / "README.md", measured)
     return 0
+
+
+def _kept(folder: Path, now: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The cases of an earlier run with the same machine and versions."""
+    path = folder / "benchmark.json"
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text())
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise BenchmarkError(f"{path} was measured with another {changed[0]}; leave --add out, or give another --out")
+    return [each for each in before["cases"] if each["case"] in names]
+
+
+def _default_device() -> str:
+    import jax
+
+    return jax.default_backend()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""The PyTorch path as the studies' notebooks take it: whole models, hooks, loops over heads, NumPy concatenation.
+
+Written from the definitions of the figures, to compare with. Nothing is slowed down: it runs in
+`no_grad` and with all threads; what notebooks repeat (a key-value cache nobody reads, norms of the
+same columns for every pair of heads) is repeated here.
+"""
+
+import itertools
+
+import numpy as np
+import torch
+
+
+def load(folder):
+    """The whole model, with logits, as the studies load it; of BERT what the study of it loads."""
+    from transformers import AutoConfig, AutoModelForCausalLM, BertModel
+
+    kind = AutoModelForCausalLM if AutoConfig.from_pretrained(folder).model_type == "gpt2" else BertModel
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _hooked(model, ids, mask, keep):
+    """`keep(output)` of what makes Q, K and V, by layer (GPT-2: side by side) or by (layer, part)."""
+    kept = {}
+
+    def hook(name):
+        return lambda module, inputs, output: kept.__setitem__(name, keep(output.detach()))
+
+    handles = []
+    if model.config.model_type == "gpt2":
+        for layer, block in enumerate(model.transformer.h):
+            handles.append(block.attn.c_attn.register_forward_hook(hook(layer)))
+    else:
+        for layer, block in enumerate(model.encoder.layer):
+            attention = block.attention.self
+            for part, module in enumerate((attention.query, attention.key, attention.value)):
+                handles.append(module.register_forward_hook(hook((layer, part))))
+    with torch.no_grad():
+        model(ids, attention_mask=mask)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def _by_layer(model, kept):
+    """`[layer][3]` tensors, Q, K and V apart."""
+    layers = range(model.config.num_hidden_layers)
+    if model.config.model_type == "gpt2":
+        return [kept[layer].chunk(3, dim=-1) for layer in layers]
+    return [[kept[layer, part] for part in range(3)] for layer in layers]
+
+
+def qkv(model, ids, mask):
+    """Q, K and V of every layer, `[layer, 3, batch, pos, embed]`: hooks on the model, then one NumPy array."""
+    kept = _hooked(model, ids, mask, lambda output: output)
+    return np.array([[part.cpu().numpy() for part in parts] for parts in _by_layer(model, kept)])
+
+
+def qkv_norms(model, ids, mask):
+    """Of BERT the lengths of every token's Q, K and V over all heads, `[layer, 3, batch, pos]`."""
+    kept = _hooked(model, ids, mask, lambda output: np.linalg.norm(output.cpu().numpy(), axis=-1))
+    return np.array([[kept[layer, part] for part in range(3)] for layer in range(model.config.num_hidden_layers)])
+
+
+def _densities(samples, edges):
+    return np.stack([np.histogram(sample, edges, density=True)[0] for sample in samples])
+
+
+def last_token_scores(q, k):
+    """The last token's scores within and across heads, from `[head, pos, head_dim]`."""
+    within, across = np.array([]), np.array([])
+    for a in range(len(q)):
+        for b in range(len(k)):
+            scores = (k[b] @ q[a, -1] / q.shape[-1] ** 0.5)[1:-1].cpu().numpy()
+            if a == b:
+                within = np.concatenate((within, scores))
+            else:
+                across = np.concatenate((across, scores))
+    return within, across
+
+
+def last_token_densities(q, k, edges):
+    """`[2, bin]`."""
+    return _densities(last_token_scores(q, k), edges)
+
+
+def causal_samples(q, k):
+    """Of a causal pattern the last row, the diagonal, and the diagonal's first place."""
+    final, others, first = np.array([]), np.array([]), np.array([])
+    hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    for head in range(len(q)):
+        scores = q[head] @ k[head].T / q.shape[-1] ** 0.5
+        scores[hidden] = -torch.inf
+        pattern = torch.softmax(scores, dim=-1)
+        diagonal = torch.diag(pattern).cpu().numpy()
+        final = np.concatenate((final, pattern[-1, :-1].cpu().numpy()))
+        others = np.concatenate((others, diagonal[1:]))
+        first = np.concatenate((first, diagonal[:1]))
+    return final, others, first
+
+
+def causal_densities(q, k, edges):
+    """`[3, bin]`."""
+    return _densities(causal_samples(q, k), edges)
+
+
+def head_pair_cosines(w, n_head):
+    """Column cosines of a matrix within and across its heads."""
+    within, across = np.array([]), np.array([])
+    heads = w.chunk(n_head, dim=1)
+    upper = np.triu_indices(heads[0].shape[1], 1)
+    for a in range(n_head):
+        for b in range(a, n_head):
+            one, two = (x / torch.linalg.norm(x, dim=0, keepdim=True) for x in (heads[a], heads[b]))
+            cosine = (one.T @ two).cpu().numpy()
+            if a == b:
+                within = np.concatenate((within, cosine[upper]))
+            else:
+                across = np.concatenate((across, cosine.ravel()))
+    return within, across
+
+
+def head_pair_densities(w, n_head, edges):
+    """`[2, bin]`."""
+    return _densities(head_pair_cosines(w, n_head), edges)
+
+
+def group_densities(samples, edges):
+    """`[6, bin]`: correlations of dimensions, QQ KK VV QK QV KV, picked by a mask of products."""
+    x = samples.cpu().numpy()
+    x = x - x.mean(axis=0, keepdims=True)
+    x = x / np.linalg.norm(x, axis=0, keepdims=True)
+    correlation = x.T @ x
+    group = np.repeat([1, 2, 3], x.shape[1] // 3)
+    mask = np.triu(np.outer(group, group), 1)
+    return _densities([correlation[mask == g] for g in (1, 4, 9, 2, 3, 6)], edges)
+
+
+def column_cosine_moments(w):
+    """Mean and sample standard deviation of all column cosines."""
+    unit = w / torch.linalg.norm(w, dim=0, keepdim=True)
+    values = (unit.T @ unit).cpu().numpy()[np.triu_indices(w.shape[1], 1)]
+    return np.array([values.mean(), values.std(ddof=1)])
+
+
+def binned_moments(sums, scores, edges):
+    """`[layer, 2, bin]`: mean and standard deviation of each layer's scores in bins of one sequence's sums."""
+    from scipy.stats import binned_statistic
+
+    x = sums.cpu().numpy().ravel()
+    layers = [layer.cpu().numpy().ravel() for layer in scores]
+    return np.array([[binned_statistic(x, y, name, bins=edges)[0] for name in ("mean", "std")] for y in layers])
+
+
+def principal_components(w):
+    """The rows' principal components, columns standardised: explained shares, then the scores on the first two."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    analysis = PCA()
+    scores = analysis.fit_transform(StandardScaler().fit_transform(w.cpu().numpy()))
+    return np.concatenate([analysis.explained_variance_ratio_, scores[:, :2].ravel() / np.abs(scores[:, :2]).max()])
+
+
+def ks_normal(w):
+    """Kolmogorov and Smirnov's distance from a normal distribution of the same mean and standard deviation."""
+    from scipy.stats import kstest
+
+    values = w.cpu().numpy().ravel()
+    return np.array([kstest(values, "norm", args=(values.mean(), values.std())).statistic])
+
+
+def neighbour_correlations(x):
+    """Pearson's correlation of every row with the next."""
+    from scipy.stats import pearsonr
+
+    rows = x.cpu().numpy()
+    return np.array([pearsonr(one, two)[0] for one, two in itertools.pairwise(rows)])
+
+
+def spectrum(w):
+    """Effective rank and largest singular value."""
+    values = np.linalg.svd(w.cpu().numpy(), compute_uv=False)
+    p = values / values.sum()
+    return np.array([np.exp(-(p * np.log(p)).sum()), values[0]])

@@ -1,0 +1,1 @@
+"""The parts of `scripts/benchmark.py`: what is measured (cases), where (worker), how (measuring), and what is said."""

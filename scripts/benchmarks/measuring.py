@@ -1,0 +1,268 @@
+"""Runs the sides of a case in turn, each in processes of its own, and takes time and memory.
+
+Two kinds: a case whose sides compute again and again in a living process (`Repeated`), and one whose
+sides are whole processes, started anew for every run (`Whole`).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIDES = ("jaxqkv", "tuned", "notebook")
+SCRIPTS = Path(__file__).parents[1]
+# Seconds between two looks at a process's memory.
+INTERVAL = 0.02
+
+
+class BenchmarkError(Exception):
+    """A side failed, or the sides computed different things."""
+
+
+@dataclasses.dataclass
+class Repeated:
+    """A case of `cases.py`.
+
+    Attributes:
+      name: on the command line and in the table.
+      spec: for `benchmarks.worker`.
+      flops: of the products that the result needs, if they are counted.
+      moved: bytes that have to be read and written at least, if they are counted.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    flops: float | None = None
+    moved: float | None = None
+
+
+@dataclasses.dataclass
+class Whole:
+    """A case of whole processes.
+
+    Attributes:
+      name: on the command line and in the table.
+      command: gives a side's command; `jaxqkv cold` is jaxqkv without compiled programs kept from before.
+      difference: largest difference between what two sides left in their folders, or None.
+    """
+
+    name: str
+    command: Callable[[str, Path], Sequence[str]]
+    difference: Callable[[Path, Path], float | None] = lambda ours, theirs: None
+
+
+def environment(device: str, cache: Path) -> dict[str, str]:
+    """Of a side's process: the benchmark's own modules, one device, pictures without a display."""
+    extra = {
+        "PYTHONPATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "JAX_PLATFORMS": {"gpu": "cuda"}.get(device, device),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAXQKV_CACHE": str(cache),
+        "MPLBACKEND": "Agg",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    # What is compiled anew is to be compiled anew.
+    return {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | extra
+
+
+def anonymous_bytes(process: int) -> int | None:
+    """A process's anonymous memory now: what it allocated, without mapped files. Known on Linux only."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+class Worker:
+    """One side of a `Repeated` case in its process."""
+
+    def __init__(self, side: str, spec: dict[str, Any], env: Mapping[str, str], log: Path):
+        self.side, self.log = side, log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker", side, json.dumps(spec)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
+            )  # fmt: skip
+        self.bytes: list[int] = []
+        self.device_bytes: int | None = None
+
+    def ready(self) -> None:
+        """Waits until everything is loaded."""
+        self._answer()
+
+    def run(self, result: Path | None = None) -> float:
+        """Seconds of one run."""
+        with contextlib.suppress(OSError):  # a process that has ended has said why
+            self.process.stdin.write(f"{result or ''}\n")
+            self.process.stdin.flush()
+        answer = self._answer()
+        self.device_bytes = answer["device bytes"]
+        return answer["seconds"]
+
+    def _answer(self) -> Any:
+        while not select.select([self.process.stdout], [], [], INTERVAL)[0]:
+            self.look()
+        self.look()
+        try:
+            return json.loads(self.process.stdout.readline())
+        except ValueError:
+            raise BenchmarkError(f"{self.side}: {last_line(self.log)}") from None
+
+    def look(self) -> None:
+        if (now := anonymous_bytes(self.process.pid)) is not None:
+            self.bytes.append(now)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def run_process(command: Sequence[str], env: Mapping[str, str], log: Path) -> tuple[float, int | None]:
+    """Seconds from start to end of a process, and its peak of anonymous memory."""
+    most = None
+    with log.open("w") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(INTERVAL)
+                break
+            if (now := anonymous_bytes(process.pid)) is not None:
+                most = max(most or 0, now)
+        seconds = time.perf_counter() - start
+    if process.returncode:
+        raise BenchmarkError(f"{' '.join(command[:5])} …: {last_line(log)}")
+    return seconds, most
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "ended without a word"
+
+
+@contextlib.contextmanager
+def _workers(sides: Mapping[str, tuple[str, dict[str, Any]]], env: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        workers = {}
+        for name, (side, spec) in sides.items():
+            workers[name] = Worker(side, spec, env, Path(folder) / f"{name}.log")
+            stack.callback(workers[name].close)
+        yield workers
+
+
+def times(count: int, budget: float, first: Sequence[float]) -> int:
+    """How many more rounds fit the budget when the first took so long; 0 where that round has to do."""
+    spent = sum(first)
+    return 0 if spent > budget / 2 or not count else int(np.clip((budget - spent) / spent, 1, count))
+
+
+def measure_repeated(
+    case: Repeated, env: Mapping[str, str], device: str, count: int, budget: float, product: int
+) -> dict[str, Any]:
+    """Cold and warm times of every side, and beside them the machine's products of `product` squared."""
+    spec = {**case.spec, "device": {"gpu": "cuda"}.get(device, "cpu")}
+    sides = {side: (side, spec) for side in SIDES}
+    if case.flops:
+        peaks = {"kind": "product", "size": product, "device": spec["device"]}
+        sides |= {"peak": ("jaxqkv", peaks), "torch's peak": ("tuned", peaks)}
+    with tempfile.TemporaryDirectory() as folder, _workers(sides, env) as workers:
+        files = {side: Path(folder) / f"{side}.npy" for side in SIDES}
+        for worker in workers.values():
+            worker.ready()
+        cold = {side: workers[side].run(files[side]) for side in SIDES}
+        difference = {side: array_difference(np.load(files["jaxqkv"]), np.load(files[side])) for side in SIDES[1:]}
+        for name in workers.keys() - set(SIDES):
+            workers[name].run()
+        rounds = times(count, budget, list(cold.values()))
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(max(rounds, 1)):
+            for name, worker in workers.items():
+                if rounds or name not in SIDES:
+                    seconds[name].append(worker.run())
+        if not rounds:
+            seconds |= {side: [cold[side]] for side in SIDES}
+        result = _summary(case.name, {side: seconds[side] for side in SIDES}, difference)
+        result["cold seconds"] = cold
+        result["memory"] = {side: max(workers[side].bytes, default=None) for side in SIDES}
+        if any(workers[side].device_bytes for side in SIDES):
+            result["device memory"] = {side: workers[side].device_bytes for side in SIDES}
+    fastest = result["median seconds"]["jaxqkv"]
+    if case.flops:
+        top = 2 * product**3 / min(statistics.median(seconds["peak"]), statistics.median(seconds["torch's peak"]))
+        result |= {"GFLOP/s": case.flops / fastest / 1e9, "of peak": case.flops / fastest / top}
+        result["peak GFLOP/s"] = top / 1e9
+    if case.moved:
+        result["GB/s"] = case.moved / fastest / 1e9
+    return result
+
+
+def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float) -> dict[str, Any]:
+    """Times and memory of whole processes; jaxqkv also with its programs compiled before."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def run(side: str) -> tuple[float, int | None]:
+            out = folder / side
+            out.mkdir(exist_ok=True)
+            return run_process(case.command(side, out), env, folder / "log")
+
+        order = ("jaxqkv cold", *SIDES[1:])
+        runs: dict[str, list[tuple[float, int | None]]] = {side: [run(side)] for side in order}
+        spent = [run[0] for each in runs.values() for run in each]
+        rounds = times(count - 1, budget, spent)
+        if rounds or sum(spent) <= budget:  # else compiling is a small part of it
+            run("jaxqkv")  # which compiles, and keeps its programs
+            runs["jaxqkv"] = [run("jaxqkv")]
+        for _ in range(rounds):
+            for side in (*order, "jaxqkv"):
+                runs[side].append(run(side))
+        ours = folder / "jaxqkv cold"
+        difference = {side: case.difference(ours, folder / side) for side in SIDES[1:]}
+    cold = runs.pop("jaxqkv cold")
+    runs.setdefault("jaxqkv", cold)
+    seconds = {side: [each[0] for each in runs[side]] for side in SIDES}
+    result = _summary(case.name, seconds, difference)
+    result["cold seconds"] = {"jaxqkv": statistics.median(each[0] for each in cold)} | {
+        side: result["median seconds"][side] for side in SIDES[1:]
+    }
+    memory = {side: max((each[1] for each in runs[side] if each[1]), default=None) for side in SIDES}
+    return result | {"memory": memory}
+
+
+def _summary(name: str, seconds: dict[str, list[float]], difference: dict[str, float | None]) -> dict[str, Any]:
+    median = {side: statistics.median(each) for side, each in seconds.items()}
+    return {
+        "case": name,
+        "runs": len(seconds["jaxqkv"]),
+        "median seconds": median,
+        "quartiles": {side: np.percentile(each, [25, 75]).tolist() for side, each in seconds.items()},
+        "faster": {side: median[side] / median["jaxqkv"] for side in SIDES[1:]},
+        "difference": difference,
+    }
+
+
+def array_difference(ours: np.ndarray, theirs: np.ndarray, name: str = "the result") -> float:
+    """Largest difference, relative to the largest magnitude of ours; infinite where only one side is NaN."""
+    if ours.shape != theirs.shape:
+        raise BenchmarkError(f"{name}: jaxqkv gives {list(ours.shape)}, the other side {list(theirs.shape)}")
+    if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
+        return float("inf")
+    there = np.isfinite(ours)
+    scale = float(np.abs(ours[there]).max(initial=0)) or 1.0
+    return float(np.abs(ours[there].astype(np.float64) - theirs[there]).max(initial=0)) / scale
