@@ -165,6 +165,11 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
     "length": {"type": _from(2), "help": "tokens of each (default the model's positions)"},
     "memory": {"type": _bytes, "help": "for temporaries of a block, as 2GB or 500MB (default 2GB)"},
     "no_cache": {"action": "store_true", "default": None, "help": "count anew, and do not keep the counts"},
+    "resume": {
+        "action": "store_true",
+        "default": None,
+        "help": "go on from the state that an interrupted run left in the folder",
+    },
     "compare": {
         "nargs": "+",
         "metavar": "SPEC",
@@ -347,6 +352,7 @@ def _figures(options: argparse.Namespace) -> None:
             about |= run.describe() | {"seconds": seconds}
             gallery.write_manifest(folder, chosen.name, about, entries)
             page = gallery.write_gallery(options.out)
+    chosen.finish(run)
     drawn = f"{len(entries)} figure{'s' * (len(entries) != 1)} in {folder}"
     _say(f"{drawn}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
 

@@ -1,9 +1,11 @@
-"""Token counts of a corpus, and a batch of its long documents: one pass, whose results are kept.
+"""Token counts of a corpus, and the beginnings of its long documents: one pass, whose results are kept.
 
 Counting is array arithmetic on whole batches of documents, which `tokenizers` takes on all cores.
 """
 
+import collections
 import dataclasses
+import itertools
 import sys
 import zipfile
 import zlib
@@ -26,6 +28,8 @@ from jaxqkv.tokens import Tokenizer
 CHARACTERS = 1 << 21
 # Documents that each of several processes tokenises between two meetings.
 DOCUMENTS = 64
+# Batches of up to so many sequences are kept; larger ones are read as they are run.
+KEPT_ROWS = 1024
 # A sequence of one token has no position but the first.
 SHORTEST = 2
 # Raised when what is kept changes its form.
@@ -59,7 +63,30 @@ class TokenCounts:
         return np.where(counted, np.log(share), np.nan)
 
 
-def count_and_batch(
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where reading can begin again: after so many documents of this process's, and rows of everybody's."""
+
+    documents: int = 0
+    rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One sequence of the batch.
+
+    Attributes:
+      number: which one it is, from 0, of all processes' together.
+      ids: its tokens.
+      place: from where reading finds it again.
+    """
+
+    number: int
+    ids: Int[np.ndarray, " pos"]
+    place: Place
+
+
+def count_and_rows(
     corpus: Corpus,
     tokenizer: Tokenizer,
     vocab: int,
@@ -67,12 +94,13 @@ def count_and_batch(
     tokens: int | None = None,
     batch: int | None = None,
     length: int = 1,
+    start: Place | None = None,
     cache: bool = True,
-) -> tuple[TokenCounts | None, Int[np.ndarray, "batch pos"] | None]:
-    """Token counts, a batch of ids, or both in one pass; without special tokens.
+) -> tuple[TokenCounts | None, Iterator[Row]]:
+    """Token counts, and the sequences of a batch as they are read; one pass, without special tokens.
 
-    Both are kept in the user's cache folder by tokenizer and corpus, and taken from there the next
-    time, which is said.
+    Counts and small batches are kept in the user's cache folder by tokenizer and corpus, and taken
+    from there the next time, which is said. Of several processes each gets the rows that it reads.
 
     Args:
       corpus: documents.
@@ -81,73 +109,109 @@ def count_and_batch(
       tokens: count whole documents until there are this many tokens; None for no counts.
       batch: take the first documents with at least `length` tokens, this many; None for none.
       length: tokens to take of each, from its beginning.
+      start: where to begin to take them, if not at the first document; there is nothing to count then.
       cache: False to neither look nor keep.
 
     Raises:
-      CorpusError: when the corpus has no token, or too few documents that are long enough.
+      CorpusError: when the corpus has no token, or, from the rows, too few documents that are long enough.
     """
     key = {"version": VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab": vocab}
     counts_key, batch_key = key | {"tokens": tokens}, key | {"batch": batch, "length": length}
-    counts = ids = None
+    keep_batch = cache and start is None and batch is not None and batch <= KEPT_ROWS
+    counts, rows = None, None
     if cache and tokens and (kept := _recall("counts", counts_key, "counts", "documents", "whole")):
         counts = TokenCounts(kept["counts"], int(kept["documents"]), bool(kept["whole"]))
         _say_kept(f"{counts.tokens:,} tokens of {corpus.name} were counted before")
-    if cache and batch and (kept := _recall("batch", batch_key, "ids")):
-        ids = kept["ids"]
+    if keep_batch and (kept := _recall("batch", batch_key, "ids")):
+        rows = (Row(number, ids, Place()) for number, ids in enumerate(kept["ids"]))
         _say_kept(f"{batch:,} documents of {corpus.name} were tokenised before")
-    wanted = (tokens if counts is None else None, batch if ids is None else None)
-    if any(wanted):
-        new_counts, rows, lengths = _read(corpus, tokenizer, vocab, *wanted, length)
-        if new_counts:
-            counts = new_counts
-            if cache:
-                _keep("counts", counts_key, **dataclasses.asdict(counts))
-        if wanted[1]:
-            if len(rows) < batch:
-                raise CorpusError(f"{corpus.name}: {_too_few(lengths, batch, length, len(rows))}")
-            ids = np.stack(rows)
-            if cache:
-                _keep("batch", batch_key, ids=ids)
-    return counts, ids
+    reading = _Pass(corpus, tokenizer, length, 0 if batch is None or rows is not None else batch, start or Place())
+    if tokens and counts is None:
+        counts = reading.count(tokens, vocab)
+        if cache:
+            _keep("counts", counts_key, **dataclasses.asdict(counts))
+    if rows is None:
+        rows = _kept_rows(reading.rows(), batch_key) if keep_batch else reading.rows()
+    return counts, rows
 
 
-def _read(
-    corpus: Corpus, tokenizer: Tokenizer, vocab: int, tokens: int | None, batch: int | None, length: int
-) -> tuple[TokenCounts | None, list[Int[np.ndarray, " pos"]], list[int]]:
-    """One pass, to the document that completes what is asked for: counts, rows, and the lengths looked at."""
-    counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
-    rows: list[np.ndarray] = []
-    lengths: list[int] = []
-    counting, batching = bool(tokens), bool(batch)
-    with tqdm(total=tokens, desc="tokens", unit="token", unit_scale=True, delay=1, disable=None) as progress:
-        for ids, size in _documents(corpus, tokenizer):
-            if counting:
+def _kept_rows(rows: Iterator[Row], key: dict[str, Any]) -> Iterator[Row]:
+    """The same rows, kept once all have been taken."""
+    every = []
+    for row in rows:
+        every.append(row.ids)
+        yield row
+    _keep("batch", key, ids=np.stack(every))
+
+
+class _Pass:
+    """One pass over a corpus; what counting comes by that is long enough waits for its turn."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int, start: Place):
+        self._corpus, self._length, self._batch = corpus, length, batch
+        self._documents = _documents(corpus, tokenizer, start.documents)
+        self._place, self._number = start, start.rows
+        self._waiting: collections.deque[Row] = collections.deque()
+        self._lengths: collections.Counter[int] = collections.Counter()
+
+    def count(self, tokens: int, vocab: int) -> TokenCounts:
+        """To the document that completes so many tokens."""
+        counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
+        with tqdm(total=tokens, desc="tokens", unit="token", unit_scale=True, delay=1, disable=None) as progress:
+            for before, ids, size in self._documents:
+                self._look(before, ids, size)
                 documents += 1
                 counted += size
                 if ids is not None:
                     counts += np.bincount(ids, minlength=vocab)
-                counting = counted < tokens
-            if batching:
-                lengths.append(size)
-                if size >= length:
-                    rows.append(np.zeros(length, np.int32) if ids is None else ids[:length])
-                batching = len(rows) < batch
-            progress.update(size)
-            if not counting and not batching:
-                break
-    if tokens and not counted:
-        raise CorpusError(f"{corpus.name}: has no token to count")
-    if distributed.count() > 1:  # a row is zeros but where its document was read
-        counts = distributed.total(counts)
-        rows = list(distributed.total(np.array(rows, np.int32).reshape(-1, length)))
-    return TokenCounts(counts, documents, whole=counting) if tokens else None, rows, lengths
+                progress.update(size)
+                if counted >= tokens:
+                    break
+        if not counted:
+            raise CorpusError(f"{self._corpus.name}: has no token to count")
+        if distributed.count() > 1:
+            counts = distributed.total(counts)
+        return TokenCounts(counts, documents, whole=counted < tokens)
+
+    def rows(self) -> Iterator[Row]:
+        """Those that wait, then more, to the one that completes the batch."""
+        while self._waiting:
+            yield self._waiting.popleft()
+        while self._number < self._batch:
+            if (document := next(self._documents, None)) is None:
+                raise CorpusError(
+                    f"{self._corpus.name}: {_too_few(self._lengths, self._batch, self._length, self._number)}"
+                )
+            self._look(*document)
+            while self._waiting:
+                yield self._waiting.popleft()
+
+    def _look(self, before: int, ids: Int[np.ndarray, " pos"] | None, size: int) -> None:
+        """Keeps what a document gives to the batch: its first tokens, if this process has read them."""
+        if self._number >= self._batch:
+            return
+        if before != self._place.documents:
+            self._place = Place(before, self._number)
+        self._lengths[size] += 1
+        if size >= self._length:
+            if ids is not None:
+                self._waiting.append(Row(self._number, ids[: self._length], self._place))
+            self._number += 1
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Int[np.ndarray, " pos"] | None, int]]:
-    """Ids of each document with a token, and how many; None for those of another process's, one of each in turn."""
-    texts = _together(corpus)
+def _documents(
+    corpus: Corpus, tokenizer: Tokenizer, start: int = 0
+) -> Iterator[tuple[int, Int[np.ndarray, " pos"] | None, int]]:
+    """Of each document with a token: where reading finds it again, its ids, and how many.
+
+    Of several processes all get every document's size, one of each in turn, and None for the ids of
+    another's.
+    """
+    texts = _together(corpus, start)
+    before = start
     while True:
-        own = [np.array(ids, np.int32) for ids in tokenizer.encode(next(texts, []), special_tokens=False)]
+        some = next(texts, [])
+        own = [np.array(ids, np.int32) for ids in tokenizer.encode(some, special_tokens=False)]
         sizes = distributed.gather(np.array([len(ids) for ids in own], np.int64))
         longest = max(map(len, sizes))
         if not longest:
@@ -156,10 +220,11 @@ def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Int[np.nd
         for place in range(longest):
             for process, each in enumerate(sizes):
                 if place < len(each) and each[place]:
-                    yield own[place] if process == mine else None, int(each[place])
+                    yield before, own[place] if process == mine else None, int(each[place])
+        before += DOCUMENTS if distributed.count() > 1 else len(some)
 
 
-def _together(corpus: Corpus) -> Iterator[list[str]]:
+def _together(corpus: Corpus, start: int) -> Iterator[list[str]]:
     """Documents in lists of at least `CHARACTERS`; the first are shorter, so that little is read in vain.
 
     Of several processes each gives equally many at a time: the order of all is that of one process,
@@ -167,7 +232,7 @@ def _together(corpus: Corpus) -> Iterator[list[str]]:
     """
     texts, size, enough = [], 0, CHARACTERS // 8
     several = distributed.count() > 1
-    for text in corpus.share(distributed.index(), distributed.count()):
+    for text in itertools.islice(corpus.share(distributed.index(), distributed.count()), start, None):
         texts.append(text)
         size += len(text)
         if len(texts) == DOCUMENTS if several else size >= enough:
@@ -177,16 +242,16 @@ def _together(corpus: Corpus) -> Iterator[list[str]]:
         yield texts
 
 
-def _too_few(lengths: list[int], batch: int, length: int, found: int) -> str:
+def _too_few(lengths: collections.Counter[int], batch: int, length: int, found: int) -> str:
     """How many long documents there are, and what would work with them."""
     ways = [f"--batch {found}"] if found else []
-    useful = sorted(length for length in lengths if length >= SHORTEST)
+    useful = sorted(length for length in lengths.elements() if length >= SHORTEST)
     if len(useful) >= batch:
         ways.append(f"--length {useful[-batch]}")
     elif useful and not found:
         ways.append(f"--batch {len(useful)} --length {useful[0]}")
     advice = " or ".join(ways) + " would work" if ways else "give a corpus with text in it"
-    return f"{found} of its {len(lengths)} documents have {length} tokens or more, and {batch} are needed; {advice}"
+    return f"{found} of its {lengths.total()} documents have {length} tokens or more, and {batch} are needed; {advice}"
 
 
 # --- what is kept ---

@@ -106,17 +106,7 @@ def _gathered(values: np.ndarray) -> np.ndarray:
         raise JaxqkvError(f"another process of the job is gone: {first_line(error)}") from None
 
 
-def share(size: int) -> slice:
-    """The part of so many things that this process does: every n-th."""
-    return slice(index(), size, count())
-
-
-def joined(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """All things, in their order, from what each process has of its `share` along an axis."""
-    if count() == 1:
-        return values
-    parts = gather(np.moveaxis(values, axis, 0))
-    every = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), values.dtype)
-    for place, part in enumerate(parts):
-        every[place :: count()] = part
-    return np.moveaxis(every, 0, axis)
+def in_order(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """All processes' rows, sorted by their numbers, of which each process has its own."""
+    order = np.argsort(np.concatenate(gather(numbers)), kind="stable")
+    return np.concatenate(gather(values))[order]

@@ -1,5 +1,6 @@
 """Text to token ids: the checkpoint's tokenizer, padding, and the mask that keeps pads out."""
 
+import functools
 import hashlib
 import json
 import os
@@ -118,7 +119,7 @@ class Tokenizer:
             )
         return cls(backend, str(folder))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()

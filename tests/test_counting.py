@@ -7,7 +7,7 @@ from conftest import write_word_tokenizer
 import jaxqkv.corpus
 from jaxqkv import counting
 from jaxqkv.config import KNOWN
-from jaxqkv.counting import TokenCounts, count_and_batch
+from jaxqkv.counting import TokenCounts, count_and_rows
 from jaxqkv.errors import CorpusError
 from jaxqkv.tokens import Tokenizer
 
@@ -39,6 +39,14 @@ class Read(list):
         for text in self:
             self.taken += 1
             yield text
+
+
+def count_and_batch(*arguments, **options):
+    """Counts, and all rows together."""
+    counts, rows = count_and_rows(*arguments, **options)
+    rows = list(rows)
+    assert [row.number for row in rows] == list(range(len(rows)))
+    return counts, np.stack([row.ids for row in rows]) if rows else None
 
 
 def loop(texts, tokenizer, tokens):
@@ -80,6 +88,46 @@ def test_one_pass_serves_both(tokenizer):
     assert read.taken <= len(read)
     np.testing.assert_array_equal(counts.counts, loop(read, tokenizer, 30)[0])
     np.testing.assert_array_equal(ids, count_and_batch(read.corpus, tokenizer, VOCAB, batch=5, length=7)[1])
+
+
+@pytest.mark.parametrize("characters", [1, 29, 1 << 20])
+def test_reading_begins_again_at_any_row(tokenizer, monkeypatch, characters):
+    """From its place the same rows come, with the same numbers; what was before the place is not tokenised."""
+    monkeypatch.setattr(counting, "CHARACTERS", characters)
+    read = Read(documents())
+    options = {"batch": 9, "length": 5, "cache": False}
+    _, rows = count_and_rows(read.corpus, tokenizer, VOCAB, tokens=30, **options)
+    rows = list(rows)
+    assert len(rows) == 9
+    for row in rows:
+        _, again = count_and_rows(read.corpus, tokenizer, VOCAB, start=row.place, **options)
+        again = [each for each in again if each.number >= row.number]
+        assert [each.number for each in again] == list(range(row.number, 9))
+        np.testing.assert_array_equal([each.ids for each in again], [each.ids for each in rows[row.number :]])
+    if characters == 1:  # a document at a time, with the empty ones before it: the place is the row's own
+        long = [n for n, ids in enumerate(tokenizer.encode(read, special_tokens=False)) if len(ids) >= 5]
+        for row, n in zip(rows, long, strict=False):
+            assert row.place.rows == row.number
+            assert not any(read[row.place.documents : n])
+
+
+def test_rows_are_read_when_they_are_taken(tokenizer, monkeypatch):
+    monkeypatch.setattr(counting, "CHARACTERS", 1)
+    read = Read([" w1 w2 w3"] * 50)
+    _, rows = count_and_rows(read.corpus, tokenizer, VOCAB, batch=40, length=2, cache=False)
+    assert read.taken == 0
+    for number in range(5):
+        next(rows)
+        assert read.taken == number + 1
+
+
+def test_a_large_batch_is_not_kept(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(counting, "KEPT_ROWS", 4)
+    read = Read(documents())
+    for batch, kept in ((5, 0), (4, 1)):
+        count_and_batch(read.corpus, tokenizer, VOCAB, batch=batch, length=5)
+        assert len(list((tmp_path / "cache").rglob("batch-*.npz"))) == kept
 
 
 def test_log_frequency():

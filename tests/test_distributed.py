@@ -114,9 +114,8 @@ def test_a_job_that_nothing_describes(tmp_path):
 
 def test_one_process_alone():
     values = np.arange(7, dtype=np.int64) << 40
-    np.testing.assert_array_equal(distributed.joined(values), values)
     np.testing.assert_array_equal(distributed.total(values), values)
-    assert distributed.share(5) == slice(0, 5, 1)
+    np.testing.assert_array_equal(distributed.in_order(values[:3], np.array([7, 2, 5])), values[[1, 2, 0]])
 
 
 def test_each_process_has_its_documents():

@@ -48,7 +48,8 @@ class FigureSpec:
 class Study:
     """A published study: its name, its default checkpoints, its figures and how to run it.
 
-    `options` are the arguments of the command that this study takes and others may not.
+    `options` are the arguments of the command that this study takes and others may not; `finish` is
+    called with the run when its figures are written.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Study:
     demo: str
     run: Callable[[argparse.Namespace], Run]
     options: tuple[str, ...] = ()
+    finish: Callable[[Any], None] = lambda run: None
     figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable:

@@ -44,8 +44,8 @@ def open_compared(options: argparse.Namespace, default: Sequence[str] = ()) -> l
     return opened
 
 
-def load_model(options: argparse.Namespace, study: "Study") -> Model:
-    """The one checkpoint of a study of activations, read layer by layer."""
+def load_model(options: argparse.Namespace, study: "Study", stream: bool | None = True) -> Model:
+    """The one checkpoint of a study of activations, read layer by layer; `stream` as for `load`."""
     chosen = specs(options, study)
     if len(chosen) > 1:
         raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(chosen)}")
@@ -54,7 +54,7 @@ def load_model(options: argparse.Namespace, study: "Study") -> Model:
         revision=options.revision,
         seed=options.seed,
         dtype=options.dtype or "float32",
-        stream=True,
+        stream=stream,
         tokenizer=options.tokenizer,
         mesh=_mesh(options),
     )

@@ -1,29 +1,22 @@
 """Figures of the tokens, and of what attention adds to the residual stream at frequent and rare ones."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Table
-from jaxqkv.kernels import pearson
-from jaxqkv.studies.token_frequency.run import ADJUSTMENT, COUNTS, EVERY_LAYER, IDS, STUDY, Run, undefined
+from jaxqkv.studies.token_frequency.run import (
+    ADJUSTMENT,
+    COUNTS,
+    EACH_ADJUSTMENT,
+    EVERY_LAYER,
+    IDS,
+    STUDY,
+    Run,
+    undefined,
+)
 
 MOST_FREQUENT = 20
-
-
-@jit
-def _adjustment_correlations(
-    adjustment: Float[AnyArray, "layer batch pos"], log_frequency: Float[AnyArray, "batch pos"]
-) -> Float[Array, " layer"]:
-    """r of each layer over all positions but the first, where there is a log frequency."""
-    x = log_frequency[:, 1:]
-    known = ~jnp.isnan(x)
-    return jax.vmap(lambda y: pearson(x, y, known))(adjustment[:, :, 1:])
 
 
 @STUDY.figure("1", "log frequency by token", needs={COUNTS})
@@ -58,9 +51,10 @@ def figure_1(run: Run) -> Display:
 
 @STUDY.figure("2", "the batch of tokens", needs={IDS})
 def figure_2(run: Run) -> Display:
-    size, length = run.ids.shape
+    ids = run.pool[IDS]
+    size, length = ids.shape
     image = Image(
-        values=run.ids,
+        values=ids,
         cmap="magma",
         origin="lower",
         extent=(0, length, 0, size),
@@ -69,7 +63,7 @@ def figure_2(run: Run) -> Display:
         colorbar="Token id",
     )
     return Display(
-        arrays={"ids": run.ids},
+        arrays={"ids": ids},
         panels=[[image]],
         caption=f"Token indices of the batch: the first {length} tokens of the first {size} documents of "
         f"{run.corpus.name} that have as many.",
@@ -77,10 +71,9 @@ def figure_2(run: Run) -> Display:
     )
 
 
-@STUDY.figure("4a", "adjustment by log frequency in three layers", needs={COUNTS, IDS, ADJUSTMENT})
+@STUDY.figure("4a", "adjustment by log frequency in three layers", needs={COUNTS, IDS, ADJUSTMENT, EACH_ADJUSTMENT})
 def figure_4a(run: Run) -> Display:
-    adjustment = run.of_layers(ADJUSTMENT, run.shown)
-    r = np.asarray(_adjustment_correlations(adjustment, run.log_frequency.astype(np.float32)))
+    adjustment, r = run.pool[EACH_ADJUSTMENT].swapaxes(0, 1), run.correlations(run.shown)
     x, panels = run.log_frequency, []
     for layer, y, each in zip(run.shown, adjustment, r.tolist(), strict=True):
         lines = [
@@ -111,12 +104,9 @@ def figure_4a(run: Run) -> Display:
     )
 
 
-@STUDY.figure(
-    "4b", "correlation of adjustment and log frequency by layer", needs={COUNTS, IDS, ADJUSTMENT, EVERY_LAYER}
-)
+@STUDY.figure("4b", "correlation of adjustment and log frequency by layer", needs={COUNTS, ADJUSTMENT, EVERY_LAYER})
 def figure_4b(run: Run) -> Display:
-    adjustment = run.of_layers(ADJUSTMENT, range(run.config.n_layer))
-    r = np.asarray(_adjustment_correlations(adjustment, run.log_frequency.astype(np.float32)))
+    r = run.correlations(range(run.config.n_layer))
     panel = Lines(
         lines=layer_points(r, "s"),
         xlabel="Transformer layer",

@@ -1,9 +1,13 @@
 """The run of the study: the corpus counted, a batch of it, and the layers reduced."""
 
 import argparse
+import dataclasses
 import functools
-from collections.abc import Collection
-from typing import Any
+import itertools
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +19,34 @@ from jaxqkv import distributed
 from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.attention import merge_heads, scaled_scores
 from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
-from jaxqkv.counting import count_and_batch
+from jaxqkv.counting import Place, Row, TokenCounts, count_and_rows
+from jaxqkv.devices import place_batch, precision
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
+from jaxqkv.model import Progress
 from jaxqkv.studies.options import load_model, pick_layer
+from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool
 
 TOKENS, BATCH = 1_000_000, 64
 MEMORY = 2_000_000_000
 SCORE_LAYER, BINNED_LAYER = 5, 7
 BINS = 40
 EVERY = 500
+# Sequences that are run together, on each part of a mesh's `data`; the next are read meanwhile.
+TOGETHER = 64
+# Seconds between two savings of the state of a long run.
+SAVE_EVERY = 30
 
-# What figures need: the corpus counted, a batch of it, and reductions of layers.
-COUNTS, IDS = "counts", "batch"
+# What figures need of the corpus: the counts, the batch; its ids, of every sequence.
+COUNTS, BATCHED, IDS = "counts", "batch", "ids"
+# Reductions of layers: over all sequences, except PAIRS.
 ADJUSTMENT, PAIRS, BINNED = "adjustment", "pairs", "binned"
 REDUCTIONS = {ADJUSTMENT, PAIRS, BINNED}
 # Of every layer; without it, of the few that are shown.
 EVERY_LAYER = "every layer"
+# Of every sequence, for the layers that are shown.
+EACH_ADJUSTMENT, EACH_BINNED = "adjustments", "bins"
 
 
 def _reduce(
@@ -66,11 +80,33 @@ def mean_score(attention: Attention) -> Float[Array, "batch query key"]:
     return scaled_scores(merge_heads(attention.q), merge_heads(attention.k), 1 / (head_dim**0.5 * n_head))
 
 
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Sequences that are run together, read while others run.
+
+    Attributes:
+      numbers: which ones of the batch.
+      place: from where reading finds what comes after them.
+      ids: their tokens.
+      log_frequency: of those; NaN for a token that was never counted.
+      edges: of each sequence's bins of pairs.
+      index: the bin of each pair, on the device where that can be; −1 for a pair in none.
+    """
+
+    numbers: Int[np.ndarray, " sequence"]
+    place: Place
+    ids: Int[np.ndarray, "sequence pos"]
+    log_frequency: Float[np.ndarray, "sequence pos"]
+    edges: Float[np.ndarray, "sequence edge"]
+    index: Int[AnyArray, "sequence pair"]
+
+
 class Run:
-    """Model and corpus; after `prepare` the counts, the batch and the reductions of layers."""
+    """Model and corpus; after `prepare` the counts, and what is kept of the batch and of its layers."""
 
     def __init__(self, options: argparse.Namespace):
-        self.model = load_model(options, STUDY)
+        # A batch that is run in several parts uses the weights again; of one that is not, none are kept.
+        self.model = load_model(options, STUDY, stream=None)
         self.config = self.model.config
         self.name = self.model.checkpoint.name
         default = PYTHON_DOCS if options.demo else DEFAULT
@@ -79,7 +115,7 @@ class Run:
             documents=options.documents or "files",
             text_column=options.text_column or "text",
         )
-        self.cache = not options.no_cache
+        self.cache = not options.no_cache and distributed.count() == 1
         self.tokens, self.batch_size = options.tokens or TOKENS, options.batch or BATCH
         self.memory = options.memory or MEMORY
         self.length = options.length or self.config.n_positions
@@ -89,6 +125,9 @@ class Run:
         self.score_layer, self.score_note = pick_layer(options, SCORE_LAYER, depth, self.name)
         self.binned_layer, self.binned_note = pick_layer(options, BINNED_LAYER, depth, self.name)
         self.shown = [0, depth // 2, depth - 1]
+        self.resume = bool(options.resume)
+        of_all = "" if distributed.count() == 1 else f"-{distributed.index()}-of-{distributed.count()}"
+        self.state = options.out / STUDY.name / f".state{of_all}.npz"
         self.numbers: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -105,17 +144,35 @@ class Run:
         }
         return about | self.numbers | {"notes": self.notes}
 
+    @property
+    def together(self) -> int:
+        """Sequences in a chunk."""
+        return TOGETHER * (1 if self.model.mesh is None else self.model.mesh.shape["data"])
+
     def prepare(self, needs: Collection[str]) -> None:
-        """One pass over the corpus, then one over the layers, to the last that is needed."""
-        counts, ids = count_and_batch(
+        """One pass over the corpus, and the model run on it as it is read, to the last layer that is needed."""
+        batched = bool(set(needs) - {COUNTS})
+        names = tuple(sorted(REDUCTIONS & set(needs)))
+        chosen = {ADJUSTMENT: self.shown, PAIRS: [self.score_layer], BINNED: [self.binned_layer]}
+        few = sorted({layer for name in names for layer in chosen[name]})
+        self.layers = list(range(self.config.n_layer)) if EVERY_LAYER in needs else few
+        self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
+        key = self._key(needs)
+        counts = self._resumed(key) if self.resume else None
+        start = self._start()
+        if counts is not None or start is not None:
+            self.notes.append(f"{len(self.pool.numbers):,} sequences were run before; --resume goes on after them")
+        new_counts, rows = count_and_rows(
             self.corpus,
             self.model.tokenizer,
             self.config.vocab_size,
-            tokens=self.tokens if COUNTS in needs else None,
-            batch=self.batch_size if IDS in needs else None,
+            tokens=self.tokens if COUNTS in needs and counts is None else None,
+            batch=self.batch_size if batched else None,
             length=self.length,
-            cache=self.cache and distributed.count() == 1,
+            start=start,
+            cache=self.cache,
         )
+        counts = new_counts or counts
         if counts is not None:
             self.counts = counts
             self.numbers |= {"counted": counts.tokens, "counted documents": counts.documents}
@@ -123,65 +180,170 @@ class Run:
                 self.notes.append(
                     f"{self.corpus.name} has {counts.tokens:,} tokens, fewer than {self.tokens:,}; all are counted"
                 )
-        if ids is not None:
-            self.ids = ids
-        if counts is not None and ids is not None:
-            self.log_frequency = counts.log_frequency[ids]
-            self.left_out = int(np.isnan(self.log_frequency).sum())
+        if batched:
+            self._run_batch(rows, counts, names, key)
+        if batched and counts is not None:
+            self.left_out = int(self.pool.sums[LEFT_OUT])
             self.numbers["left out"] = self.left_out
-            self.notes.append(
-                f"{self.left_out:,} of the batch's {ids.size:,} tokens were never counted and are left out"
-            )
-        names = tuple(sorted(REDUCTIONS & set(needs)))
-        if names:
-            self._run_model(names, EVERY_LAYER in needs)
+            size = self.batch_size * self.length
+            self.notes.append(f"{self.left_out:,} of the batch's {size:,} tokens were never counted and are left out")
 
-    def _run_model(self, names: tuple[str, ...], every_layer: bool) -> None:
-        chosen = {ADJUSTMENT: self.shown, PAIRS: [self.score_layer], BINNED: [self.binned_layer]}
-        few = sorted({layer for name in names for layer in chosen[name]})
-        self.layers = list(range(self.config.n_layer)) if every_layer else few
-        if len(self.ids) < distributed.count():
-            raise JaxqkvError(f"{distributed.count()} processes need as many sequences; --batch is {len(self.ids)}")
-        mine = distributed.share(len(self.ids))
-        index = np.full((len(self.ids[mine]), 1), -1, np.int8)
-        if BINNED in names:
-            edges, index = map(np.stack, zip(*map(_bins, self.log_frequency[mine]), strict=True))
-            self.edges = distributed.joined(edges)
+    def _kept_of_each(self, needs: Collection[str]) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Shape and type of what is kept of every sequence."""
+        kept: dict[str, tuple[tuple[int, ...], type]] = {}
+        if IDS in needs:
+            kept[IDS] = ((self.length,), np.int32)
+        if EACH_ADJUSTMENT in needs:
+            kept[EACH_ADJUSTMENT] = ((len(self.shown), self.length), np.float32)
+        if PAIRS in needs:
+            kept[PAIRS] = ((len(range(0, self.length**2, EVERY)),), np.float32)
+        if EACH_BINNED in needs:
+            kept |= {"centres": ((BINS,), np.float64), "mean": ((BINS,), np.float32), "std": ((BINS,), np.float32)}
+        return kept
+
+    # --- a run in parts ---
+
+    def _key(self, needs: Collection[str]) -> dict[str, Any]:
+        """What has to be the same for a saved state to be of this run."""
+        about = {name: value for name, value in self.describe().items() if name not in ("notes", "corpus", "memory")}
+        return about | {
+            "corpus": self.corpus.fingerprint,
+            "tokenizer": self.model.tokenizer.fingerprint,
+            "dtype": self.model.weights.dtype.name,
+            "precision": precision(),
+            "figures' needs": sorted(needs),
+            "sequences together": self.together,
+        }
+
+    def _resumed(self, key: dict[str, Any]) -> TokenCounts | None:
+        """The saved state taken up, if every process has one; its counts."""
+        there = distributed.gather(np.array([self.state.exists()]))
+        if not all(each.all() for each in there):
+            self.notes.append(f"there is no saved state in {self.state.parent}; the run begins with the first document")
+            return None
+        return self.pool.restore(self.state, key)
+
+    def _start(self) -> Place | None:
+        """Where all processes read on: at the place of the one that is least far; None for the beginning."""
+        places = np.stack(distributed.gather(np.array([dataclasses.astuple(self.pool.place)])))[:, 0]
+        place = Place(*min(places.tolist()))
+        return None if place == Place() else place
+
+    def _run_batch(
+        self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...], key: dict[str, Any]
+    ) -> None:
+        """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
+        several = self.batch_size > self.together * distributed.count()
+        last_saved, done = time.monotonic(), self.pool.numbers[-1:].tolist()
+        rows = (row for row in rows if row.number > (done or [-1])[0])  # others may have been less far
+        with tqdm(total=self.batch_size, desc="sequences", unit="sequence", delay=1, disable=None) as bar:
+            bar.update(len(self.pool.numbers) * distributed.count())
+            for chunk in _ahead(self._chunks(rows, BINNED in names)):
+                before, size = bar.n, len(chunk.ids) * distributed.count()
+
+                def progress(done: int, total: int, before: int = before, size: int = size) -> None:
+                    bar.update(before + size * done // total - bar.n)
+
+                self._pool(chunk, self._reductions(chunk, names, progress) if names else {})
+                progress(1, 1)
+                if several and time.monotonic() - last_saved > SAVE_EVERY:
+                    self.pool.save(self.state, key, counts)
+                    last_saved = time.monotonic()
+        if several:
+            self.pool.save(self.state, key, counts)
+        self.pool = self.pool.joined()
+
+    def _chunks(self, rows: Iterator[Row], binned: bool) -> Iterator[Chunk]:
+        """Rows together, and all that is computed from their tokens alone."""
+        while group := list(itertools.islice(rows, self.together)):
+            ids = np.stack([row.ids for row in group])
+            log_frequency = self.counts.log_frequency[ids] if hasattr(self, "counts") else np.full(ids.shape, np.nan)
+            edges, index = np.zeros((len(ids), 0)), np.full((len(ids), 1), -1, np.int8)
+            if binned:
+                edges, index = map(np.stack, zip(*map(_bins, log_frequency), strict=True))
+            mesh = self.model.mesh
+            if mesh is None:
+                index = jax.device_put(index)
+            elif len(ids) % mesh.shape["data"] == 0:
+                index = place_batch(index, mesh)
+            numbers = np.array([row.number for row in group])
+            yield Chunk(numbers, group[-1].place, ids, log_frequency, edges, index)
+
+    def _reductions(self, chunk: Chunk, names: tuple[str, ...], progress: Progress) -> dict[str, Any]:
+        """What `_reduce` makes of every layer, `[layer, sequence, …]`."""
         mesh = self.model.mesh
-        with tqdm(desc="layers × microbatches", unit="block", delay=1, disable=None) as bar:
+        results = self.model.run(
+            chunk.ids,
+            layers=self.layers,
+            reduce=functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1),
+            inputs=chunk.index,
+            memory=self.memory,
+            progress=progress,
+        )
+        return jax.tree.map(np.asarray, results)
 
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+    def _pool(self, chunk: Chunk, reductions: dict[str, Any]) -> None:
+        """Adds a chunk to the pool."""
+        each: dict[str, np.ndarray] = {IDS: chunk.ids}
+        centres = (chunk.edges[:, :-1] + chunk.edges[:, 1:]) / 2
+        at = self.layers.index
+        if ADJUSTMENT in reductions:
+            adjustment = reductions[ADJUSTMENT]
+            self.pool.add_moments(chunk.log_frequency[:, 1:], adjustment[:, :, 1:])
+            each[EACH_ADJUSTMENT] = adjustment[[at(layer) for layer in self.shown]].swapaxes(0, 1)
+        if PAIRS in reductions:
+            each[PAIRS] = reductions[PAIRS][at(self.score_layer)]
+        if BINNED in reductions:
+            mean, std = reductions[BINNED]
+            self.pool.add_bins(centres, mean, std)
+            each |= {"centres": centres, "mean": mean[at(self.binned_layer)], "std": std[at(self.binned_layer)]}
+        self.pool.sums[LEFT_OUT] += np.isnan(chunk.log_frequency).sum()
+        self.pool.add(chunk.numbers, chunk.place, chunk.ids, self.batch_size, each)
 
-            results = self.model.run(
-                self.ids[mine],
-                layers=self.layers,
-                reduce=functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1),
-                inputs=index,
-                memory=self.memory,
-                progress=progress,
-            )
-        self.reductions = jax.tree.map(lambda leaf: distributed.joined(np.asarray(leaf), axis=1), results)
+    def finish(self) -> None:
+        """What was saved to go on from is needed no more: the figures are there."""
+        for path in self.state.parent.glob(".state*.npz"):
+            path.unlink(missing_ok=True)
 
-    def of_layers(self, name: str, layers: Collection[int]) -> Any:
-        """A reduction's arrays at some layers."""
-        places = [self.layers.index(layer) for layer in layers]
-        return jax.tree.map(lambda array: array[places], self.reductions[name])
+    # --- for the figures ---
 
     @property
-    def centres(self) -> Float[np.ndarray, "batch bin"]:
-        """The middle of each sequence's bins."""
-        return (self.edges[:, :-1] + self.edges[:, 1:]) / 2
+    def log_frequency(self) -> Float[np.ndarray, "batch pos"]:
+        """Of every token of the batch."""
+        return self.counts.log_frequency[self.pool[IDS]]
+
+    @property
+    def log_frequency_of_ends(self) -> Float[np.ndarray, "2 pos"]:
+        """Of the tokens of the first and of the last sequence."""
+        return self.counts.log_frequency[self.pool.sums[ENDS]]
+
+    def correlations(self, layers: Sequence[int]) -> Float[np.ndarray, " layer"]:
+        """r of log frequency and adjustment in some layers, over all positions but the first."""
+        return self.pool.correlations()[[self.layers.index(layer) for layer in layers]].astype(np.float32)
 
     @property
     def of_batch(self) -> str:
         """How a caption ends."""
-        size, length = self.ids.shape
         left_out = ""
         if self.left_out:
-            left_out = f" {self.left_out:,} of its {self.ids.size:,} tokens were never counted and are left out."
-        return f" {size} documents of {self.corpus.name}, {length} tokens each.{left_out}"
+            size = self.batch_size * self.length
+            left_out = f" {self.left_out:,} of its {size:,} tokens were never counted and are left out."
+        return f" {self.batch_size} documents of {self.corpus.name}, {self.length} tokens each.{left_out}"
+
+
+Item = TypeVar("Item")
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; while one is used, a thread makes the next."""
+    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+    try:
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
+    finally:  # without waiting: what is being read may wait for another process
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def pair_sums(log_frequency: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "query key"]:
@@ -216,7 +378,9 @@ STUDY = Study(
         "devices",
         "mesh",
         "distributed",
+        "resume",
     ),
+    finish=Run.finish,
 )
 
 

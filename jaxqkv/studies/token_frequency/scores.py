@@ -12,9 +12,11 @@ from jaxqkv.figures.displays import Display, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Panel
 from jaxqkv.kernels import pearson, percentile_edges
 from jaxqkv.studies.token_frequency.run import (
+    BATCHED,
     BINNED,
     BINS,
     COUNTS,
+    EACH_BINNED,
     EVERY,
     EVERY_LAYER,
     IDS,
@@ -34,9 +36,9 @@ def _row_correlations(x: Float[AnyArray, "row bin"], y: Float[AnyArray, "row bin
     return jax.vmap(lambda a, b: pearson(a, b, ~jnp.isnan(b)))(x, y)
 
 
-@STUDY.figure("5a", "log frequencies of every pair of one sequence", needs={COUNTS, IDS})
+@STUDY.figure("5a", "log frequencies of every pair of one sequence", needs={COUNTS, BATCHED})
 def figure_5a(run: Run) -> Display:
-    sums = pair_sums(run.log_frequency[0])
+    sums = pair_sums(run.log_frequency_of_ends[0])
     image = Image(
         values=sums,
         cmap="viridis",
@@ -57,7 +59,7 @@ def figure_5a(run: Run) -> Display:
 @STUDY.figure("5b", "score by log frequency of the pair", needs={COUNTS, IDS, PAIRS})
 def figure_5b(run: Run) -> Display:
     sums = np.stack([pair_sums(row).ravel()[::EVERY] for row in run.log_frequency])
-    (scores,) = run.of_layers(PAIRS, [run.score_layer])
+    scores = run.pool[PAIRS]
     known = ~np.isnan(sums)
     pairs = f" {(~known).sum():,} pairs of tokens without a frequency are left out." if not known.all() else ""
     lines = [
@@ -81,9 +83,9 @@ def figure_5b(run: Run) -> Display:
     )
 
 
-@STUDY.figure("5-edges", "edges of bins with equal counts and with equal widths", needs={COUNTS, IDS})
+@STUDY.figure("5-edges", "edges of bins with equal counts and with equal widths", needs={COUNTS, BATCHED})
 def figure_5_edges(run: Run) -> Display:
-    sums = pair_sums(run.log_frequency[-1])
+    sums = pair_sums(run.log_frequency_of_ends[1])
     percentile = percentile_edges(sums, BINS)
     ends = percentile[[0, -1]]
     linear = np.linspace(*ends, BINS + 1)
@@ -106,13 +108,13 @@ def figure_5_edges(run: Run) -> Display:
 
 
 def _binned(run: Run) -> list[Float[np.ndarray, "batch bin"]]:
-    """Means and standard deviations of the layer that is shown."""
-    return [each[0] for each in run.of_layers(BINNED, [run.binned_layer])]
+    """Centres, means and standard deviations of the layer that is shown."""
+    return [run.pool[name] for name in ("centres", "mean", "std")]
 
 
-@STUDY.figure("5c", "score in bins of the pair's log frequency", needs={COUNTS, IDS, BINNED})
+@STUDY.figure("5c", "score in bins of the pair's log frequency", needs={COUNTS, BINNED, EACH_BINNED})
 def figure_5c(run: Run) -> Display:
-    centres, (mean, std) = run.centres, _binned(run)
+    centres, mean, std = _binned(run)
     panels = [
         Lines(
             lines=[
@@ -137,9 +139,10 @@ def figure_5c(run: Run) -> Display:
     )
 
 
-@STUDY.figure("5d", "correlation of log frequency with binned scores by sequence", needs={COUNTS, IDS, BINNED})
+@STUDY.figure("5d", "correlation of log frequency with binned scores by sequence", needs={COUNTS, BINNED, EACH_BINNED})
 def figure_5d(run: Run) -> Display:
-    r_mean, r_std = (np.asarray(_row_correlations(run.centres.astype(np.float32), y)) for y in _binned(run))
+    centres, *moments = _binned(run)
+    r_mean, r_std = (np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in moments)
     x = np.arange(len(r_mean))
     lines = [
         Line(x=x, y=r_std, label=r"$\mathbf{QK^\top}$ standard deviation", color=style.STD, marker="o"),
@@ -162,17 +165,10 @@ def figure_5d(run: Run) -> Display:
     )
 
 
-@STUDY.figure("6", "binned scores by layer", needs={COUNTS, IDS, BINNED, EVERY_LAYER})
+@STUDY.figure("6", "binned scores by layer", needs={COUNTS, BINNED, EVERY_LAYER})
 def figure_6(run: Run) -> Display:
     n_layer = run.config.n_layer
-    by_sequence = run.of_layers(BINNED, range(n_layer))
-    # A bin that is empty in a sequence leaves that sequence out of the bin's averages.
-    known = ~np.isnan(by_sequence[0])
-    averages = [
-        np.where(known, each, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-        for each in (np.broadcast_to(run.centres, known.shape), *by_sequence)
-    ]
-    centres, mean, std = averages
+    centres, mean, std = run.pool.binned()
     r_mean, r_std = (np.asarray(_row_correlations(*map(np.float32, (centres, y)))) for y in (mean, std))
     shared = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer", "scale": (0, n_layer)}
     curves: list[Panel] = []
@@ -212,4 +208,4 @@ def figure_6(run: Run) -> Display:
 
 def _sequence_colors(run: Run) -> list[float]:
     """A place on the colour map for each sequence."""
-    return (np.arange(len(run.ids)) / len(run.ids)).tolist()
+    return (np.arange(run.batch_size) / run.batch_size).tolist()

@@ -1,0 +1,154 @@
+"""What is kept of the sequences that have run: sums over all of them, and of each what figures show; on disk too.
+
+The sums do not grow with the batch. What is kept of each sequence does, and is kept only where a figure asks for it.
+"""
+
+import dataclasses
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxqkv import distributed
+from jaxqkv.counting import Place, TokenCounts
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.files import replacing
+
+# Names of arrays: by token or layer, summed over sequences; and smallest values.
+LEFT_OUT, ENDS, MOMENTS, BINS, LOWEST = "left out", "ends", "moments", "bins", "lowest"
+
+
+class Pool:
+    """Sums over sequences, and arrays with a row for each.
+
+    Attributes:
+      place: from where reading finds what comes after them.
+      numbers: of this process's sequences among all.
+      sums: LEFT_OUT, tokens without a frequency; ENDS `[2, pos]`, the ids of the first and last
+        sequence; MOMENTS `[layer, 6]` and BINS `[layer, 4, bin]`, see `add_moments` and `add_bins`.
+      lowest: `[layer, 4]`, the smallest x, −x, y and −y of MOMENTS, which tell what is constant.
+    """
+
+    def __init__(self, layers: int, bins: int, length: int, each: Mapping[str, tuple[tuple[int, ...], type]]):
+        self.place = Place()
+        self.numbers = np.zeros(0, np.int64)
+        self.sums = {
+            LEFT_OUT: np.zeros((), np.int64),
+            ENDS: np.zeros((2, length), np.int64),
+            MOMENTS: np.zeros((layers, 6)),
+            BINS: np.zeros((layers, 4, bins)),
+        }
+        self.lowest = np.full((layers, 4), np.inf)
+        self._each = {name: [np.zeros((0, *shape), dtype)] for name, (shape, dtype) in each.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """What is kept of each sequence, `[sequence, …]`."""
+        parts = self._each[name]
+        if len(parts) > 1:
+            parts[:] = [np.concatenate(parts)]
+        return parts[0]
+
+    def add(
+        self, numbers: Int[np.ndarray, " sequence"], place: Place, ids: Int[np.ndarray, "sequence pos"], batch: int,
+        each: Mapping[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        """More sequences of a batch of so many: those of their arrays that are kept."""
+        self.numbers = np.concatenate([self.numbers, numbers])
+        self.place = place
+        for end, number in enumerate((0, batch - 1)):
+            self.sums[ENDS][end] += ids[numbers == number].sum(axis=0)
+        for name, parts in self._each.items():
+            parts.append(np.asarray(each[name]))
+
+    def add_moments(self, x: Float[np.ndarray, "sequence pos"], y: Float[np.ndarray, "layer sequence pos"]) -> None:
+        """n, Σx, Σy, Σx², Σxy and Σy² of each layer, over the pairs whose x is known."""
+        known = ~np.isnan(x)
+        x, y = x[known], y.astype(np.float64)[:, known]
+        for layer, values in enumerate(y):
+            self.sums[MOMENTS][layer] += [len(x), x.sum(), values.sum(), x @ x, x @ values, values @ values]
+        if len(x):
+            extremes = [np.broadcast_to(each, len(y)) for each in (x.min(), -x.max())] + [y.min(axis=1), -y.max(axis=1)]
+            self.lowest = np.minimum(self.lowest, np.stack(extremes, axis=1))
+
+    def add_bins(
+        self,
+        centres: Float[np.ndarray, "sequence bin"],
+        mean: Float[np.ndarray, "layer sequence bin"],
+        std: Float[np.ndarray, "layer sequence bin"],
+    ) -> None:
+        """How many sequences have something in the bin, and the sums of their centres, means and deviations."""
+        known = ~np.isnan(mean)
+        for place, values in enumerate((np.ones_like(centres), centres, mean, std)):
+            self.sums[BINS][:, place] += np.where(known, values, 0).sum(axis=1, dtype=np.float64)
+
+    def correlations(self) -> Float[np.ndarray, " layer"]:
+        """Pearson's r of x and y in each layer; NaN where either is constant."""
+        n, x, y, xx, xy, yy = self.sums[MOMENTS].T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = np.clip((xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n)), -1, 1)
+        # What is left of float32's rounding is no spread, as in `kernels.pearson`.
+        ends = np.abs(self.lowest).reshape(-1, 2, 2)
+        spread = -self.lowest.reshape(-1, 2, 2).sum(axis=2)
+        constant = spread <= np.finfo(np.float32).eps * ends.max(axis=2)
+        return np.where(constant.any(axis=1), np.nan, r)
+
+    def binned(self) -> list[Float[np.ndarray, "layer bin"]]:
+        """Centres, means and standard deviations, averaged over the sequences that have something in the bin."""
+        count, *totals = np.moveaxis(self.sums[BINS], 1, 0)
+        return [np.where(count > 0, total / np.maximum(count, 1), np.nan) for total in totals]
+
+    def joined(self) -> "Pool":
+        """Of all processes, with every sequence in its place."""
+        pool = Pool.__new__(Pool)
+        pool.place, pool.numbers = self.place, distributed.in_order(self.numbers, self.numbers)
+        pool.sums = {name: distributed.total(values[None])[0] for name, values in self.sums.items()}
+        pool.lowest = np.min(distributed.gather(self.lowest), axis=0)
+        pool._each = {name: [distributed.in_order(self[name], self.numbers)] for name in self._each}
+        return pool
+
+    # --- on disk ---
+
+    def save(self, path: Path, key: Mapping[str, Any], counts: TokenCounts | None) -> None:
+        """Everything, with the counts and what run it is of; whole or not at all."""
+        arrays = {f"sum {name}": values for name, values in self.sums.items()} | {LOWEST: self.lowest}
+        arrays |= {f"each {name}": self[name] for name in self._each}
+        arrays |= {"numbers": self.numbers, "place": np.array(dataclasses.astuple(self.place))}
+        if counts is not None:
+            arrays |= {f"count {name}": np.asarray(value) for name, value in dataclasses.asdict(counts).items()}
+        try:
+            with replacing(path) as file:
+                np.savez(file, key=np.array(json.dumps(key)), **arrays)
+        except OSError as error:
+            raise JaxqkvError(f"{path}: the run's state cannot be written ({error.strerror})") from None
+
+    def restore(self, path: Path, key: Mapping[str, Any]) -> TokenCounts | None:
+        """Takes everything from a file of `save`, and gives its counts.
+
+        Raises:
+          JaxqkvError: when it is of another run, or of no run.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            other = json.loads(str(arrays["key"]))
+            changed = [name for name in key if other.get(name) != json.loads(json.dumps(key[name]))]
+            if changed:
+                raise JaxqkvError(
+                    f"{path}: the saved state is of another run (another {', '.join(changed)}); "
+                    "leave --resume out to begin anew"
+                )
+            self.sums = {name: arrays[f"sum {name}"] for name in self.sums}
+            self._each = {name: [arrays[f"each {name}"]] for name in self._each}
+            self.lowest, self.numbers = arrays[LOWEST], arrays["numbers"]
+            self.place = Place(*arrays["place"].tolist())
+            counts = {name: arrays.get(f"count {name}") for name in ("counts", "documents", "whole")}
+        except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise JaxqkvError(f"{path}: not a saved state ({error}); leave --resume out to begin anew") from None
+        if counts["counts"] is None:
+            return None
+        return TokenCounts(counts["counts"], int(counts["documents"]), bool(counts["whole"]))
