@@ -17,8 +17,27 @@ from jaxqkv.corpus import Corpus
 
 PATIENCE = 20
 STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--length", "61"]
-# Two documents at a meeting, so that there are many of them.
-RUN = "import sys; from jaxqkv import cli, counting; counting.DOCUMENTS = 2; sys.exit(cli.main(sys.argv[1:]))"
+# Two documents at a meeting and two sequences together, so that there are many of them; the environment may name
+# how often the model is run before the process dies, and a file of the other's that has to be there first.
+RUN = """
+import os, sys, time
+from jaxqkv import cli, counting, model
+from jaxqkv.studies.token_frequency import run as study
+
+counting.DOCUMENTS, study.TOGETHER, study.SAVE_EVERY = 2, 2, -1
+run, runs = model.Model.run, []
+
+def counted(*arguments, **options):
+    runs.append(1)
+    if len(runs) > int(os.environ["MOST_RUNS"]):
+        while not os.path.exists(os.environ["OTHER"]):
+            time.sleep(0.05)
+        os._exit(9)
+    return run(*arguments, **options)
+
+model.Model.run = counted
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -29,11 +48,12 @@ def start():
         port = free.getsockname()[1]
     running = []
 
-    def run(process, out, *extra):
+    def run(process, out, *extra, most_runs=1000):
         line = [sys.executable, "-c", RUN, *STUDY, *extra, "--out", str(out), "--distributed"]
         line += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
         line += ["--patience", str(PATIENCE)]
-        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        other = out / "token-frequency" / f".state-{1 - process}-of-2.npz"
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "MOST_RUNS": str(most_runs), "OTHER": str(other)}
         running.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return running[-1]
 
@@ -81,6 +101,28 @@ def test_two_processes_give_the_numbers_of_one(tokens, start, corpus, tmp_path):
     assert assert_same_figures(*(tmp_path / name / "token-frequency" for name in ("one", "two"))) >= 9
     manifest = json.loads((tmp_path / "two" / "token-frequency" / "manifest.json").read_text())
     assert manifest["processes"] == 2
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_job_goes_on_after_one_of_them_died(victim, start, corpus, tmp_path):
+    """Each has a state of its own, and one of them may have come further."""
+    extra = ["--corpus", str(corpus), "--tokens", "300", "--batch", "7"]
+    assert jaxqkv.cli.main([*STUDY, *extra, "--out", str(tmp_path / "one")]) == 0
+    out = tmp_path / "two"
+    running = [start(process, out, *extra, most_runs=1 if process == victim else 1000) for process in (0, 1)]
+    running[victim].communicate(timeout=180)
+    assert running[victim].returncode == 9
+    stops(running[1 - victim], out)
+    states = {path.name for path in (out / "token-frequency").glob(".state*")}
+    assert states == {".state-0-of-2.npz", ".state-1-of-2.npz"}
+    running = [start(process, out, *extra, "--resume") for process in (0, 1)]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert assert_same_figures(*(path / "token-frequency" for path in (tmp_path / "one", out))) >= 9
+    manifest = json.loads((out / "token-frequency" / "manifest.json").read_text())
+    assert any("sequences were run before" in note for note in manifest["notes"])
+    assert not list((out / "token-frequency").glob(".state*"))
 
 
 def test_a_process_that_fails_stops_the_other(start, tmp_path):

@@ -133,7 +133,7 @@ class Pool:
           JaxqkvError: when it is of another run, or of no run.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             other = json.loads(str(arrays["key"]))
             changed = [name for name in key if other.get(name) != json.loads(json.dumps(key[name]))]

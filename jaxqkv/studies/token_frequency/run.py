@@ -24,7 +24,7 @@ from jaxqkv.devices import place_batch, precision
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
-from jaxqkv.model import Progress
+from jaxqkv.model import Progress, Reducer
 from jaxqkv.studies.options import load_model, pick_layer
 from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool
 
@@ -234,6 +234,9 @@ class Run:
     ) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
         several = self.batch_size > self.together * distributed.count()
+        mesh = self.model.mesh
+        # One function for all chunks: another one would be compiled anew.
+        reduce = functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1)
         last_saved, done = time.monotonic(), self.pool.numbers[-1:].tolist()
         rows = (row for row in rows if row.number > (done or [-1])[0])  # others may have been less far
         with tqdm(total=self.batch_size, desc="sequences", unit="sequence", delay=1, disable=None) as bar:
@@ -244,7 +247,7 @@ class Run:
                 def progress(done: int, total: int, before: int = before, size: int = size) -> None:
                     bar.update(before + size * done // total - bar.n)
 
-                self._pool(chunk, self._reductions(chunk, names, progress) if names else {})
+                self._pool(chunk, self._reductions(chunk, reduce, progress) if names else {})
                 progress(1, 1)
                 if several and time.monotonic() - last_saved > SAVE_EVERY:
                     self.pool.save(self.state, key, counts)
@@ -269,13 +272,12 @@ class Run:
             numbers = np.array([row.number for row in group])
             yield Chunk(numbers, group[-1].place, ids, log_frequency, edges, index)
 
-    def _reductions(self, chunk: Chunk, names: tuple[str, ...], progress: Progress) -> dict[str, Any]:
+    def _reductions(self, chunk: Chunk, reduce: Reducer, progress: Progress) -> dict[str, Any]:
         """What `_reduce` makes of every layer, `[layer, sequence, …]`."""
-        mesh = self.model.mesh
         results = self.model.run(
             chunk.ids,
             layers=self.layers,
-            reduce=functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1),
+            reduce=reduce,
             inputs=chunk.index,
             memory=self.memory,
             progress=progress,

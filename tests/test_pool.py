@@ -1,0 +1,283 @@
+"""Batches in parts: pooled statistics against NumPy on everything, saved states, and memory that does not grow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BERT, changed, figures_of, write_folder, write_word_tokenizer
+
+import jaxqkv
+from jaxqkv.cli import main
+from jaxqkv.counting import Place, TokenCounts
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.studies.token_frequency import run as study_run
+from jaxqkv.studies.token_frequency.pool import ENDS, Pool
+
+LAYERS, BINS, LENGTH, BATCH = 3, 5, 7, 11
+WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
+CONFIG = changed(BERT, initializer_range=0.2)
+
+
+def chunks():
+    """Eleven sequences in parts of four, with tokens that have no frequency and bins that are empty."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(-8, 2, (BATCH, LENGTH))
+    x[generator.random(x.shape) < 0.2] = np.nan
+    y = generator.normal(1, 0.3, (LAYERS, BATCH, LENGTH)).astype(np.float32)
+    mean, std = generator.normal(size=(2, LAYERS, BATCH, BINS)).astype(np.float32)
+    mean[:, generator.random((BATCH, BINS)) < 0.3] = np.nan
+    mean[:, :, 3] = np.nan
+    std[np.isnan(mean)] = np.nan
+    centres = generator.normal(size=(BATCH, BINS))
+    return {"x": x, "y": y, "centres": centres, "mean": mean, "std": std}
+
+
+def pooled(whole, parts=(slice(0, 4), slice(4, 8), slice(8, 11))):
+    pool = Pool(LAYERS, BINS, LENGTH, {"x": ((LENGTH,), np.float64)})
+    for part in parts:
+        numbers = np.arange(BATCH)[part]
+        pool.add_moments(whole["x"][part], whole["y"][:, part])
+        pool.add_bins(*(whole[name][..., part, :] for name in ("centres", "mean", "std")))
+        ids = numbers[:, None] * 100 + np.arange(LENGTH)
+        pool.add(numbers, Place(3, 2), ids, BATCH, {"x": whole["x"][part]})
+    return pool
+
+
+def test_sums_over_parts_are_those_of_everything():
+    whole = chunks()
+    pool = pooled(whole).joined()
+    known = ~np.isnan(whole["x"])
+    expected = [np.corrcoef(whole["x"][known], layer[known])[0, 1] for layer in whole["y"]]
+    np.testing.assert_allclose(pool.correlations(), expected, rtol=1e-10)
+    for place, name in enumerate(("centres", "mean", "std")):
+        values = np.broadcast_to(whole[name], whole["mean"].shape).astype(np.float64)
+        values = np.where(np.isnan(whole["mean"]), np.nan, values)
+        expected = np.array(
+            [[np.mean(v[~np.isnan(v)]) if not np.isnan(v).all() else np.nan for v in layer.T] for layer in values]
+        )
+        assert np.isnan(expected[:, 3]).all()
+        np.testing.assert_allclose(pool.binned()[place], expected, rtol=1e-12)
+    np.testing.assert_array_equal(pool["x"], whole["x"])
+    np.testing.assert_array_equal(pool.sums[ENDS], [np.arange(LENGTH), 1000 + np.arange(LENGTH)])
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_what_is_constant_has_no_correlation(name):
+    """Also where float32 rounds it by a last place, and not where parts alone are constant."""
+    whole = chunks()
+    known = ~np.isnan(whole["x"])
+    if name == "x":
+        whole["x"][known] = -7.3
+        expected = [True] * LAYERS
+    else:
+        whole["y"][1] = np.float32(0.7)
+        whole["y"][1, 3] = np.nextafter(np.float32(0.7), np.float32(1))
+        whole["y"][2, :4], whole["y"][2, 4:] = 0.5, 0.6
+        expected = [False, True, False]
+    assert np.isnan(pooled(whole).correlations()).tolist() == expected
+
+
+def test_nothing_known_has_no_correlation():
+    whole = chunks()
+    whole["x"][:] = np.nan
+    assert np.isnan(pooled(whole).correlations()).all()
+
+
+KEY = {"tokens": 30, "corpus": "a", "batch": [2, 3]}
+COUNTS = TokenCounts(np.array([3, 0, 1]), documents=2, whole=True)
+
+
+class TestState:
+    def saved(self, tmp_path, counts=COUNTS):
+        pool = pooled(chunks())
+        pool.save(tmp_path / "state.npz", KEY, counts)
+        return pool, Pool(LAYERS, BINS, LENGTH, {"x": ((LENGTH,), np.float64)})
+
+    def test_what_was_saved_comes_back(self, tmp_path):
+        pool, again = self.saved(tmp_path)
+        counts = again.restore(tmp_path / "state.npz", KEY)
+        np.testing.assert_array_equal(counts.counts, COUNTS.counts)
+        assert (counts.documents, counts.whole) == (2, True)
+        assert again.place == Place(3, 2)
+        for name, values in pool.sums.items():
+            np.testing.assert_array_equal(again.sums[name], values)
+            assert again.sums[name].dtype == values.dtype
+        np.testing.assert_array_equal(again.lowest, pool.lowest)
+        np.testing.assert_array_equal(again.numbers, np.arange(BATCH))
+        np.testing.assert_array_equal(again["x"], pool["x"])
+
+    def test_without_counts(self, tmp_path):
+        _, again = self.saved(tmp_path, None)
+        assert again.restore(tmp_path / "state.npz", KEY) is None
+
+    def test_of_another_run(self, tmp_path):
+        _, again = self.saved(tmp_path)
+        with pytest.raises(JaxqkvError, match=r"of another run \(another tokens, batch\); leave --resume out"):
+            again.restore(tmp_path / "state.npz", KEY | {"tokens": 31, "batch": [2, 4]})
+
+    @pytest.mark.parametrize("size", [0, 50, 0.5, -7])
+    def test_a_broken_file(self, tmp_path, size):
+        _, again = self.saved(tmp_path)
+        path = tmp_path / "state.npz"
+        content = path.read_bytes()
+        path.write_bytes(content[: int(size * len(content)) if isinstance(size, float) else size])
+        with pytest.raises(JaxqkvError, match="not a saved state"):
+            again.restore(path, KEY)
+
+
+# --- the study ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
+
+
+def write_corpus(path, count):
+    """Documents of 17 to 40 words."""
+    generator = np.random.default_rng(3)
+    with path.open("w") as file:
+        for _ in range(count):
+            words = [f" w{int(36 * u**2)}" for u in generator.random(generator.integers(17, 41))]
+            file.write(json.dumps({"text": "".join(words)}) + "\n")
+    return ["--corpus", str(path), "--length", "17", "--tokens", "150", "--no-cache"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return [*write_corpus(tmp_path / "texts.jsonl", 23), "--batch", "13"]
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Two sequences together, and the state saved after each two."""
+    monkeypatch.setattr(study_run, "TOGETHER", 2)
+    monkeypatch.setattr(study_run, "SAVE_EVERY", -1)
+
+
+def state_of(tmp_path):
+    return tmp_path / "out" / "token-frequency" / ".state.npz"
+
+
+def same(one, other, exactly):
+    assert set(one) == set(other)
+    assert len(one) == 10
+    for id, arrays in one.items():
+        for name, values in arrays.items():
+            if exactly or values.dtype.kind in "iu":
+                np.testing.assert_array_equal(other[id][name], values, err_msg=f"{id} {name}")
+            else:
+                limit = (1e-5 if name.startswith("r") else 1e-6) * np.nanmax(np.abs(values))
+                np.testing.assert_allclose(other[id][name], values, rtol=0, atol=limit, err_msg=f"{id} {name}")
+
+
+def test_parts_change_no_number(folder, corpus, tmp_path, monkeypatch):
+    whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
+    monkeypatch.setattr(study_run, "TOGETHER", 3)
+    same(whole, figures_of("token-frequency", tmp_path, folder, *corpus), exactly=False)
+    assert not state_of(tmp_path).exists()
+
+
+def interrupted_at(monkeypatch, number):
+    """The model's runs, counted; that one is interrupted."""
+    runs = []
+    run = jaxqkv.Model.run
+
+    def counted(*arguments, **options):
+        runs.append(1)
+        if len(runs) == number:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(jaxqkv.Model, "run", counted)
+    return runs
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_an_interrupted_run_goes_on_with_the_same_numbers(number, folder, corpus, tmp_path, monkeypatch, in_parts):
+    whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
+    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, number)
+        assert main([*line, *corpus]) == 130
+    assert state_of(tmp_path).exists() == (number > 1)
+    assert [path.name for path in state_of(tmp_path).parent.iterdir()] == [".state.npz"] * (number > 1)
+    runs = interrupted_at(monkeypatch, None)
+    same(whole, figures_of("token-frequency", tmp_path, folder, *corpus, "--resume"), exactly=True)
+    assert len(runs) == 7 - (number - 1)
+    assert not state_of(tmp_path).exists()
+    manifest = json.loads((tmp_path / "out" / "token-frequency" / "manifest.json").read_text())
+    said = "there is no saved state" if number == 1 else f"{2 * (number - 1)} sequences were run before"
+    assert any(said in note for note in manifest["notes"])
+
+
+def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 3)
+        assert main([*line, *corpus]) == 130
+    before = state_of(tmp_path).read_bytes()
+    changed = [word.replace("150", "151") for word in corpus]
+    for ids, options in (["6"], corpus), ([], [*corpus, "--layer", "2"]), ([], changed):
+        assert main([*line[:2], *ids, *line[2:], *options, "--resume"]) == 2
+        assert "is of another run" in capsys.readouterr().err
+        assert state_of(tmp_path).read_bytes() == before
+
+
+def test_resume_is_for_this_study(tmp_path, capsys):
+    assert main(["figures", "attention-scores", "--demo", "--resume", "--out", str(tmp_path)]) == 2
+    assert "attention-scores takes no --resume" in capsys.readouterr().err
+
+
+GROWTH = """
+import json, sys
+from jaxqkv import counting
+from jaxqkv.cli import main
+from jaxqkv.studies.token_frequency import run
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
+
+run.TOGETHER, counting.CHARACTERS = 8, 1 << 17
+sizes = []
+pool = run.Run._pool
+
+def pooled(self, chunk, reductions):
+    pool(self, chunk, reductions)
+    del chunk, reductions
+    sizes.append(anonymous())
+
+run.Run._pool = pooled
+assert main(sys.argv[1:]) == 0
+print(json.dumps(sizes))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what memory is a process's own")
+def test_memory_does_not_grow_with_the_number_of_parts(tmp_path):
+    """Figures 4b and 6 of 60 parts: no megabyte more after the last than after the first half.
+
+    Kept, the norms alone of those parts would be 27 · 8 sequences · 8 layers · 250 floats, or 1.7 MB, and the bins of
+    their pairs, a byte each, 13 MB.
+    """
+    corpus = write_long_corpus(tmp_path / "long.jsonl", 490)
+    line = ["figures", "token-frequency", "4b", "6", "--demo", "--arrays-only", "--no-cache", "--corpus", str(corpus)]
+    line += ["--length", "250", "--batch", "480", "--tokens", "5000", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", GROWTH, *line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    assert len(sizes) == 60
+    assert np.median(sizes[-6:]) - np.median(sizes[30:36]) < 1e6
+
+
+def write_long_corpus(path, count):
+    words = ["she", "saw", "her", "sister", "at", "the", "market", "and", "went", "home", "with", "bread"]
+    generator = np.random.default_rng(1)
+    with path.open("w") as file:
+        for _ in range(count):
+            file.write(json.dumps({"text": " ".join(generator.choice(words, 300))}) + "\n")
+    return path
