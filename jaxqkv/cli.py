@@ -103,8 +103,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_precision(command: Parser) -> None:
     """JAX's own names; `devices.PRECISIONS`, which this module does not import before it has to."""
-    help = "of float32 matrix products, on accelerators (default highest)"
-    command.add_argument("--precision", choices=("highest", "high", "default"), help=help)
+    help = "of float32 matrix products; high and default on accelerators, bfloat16 everywhere (default highest)"
+    command.add_argument("--precision", choices=("highest", "high", "default", "bfloat16"), help=help)
 
 
 def _from(smallest: int, largest: int | None = None) -> Callable[[str], int]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.activations import Attention
 from jaxqkv.attention import attend, merge_heads, split_heads
 from jaxqkv.config import ACTIVATIONS, Config
+from jaxqkv.devices import dense_product
 
 ACTIVATION_FUNCTIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -22,6 +23,11 @@ ACTIVATION_FUNCTIONS = {
 def layer_norm(config: Config, name: str) -> nn.LayerNorm:
     """Layer norm with the checkpoint's epsilon and the two-pass variance that PyTorch computes."""
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
+
+
+def dense(width: int, name: str) -> nn.Dense:
+    """x · kernel + bias, in the precision that is set."""
+    return nn.Dense(width, dot_general=dense_product, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -38,9 +44,9 @@ class SelfAttention(nn.Module):
         layer: Int[Array, ""],
     ) -> Attention:
         config = self.config
-        q, k, v = (split_heads(nn.Dense(config.n_embd, name=name)(x), config.n_head) for name in "qkv")
+        q, k, v = (split_heads(dense(config.n_embd, name)(x), config.n_head) for name in "qkv")
         scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype), self.sharded)
-        attn_out = nn.Dense(config.n_embd, name="o")(merge_heads(z))
+        attn_out = dense(config.n_embd, "o")(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 
     def scale(self, layer: Int[Array, ""], dtype: jnp.dtype) -> float | Float[Array, ""]:
@@ -58,5 +64,5 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
         activation = ACTIVATION_FUNCTIONS[ACTIVATIONS[self.config.activation]]
-        hidden = activation(nn.Dense(self.config.n_inner, name="up")(x))
-        return nn.Dense(self.config.n_embd, name="down")(hidden)
+        hidden = activation(dense(self.config.n_inner, "up")(x))
+        return dense(self.config.n_embd, "down")(hidden)

@@ -27,7 +27,8 @@ from jaxqkv.tokens import Batch, Tokenizer
 # `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm.
 TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden")
 CAPTURED = frozenset(TENSORS) - {"hidden"} | {"resid_pre"}
-# The largest differences to pass, relative to the largest magnitude in the tensor and layer.
+# The largest differences to pass, relative to the largest magnitude in the tensor and layer; that of
+# bfloat16 is for products of such numbers and for a model that is all of them.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
 # Tokens of the two sequences, where there is no tokenizer.
 LENGTHS = (61, 23)

@@ -1,14 +1,15 @@
-"""Programs compiled early, and the same program in every process."""
+"""Programs compiled early, and the same program in every process; the precision of products."""
 
 import os
 import subprocess
 import sys
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxqkv.devices import compile_early, jit
+from jaxqkv.devices import compile_early, dense_product, jit, precision
 
 PRINT_PROGRAMS = """
 import jax, numpy as np
@@ -53,3 +54,33 @@ def test_programs_are_the_same_in_every_process():
     ]
     assert "func.func" in texts[0]
     assert texts[0] == texts[1] == texts[2]
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("name", "same"),
+        [(None, "highest"), ("float32", "highest"), ("high", "high"), ("tensorfloat32", "default"), ("default",) * 2,
+         ("bfloat16",) * 2],
+    )  # fmt: skip
+    def test_jaxs_names(self, name, same):
+        with jax.default_matmul_precision(name):
+            assert precision() == same
+
+    @pytest.mark.parametrize("name", [None, "default", "bfloat16"])
+    def test_dense_layers_round_what_enters_where_that_is_asked_for(self, name):
+        """Against a product in float64, of the numbers themselves or of what bfloat16 leaves of them."""
+        generator = np.random.default_rng(0)
+        x, kernel = (generator.normal(size=size).astype(np.float32) for size in ((3, 7, 53), (53, 11)))
+        with jax.default_matmul_precision(name):
+            actual = jit(lambda x, kernel: dense_product(x, kernel, (((2,), (0,)), ((), ()))))(x, kernel)
+        assert actual.dtype == np.float32
+        seen = [each.astype(ml_dtypes.bfloat16) if name == "bfloat16" else each for each in (x, kernel)]
+        expected = np.matmul(*(each.astype(np.float64) for each in seen))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+        full = np.matmul(x.astype(np.float64), kernel.astype(np.float64))
+        assert (np.abs(actual - full).max() > 1e-3) == (name == "bfloat16")
+
+    def test_other_dtypes_are_left_alone(self):
+        x = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+        with jax.default_matmul_precision("bfloat16"):
+            assert dense_product(x, x.T, (((1,), (0,)), ((), ()))).dtype == ml_dtypes.bfloat16

@@ -263,7 +263,8 @@ class Run:
             log_frequency = self.counts.log_frequency[ids] if hasattr(self, "counts") else np.full(ids.shape, np.nan)
             edges, index = np.zeros((len(ids), 0)), np.full((len(ids), 1), -1, np.int8)
             if binned:
-                edges, index = map(np.stack, zip(*map(_bins, log_frequency), strict=True))
+                with ThreadPoolExecutor() as threads:  # NumPy sorts and searches outside of Python's lock
+                    edges, index = map(np.stack, zip(*threads.map(_bins, log_frequency), strict=True))
             mesh = self.model.mesh
             if mesh is None:
                 index = jax.device_put(index)
