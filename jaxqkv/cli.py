@@ -23,6 +23,10 @@ FIGURES_EXAMPLE = """examples:
   jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg"""
 
 
+VIEW_EXAMPLE = """examples:
+  jaxqkv view demo-gpt2 --text "I saw her at the market."
+  jaxqkv view gpt2-xl --text-file story.txt --layers 0 24 47 --out story.html"""
+
 VERIFY_EXAMPLE = """example:
   jaxqkv verify demo-gpt2
 
@@ -88,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     info = command("info", _info, "describe a checkpoint", "example:\n  jaxqkv info demo-gpt2")
     info.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
     info.add_argument("--revision", help="branch, tag or commit on the hub")
+
+    view = command("view", _view, "make one interactive page of a text's attention in every head", VIEW_EXAMPLE)
+    view.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
+    view.add_argument("--revision", help="branch, tag or commit on the hub")
+    text = view.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", help="the text to look at")
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="the same, from a file")
+    view.add_argument("--layers", nargs="+", type=_from(0), metavar="LAYER", help="layers to show (default all)")
+    view.add_argument("--seed", type=_from(0), default=0, help="of the weights of random:SPEC (default %(default)s)")
+    view.add_argument("--tokenizer", **STUDY_OPTIONS["tokenizer"])
+    _add_precision(view)
+    view.add_argument("--out", type=Path, default=Path("attention.html"), help="the page (default %(default)s)")
 
     verify = command("verify", _verify, "compare every intermediate with PyTorch's", VERIFY_EXAMPLE)
     verify.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
@@ -198,6 +214,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+class _Argument(str):
+    """An argument that is told from its equals: the 6 of `--layer 6` from figure 6."""
+
+
+def command_for(id: str, arguments: Sequence[str]) -> str:
+    """The command that draws one figure as these arguments do: the same line with that id alone."""
+    words = [_Argument(word) for word in arguments]
+    options = parse(words)
+    kept = [word for word in words if not any(word is each for each in options.ids)]
+    place = 1 + next(index for index, word in enumerate(kept) if word is options.study)
+    return shlex.join(["jaxqkv", *kept[:place], id, *kept[place:]])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, 2 for an error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -210,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser().print_help()
         return 2
+    options.arguments = arguments
     options.command_line = shlex.join(["jaxqkv", *arguments])
     try:
         if getattr(options, "precision", None):
@@ -279,12 +309,29 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{name + ':':22}{value}")
 
 
+def _view(options: argparse.Namespace) -> None:
+    from jaxqkv import devices
+    from jaxqkv.figures.view import write_view
+    from jaxqkv.files import prepare_file
+    from jaxqkv.studies.options import read_text
+
+    text = options.text if options.text_file is None else read_text(options.text_file)
+    prepare_file(options.out)
+    devices.enable_compilation_cache()
+    model = jaxqkv.load(
+        options.spec, revision=options.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer
+    )
+    drawn = write_view(options.out, model, text, options.layers, options.command_line)
+    _say(f"{drawn}; {options.out.stat().st_size / 1e6:.1f} MB, see {options.out}")
+
+
 def _verify(options: argparse.Namespace) -> int:
     from jaxqkv import verify
     from jaxqkv.checkpoint import open_checkpoint
+    from jaxqkv.files import prepare_file
 
     checkpoint = open_checkpoint(options.spec, revision=options.revision)
-    verify.prepare(options.out)
+    prepare_file(options.out)
     report = verify.report(checkpoint, options.text, options.dtype)
     report |= {name: value for name, value in _about_run(options).items() if name not in report}
     verify.write(report, options.out)
@@ -345,7 +392,13 @@ def _figures(options: argparse.Namespace) -> None:
             files = gallery.save_figure(display, spec.id, folder, formats, options.theme, options.dpi)
             computing += middle - begin
             drawing += time.monotonic() - middle
-            entries[spec.id] = {"title": spec.title, "caption": display.caption, "files": files}
+            command = command_for(spec.id, options.arguments)
+            entries[spec.id] = {
+                "title": spec.title,
+                "caption": display.caption,
+                "files": files,
+                "command": command,
+            }
     finally:  # an interrupted run leaves a manifest of what it finished
         if entries:
             seconds = {"computing": round(computing, 3), "drawing": round(drawing, 3)}

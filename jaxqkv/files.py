@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxqkv.errors import JaxqkvError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
@@ -31,3 +33,13 @@ def make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def prepare_file(path: Path) -> None:
+    """Refuses a place for a file that cannot be written, before anything is computed."""
+    try:
+        make_writable(path.parent)
+    except OSError as error:
+        raise JaxqkvError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
+    if path.is_dir():
+        raise JaxqkvError(f"{path}: is a folder; --out names a file")

@@ -19,7 +19,7 @@ from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.devices import precision
 from jaxqkv.errors import CheckpointError, JaxqkvError
 from jaxqkv.figures.panels import Table
-from jaxqkv.files import make_writable, replacing
+from jaxqkv.files import replacing
 from jaxqkv.model import Model
 from jaxqkv.studies.options import stimuli
 from jaxqkv.tokens import Batch, Tokenizer
@@ -185,14 +185,6 @@ def table(report: dict[str, Any]) -> Table:
         rows.append((name, str(int(np.argmax(each["difference"]))), *worst, verdict))
     rows.append(("tolerance", "", f"{report['tolerance']:.0e}", "", "", f"{report['tolerance in float64']:.0e}", ""))
     return Table(heading=heading, rows=rows)
-
-
-def prepare(path: Path) -> None:
-    """Refuses a place for the report that cannot be written, before anything is computed."""
-    try:
-        make_writable(path.parent)
-    except OSError as error:
-        raise JaxqkvError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write(report: dict[str, Any], path: Path) -> None:

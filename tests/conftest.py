@@ -24,6 +24,7 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.cli
     import jaxqkv.corpus
     import jaxqkv.counting
+    import jaxqkv.figures.view
     import jaxqkv.kernels
     import jaxqkv.studies.attention_scores
     import jaxqkv.studies.qkv_weights

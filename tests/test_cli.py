@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ from conftest import GPT2, write_folder
 
 import jaxqkv
 from jaxqkv.checkpoint import BUNDLED
-from jaxqkv.cli import main
+from jaxqkv.cli import command_for, main, parse
 from jaxqkv.errors import CheckpointError
 from jaxqkv.figures.registry import STUDIES, study
 
@@ -20,7 +21,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.splitlines()[0] == f"jaxqkv {jaxqkv.__version__}"
 
 
-@pytest.mark.parametrize("command", [[], ["figures"], ["list"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["figures"], ["list"], ["info"], ["view"]])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -115,6 +116,20 @@ def test_ids_stand_before_or_after_the_options(tmp_path):
         == 0
     )
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("figures qkv-weights --demo", "figures qkv-weights 6 --demo"),
+        ("figures qkv-weights 1 6 --demo --layer 6 2d", "figures qkv-weights 6 --demo --layer 6"),
+        ("figures qkv-weights --seed 6 --demo 6", "figures qkv-weights 6 --seed 6 --demo"),
+        ("--debug figures qkv-weights 6 --model 'a b' 6", "--debug figures qkv-weights 6 --model 'a b' 6"),
+    ],
+)
+def test_the_command_for_one_figure_of_a_run(line, command):
+    assert command_for("6", shlex.split(line)) == f"jaxqkv {command}"
+    assert parse(shlex.split(command)).ids == ["6"]
 
 
 @pytest.mark.parametrize("option", ["--model", "--compare"])
