@@ -223,15 +223,17 @@ class TestFiles:
     def test_gallery(self, draw):
         folder = draw("1", "2d", "--dpi", "40")
         page = (folder.parent / "index.html").read_text()
-        links = []
+        links, places = [], []
 
         class Links(HTMLParser):
             def handle_starttag(self, tag, attributes):
                 links.extend(value for key, value in attributes if key in ("href", "src"))
+                places.extend(f"#{value}" for key, value in attributes if key == "id")
 
         Links().feed(page)
-        assert {"qkv-weights/1.png", "qkv-weights/1.npz", "qkv-weights/2d.png"} <= set(links)
-        assert all((folder.parent / link).is_file() for link in links)
+        assert {"qkv-weights/1.png", "qkv-weights/1.npz", "qkv-weights/2d.png", "#qkv-weights-2d"} <= set(links)
+        files = [link for link in links if link not in (*places, "data:,")]
+        assert all((folder.parent / link).is_file() for link in files)
         assert "sample standard deviation of the weights of each layer of tiny" in page
         assert page.index('id="qkv-weights-1"') < page.index('id="qkv-weights-2d"')
         assert not re.search(r"https?://", page)
@@ -240,8 +242,42 @@ class TestFiles:
         evil = write_folder(tmp_path / "<script>alert(1)<", GPT2)
         main(["figures", "qkv-weights", "2d", "--arrays-only", "--out", str(tmp_path / "out"), "--model", str(evil)])
         page = (tmp_path / "out" / "index.html").read_text()
-        assert "<script>" not in page
+        assert "<script>alert(1)" not in page
         assert "&lt;script&gt;alert(1)" in page
+
+    def test_of_a_manifest_the_gallery_takes_texts_alone(self, draw):
+        folder = draw("1", "2d", "--dpi", "40")
+        evil = "\"'><img src=x onerror=alert(1)><!--"
+        entry = dict.fromkeys(("title", "caption", "command", "run"), evil) | {"files": [evil, "javascript:alert(1)"]}
+        manifest = {"figures": {"1": entry, "2d": {"title": 3, "caption": None, "files": 7}, evil: entry}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        page = gallery.write_gallery(folder.parent).read_text()
+        tags, links = [], set()
+
+        class Tags(HTMLParser):
+            def handle_starttag(self, tag, attributes):
+                tags.append(tag)
+                links.update(value for key, value in attributes if key in ("href", "src"))
+                assert not any(key.startswith("on") for key, _ in attributes)
+
+        Tags().feed(page)
+        files = {f"qkv-weights/{id}.{kind}" for id in ("1", "2d") for kind in ("npz", "png")}
+        assert links == files | {"data:,", "#qkv-weights", "#qkv-weights-1", "#qkv-weights-2d"}
+        assert tags.count("img") == 3  # one a figure, and the large one
+
+    def test_the_gallery_keeps_each_picture_s_place(self, draw):
+        folder = draw("2a", "--dpi", "40")
+        height, width = pixels(folder / "2a.png").shape[:2]
+        assert f'width="{width}" height="{height}"' in (folder.parent / "index.html").read_text()
+
+    def test_each_figure_has_the_command_that_draws_it(self, draw):
+        folder = draw("1", "2d", "--seed", "1", "--arrays-only")
+        figures = json.loads((folder / "manifest.json").read_text())["figures"]
+        for id in ("1", "2d"):
+            assert figures[id]["command"].startswith(f"jaxqkv figures qkv-weights {id} --seed 1 --arrays-only --out ")
+            assert figures[id]["run"]["command"].startswith("jaxqkv figures qkv-weights 1 2d --seed 1")
+        page = (folder.parent / "index.html").read_text()
+        assert re.findall(r"<code>jaxqkv figures qkv-weights (\S+) --seed 1", page) == ["1", "2d"]
 
     def test_files_are_readable_as_the_umask_says(self, draw):
         old = os.umask(0o027)

@@ -1,7 +1,6 @@
 """Files: pictures and arrays that appear whole or not at all, a manifest a study, one gallery page."""
 
 import contextlib
-import html
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.pages import fill, write_page
 from jaxqkv.figures.registry import STUDIES
 from jaxqkv.files import make_writable, replacing
 
@@ -83,22 +83,28 @@ def listed_figures(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>jaxqkv figures</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-figure {{ margin: 2rem 0; }}
-img {{ max-width: 100%; height: auto; border: 1px solid #8884; background: white; }}
-code {{ font-size: .9em; overflow-wrap: anywhere; }}
-figcaption, dl {{ color: GrayText; }}
-</style>
-<h1>jaxqkv figures</h1>
-{body}
-</html>
+_BODY = """<h1>jaxqkv figures</h1>
+<nav aria-label="Contents" id="contents">
+{contents}</nav>
+<main>
+{sections}</main>
+<dialog id="large" aria-label="Figure in full">
+<figure>
+<img alt="">
+<figcaption><span></span><a>Open the file</a></figcaption>
+</figure>
+</dialog>
+"""
+_FIGURE = """<figure id="{{place}}">
+<h3>{{id}}. {{title}}</h3>
+"""
+_PICTURE = """<a class="enlarge" href="{{file}}">
+<img src="{{file}}" alt="{{alt}}" width="{{width}}" height="{{height}}" loading="lazy">
+</a>
+"""
+_CAPTION = """<figcaption>
+<p>{{caption}}</p>
+<div class="command"><code>{{command}}</code><button type="button" class="copy">Copy</button></div>
 """
 
 
@@ -106,30 +112,45 @@ def write_gallery(out: Path) -> Path:
     """`out/index.html`: every figure that the manifests under `out` list, with its caption."""
     from jaxqkv.figures.registry import study
 
-    sections = []
+    contents, sections = "", ""
     for name in STUDIES:
         entries = listed_figures(out / name / "manifest.json")
-        figures = [_figure(name, id, entries[id]) for id in study(name).figures if id in entries]
-        if any(figures):
-            title = html.escape(f"{name}: {study(name).title}")
-            sections.append(f'<h2 id="{name}">{title}</h2>\n{"".join(figures)}')
+        ids = [id for id in study(name).figures if id in entries]
+        if ids:
+            contents += _contents(name, {id: study(name).figures[id].title for id in ids})
+            sections += fill('<h2 id="{{name}}">{{name}}: {{title}}</h2>\n', name=name, title=study(name).title)
+            sections += "".join(_figure(out, name, id, entries[id]) for id in ids)
     page = out / "index.html"
-    with replacing(page) as file:
-        file.write(_PAGE.format(body="\n".join(sections)).encode())
+    write_page(page, "gallery", "jaxqkv figures", [_BODY.format(contents=contents, sections=sections)])
     return page
 
 
-def _figure(study: str, id: str, entry: Mapping[str, Any]) -> str:
-    caption, title = html.escape(entry.get("caption", "")), html.escape(entry.get("title", ""))
-    command = html.escape(entry.get("run", {}).get("command", ""))
-    links = " ".join(
-        f'<a href="{study}/{html.escape(name)}">{html.escape(name)}</a>' for name in entry.get("files", [])
-    )
-    picture = f"{study}/{id}.png"
-    shown = f'<a href="{picture}"><img src="{picture}" alt="{title}" loading="lazy"></a>'
-    if f"{id}.png" not in entry.get("files", []):
-        shown = "<p>Arrays only; no picture was drawn.</p>"
-    return (
-        f'<figure id="{study}-{id}">\n<h3>{id}. {title}</h3>\n{shown}\n'
-        f"<figcaption>{caption}<br>{links}<br><code>{command}</code></figcaption>\n</figure>\n"
-    )
+def _contents(study: str, titles: Mapping[str, str]) -> str:
+    link = '<a href="#{{study}}-{{id}}" title="{{title}}">{{id}}</a>\n'
+    links = "".join(fill(link, study=study, id=id, title=title) for id, title in titles.items())
+    return fill('<div><a class="study" href="#{{study}}">{{study}}</a>\n', study=study) + f"{links}</div>\n"
+
+
+def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
+    """One figure. Of a manifest only texts are shown; which files it may name is known here."""
+    files = [file for kind in ("npz", *FORMATS) if (out / study / (file := f"{id}.{kind}")).exists()]
+    title = entry.get("title", "")
+    html = fill(_FIGURE, place=f"{study}-{id}", id=id, title=title)
+    if f"{id}.png" in files:
+        file = f"{study}/{id}.png"
+        width, height = _png_size(out / file)
+        alt = f"Figure {id} of {study}: {title}"
+        html += fill(_PICTURE, file=file, alt=alt, width=width, height=height)
+    else:
+        html += "<p>Arrays only; no picture was drawn.</p>\n"
+    html += fill(_CAPTION, caption=entry.get("caption", ""), command=entry.get("command", ""))
+    link = '<a href="{{study}}/{{file}}">{{file}}</a>\n'
+    links = "".join(fill(link, study=study, file=file) for file in files)
+    return f'{html}<p class="files">{links}</p>\n</figcaption>\n</figure>\n'
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height from the picture's header, so that the page keeps its place free."""
+    with path.open("rb") as file:
+        header = file.read(24)
+    return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])
