@@ -185,14 +185,24 @@ def about(options: argparse.Namespace, device: str) -> dict[str, Any]:
     """What is measured, the machine and the versions, for `benchmark.json`."""
     import jax
 
-    names = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
     first = jax.devices()[0]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
     return {
         "size": _size(options),
         "models": options.model,
         "corpus": options.corpus or [PYTHON_DOCS],
         "device": f"{first.platform}: {first.device_kind}" if first.platform == device else device,
+    } | about_machine()
+
+
+def about_machine() -> dict[str, Any]:
+    """Processor, memory, system and versions."""
+    names = [
+        name
+        for name in ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+        if importlib.util.find_spec(name) is not None
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
+    return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory GB": memory,
@@ -277,7 +287,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"\n{report.table(measured['cases'])}\n\nsee {options.out}")
     if options.publish:
         shutil.copy(options.out / "benchmark.json", PUBLISHED)
-        report.write_readme(ROOT / "README.md", measured)
+        report.write_readme(ROOT / "README.md", "benchmark", report.markdown(measured))
     return 0
 
 

@@ -169,14 +169,14 @@ def test_the_readme_has_the_published_numbers():
 
 
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
-    measured = json.loads(benchmark.PUBLISHED.read_text())
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_readme(path, measured)
-    assert path.read_text() == f"before\n{report.BEGIN}\n{report.markdown(measured)}\n{report.END}\nafter\n"
-    path.write_text("no marks")
-    with pytest.raises(ValueError, match="no place for the table"):
-        report.write_readme(path, measured)
+    path.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter <!-- b -->\nold\n<!-- end of b -->\n")
+    report.write_readme(path, "a", "new \\1")
+    assert path.read_text() == (
+        "before\n<!-- a -->\nnew \\1\n<!-- end of a -->\nafter <!-- b -->\nold\n<!-- end of b -->\n"
+    )
+    with pytest.raises(ValueError, match=r"no place for what is generated: <!-- c -->"):
+        report.write_readme(path, "c", "new")
 
 
 def test_measured_in_parts(tmp_path, capsys):

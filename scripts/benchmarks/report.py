@@ -12,11 +12,13 @@ from jaxqkv.figures.panels import Table
 from jaxqkv.files import replacing
 
 Result = dict[str, Any]
-# Where the README's table stands.
-BEGIN, END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that suits it, of two or three digits."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 10 * size or (size > 60 and seconds >= 2 * size):
+            return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:,.1f} ms"
 
 
@@ -27,7 +29,7 @@ def _row(result: Result) -> tuple[str, ...]:
     cold_only = median["jaxqkv"] == cold["jaxqkv"]
     return (
         result["case"] + " (cold)" * cold_only,
-        *(_time(median[side]) for side in SIDES),
+        *(duration(median[side]) for side in SIDES),
         *(f"{result['faster'][side]:.2f}" for side in SIDES[1:]),
         *(f"{cold[side] / cold['jaxqkv']:.2f}" for side in SIDES[1:]),
         f"{memory['jaxqkv'] / 1e6:,.0f} MB" if memory["jaxqkv"] else "",
@@ -66,13 +68,13 @@ def markdown(measured: dict[str, Any]) -> str:
     return f"On {where}, with {peak:,.0f} GFLOP/s of float32 products ({versions}):\n\n" + "\n".join(lines)
 
 
-def write_readme(path: Path, measured: dict[str, Any]) -> None:
-    """Puts the table between its marks."""
+def write_readme(path: Path, mark: str, content: str) -> None:
+    """Puts generated text between its marks, `<!-- MARK -->` and `<!-- end of MARK -->`."""
     text = path.read_text(encoding="utf-8")
-    part = f"{BEGIN}\n{markdown(measured)}\n{END}"
-    changed, count = re.subn(f"{BEGIN}.*?{END}", lambda _: part, text, flags=re.DOTALL)
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    changed, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"{path} has no place for the table: {BEGIN} … {END}")
+        raise ValueError(f"{path} has no place for what is generated: {begin} … {end}")
     with replacing(path) as file:
         file.write(changed.encode())
 

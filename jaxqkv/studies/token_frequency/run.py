@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
@@ -72,6 +73,11 @@ def _reduce(
                 jax.vmap(bins)(score, index) if sharded else jax.lax.map(lambda one: bins(*one), (score, index))
             )
     return results
+
+
+def reducer(names: tuple[str, ...], mesh: Mesh | None) -> Reducer:
+    """What `_reduce` keeps of a layer, for a model on that mesh."""
+    return functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1)
 
 
 def mean_score(attention: Attention) -> Float[Array, "batch query key"]:
@@ -234,9 +240,7 @@ class Run:
     ) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
         several = self.batch_size > self.together * distributed.count()
-        mesh = self.model.mesh
-        # One function for all chunks: another one would be compiled anew.
-        reduce = functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1)
+        reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
         last_saved, done = time.monotonic(), self.pool.numbers[-1:].tolist()
         rows = (row for row in rows if row.number > (done or [-1])[0])  # others may have been less far
         with tqdm(total=self.batch_size, desc="sequences", unit="sequence", delay=1, disable=None) as bar:
@@ -263,8 +267,7 @@ class Run:
             log_frequency = self.counts.log_frequency[ids] if hasattr(self, "counts") else np.full(ids.shape, np.nan)
             edges, index = np.zeros((len(ids), 0)), np.full((len(ids), 1), -1, np.int8)
             if binned:
-                with ThreadPoolExecutor() as threads:  # NumPy sorts and searches outside of Python's lock
-                    edges, index = map(np.stack, zip(*threads.map(_bins, log_frequency), strict=True))
+                edges, index = binned_pairs(log_frequency)
             mesh = self.model.mesh
             if mesh is None:
                 index = jax.device_put(index)
@@ -354,11 +357,19 @@ def pair_sums(log_frequency: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "qu
     return log_frequency[:, None] + log_frequency[None, :]
 
 
-def _bins(log_frequency: Float[np.ndarray, " pos"]) -> tuple[Float[np.ndarray, "edge"], Int[np.ndarray, "pair"]]:
-    """Edges of the bins of one sequence's pairs, and the bin of each pair."""
-    sums = pair_sums(log_frequency).ravel()
-    edges = percentile_edges(sums, BINS)
-    return edges, bin_index(sums, edges).astype(np.int8)
+def binned_pairs(
+    log_frequency: Float[np.ndarray, "sequence pos"],
+) -> tuple[Float[np.ndarray, "sequence edge"], Int[np.ndarray, "sequence pair"]]:
+    """Edges of the bins of each sequence's pairs, and the bin of each pair; on all cores."""
+
+    def one(row: Float[np.ndarray, " pos"]) -> tuple[np.ndarray, np.ndarray]:
+        sums = pair_sums(row).ravel()
+        edges = percentile_edges(sums, BINS)
+        return edges, bin_index(sums, edges).astype(np.int8)
+
+    with ThreadPoolExecutor() as threads:  # NumPy sorts and searches outside of Python's lock
+        edges, index = zip(*threads.map(one, log_frequency), strict=True)
+    return np.stack(edges), np.stack(index)
 
 
 STUDY = Study(
