@@ -25,14 +25,16 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv import showing
+
 # What kernels take: an array on the device or on the host.
 AnyArray = Array | np.ndarray
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
 
 
-@struct.dataclass
-class Attention:
+@struct.dataclass(repr=False)
+class Attention(showing.Arrays):
     """What happens inside one layer; a field that was not asked for is None."""
 
     q: Float[Array, "batch head pos head_dim"] | None = None
@@ -54,8 +56,8 @@ class Attention:
         return jax.tree.map(lambda x: x.astype(dtype), self)
 
 
-@struct.dataclass
-class Activations:
+@struct.dataclass(repr=False)
+class Activations(showing.Arrays):
     """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
 
     `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
@@ -72,3 +74,7 @@ class Activations:
     resid_pre: Float[Array, "layer batch pos embed"] | None = None
     mlp_out: Float[Array, "layer batch pos embed"] | None = None
     layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def _about(self) -> str:
+        return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxqkv import weight_map
+from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
 from jaxqkv.errors import CheckpointError, first_line
 
@@ -64,22 +64,43 @@ class Checkpoint:
 
     def summary(self) -> dict[str, str]:
         """What `jaxqkv info` says of where the weights and the tokenizer come from."""
+        return {"tokenizer": ", ".join(self.tokenizer_files) or "none here"}
+
+    @property
+    def tokenizer_files(self) -> list[str]:
+        """The names of the tokenizer's files, without looking further than this machine."""
         folder = self.tokenizer_folder
-        names = [name for name in TOKENIZER_FILES if folder is not None and (folder / name).exists()]
-        return {"tokenizer": ", ".join(names) or "none here"}
+        return [name for name in TOKENIZER_FILES if folder is not None and (folder / name).exists()]
+
+    def __repr__(self) -> str:
+        return f"Checkpoint {self.spec}: {self.config.architecture}; {len(self.shapes)} tensors"
+
+    def _repr_html_(self) -> str:
+        about = {
+            "architecture": self.config.architecture,
+            "width": str(self.config.n_embd),
+            "vocabulary": self.config.vocabulary,
+            "tensors": f"{len(self.shapes)}, {', '.join(sorted(set(self.dtypes.values())))}",
+        }
+        return showing.facts_table(f"Checkpoint {self.spec}", about | self.summary())
 
 
-def open_checkpoint(spec: str | os.PathLike, *, revision: str | None = None, seed: int = 0) -> Checkpoint:
+def open_checkpoint(
+    spec: "str | os.PathLike | Checkpoint", *, revision: str | None = None, seed: int = 0
+) -> Checkpoint:
     """Opens a checkpoint by reading its config and the headers of its files, and no weights.
 
     Args:
-      spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring.
+      spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring. One that
+        is open is given back.
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
 
     Raises:
       CheckpointError: naming file, key and reason.
     """
+    if isinstance(spec, Checkpoint):
+        return spec
     spec = os.fspath(spec)
     if spec.startswith("random:"):
         return RandomCheckpoint(spec, seed, revision)

@@ -43,6 +43,16 @@ class Config:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    @property
+    def architecture(self) -> str:
+        """The kind of model and its size, in words."""
+        return f"{self.model_type}, {self.n_layer} layers, {self.n_head} heads of {self.head_dim}"
+
+    @property
+    def vocabulary(self) -> str:
+        """How many tokens and positions there are, in words."""
+        return f"{self.vocab_size} tokens, {self.n_positions} positions"
+
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config(Config):

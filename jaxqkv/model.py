@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxqkv import bert, gpt2
+from jaxqkv import bert, gpt2, showing
 from jaxqkv.activations import FIELDS, Activations, AnyArray, Attention
 from jaxqkv.attention import visible_keys
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
@@ -348,6 +348,23 @@ class Model:
         self._tokenizer = tokenizer
         self.mesh = mesh
 
+    def __repr__(self) -> str:
+        parameters = f"{sum(self.weights.parameters().values()):,} parameters"
+        return (
+            f"Model {self.checkpoint.spec}: {self.config.architecture}, {self.config.vocabulary}\n"
+            f"  {parameters}, {showing.megabytes(self.weights.nbytes)} MB; {self._how}"
+        )
+
+    def _repr_html_(self) -> str:
+        return showing.facts_table(f"Model {self.checkpoint.spec}", self.weights.summary() | {"runs": self._how})
+
+    @property
+    def _how(self) -> str:
+        """How it runs, in words."""
+        kept = "read at every run" if self._kept is None else "kept from their second use on"
+        mesh = "" if self.mesh is None else f" on {dict(self.mesh.shape)}"
+        return f"in {self.weights.dtype}{mesh}, layers {kept}"
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, read at its first use."""
@@ -451,7 +468,7 @@ def load(
     """Opens a checkpoint for running; weights are read when they are first needed.
 
     Args:
-      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`.
+      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; or an open `Checkpoint`.
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
       dtype: of the arithmetic.

@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jaxqkv import showing
 from jaxqkv.activations import AnyArray
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.config import BertConfig, Config
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-@struct.dataclass
-class Batch:
+@struct.dataclass(repr=False)
+class Batch(showing.Arrays):
     """Token ids of several texts. `mask` is True at real tokens; pads may stand on either side."""
 
     ids: Int[AnyArray, "batch pos"]

@@ -1,12 +1,13 @@
 """`Weights`: a checkpoint's tensors by name and by role, each read when it is asked for."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxqkv import weight_map
+from jaxqkv import showing, weight_map
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.errors import CheckpointError, JaxqkvError
 
@@ -69,32 +70,65 @@ class Weights:
         table = self._table
 
         def info(rule: weight_map.Rule, layer: int | None) -> TensorInfo:
-            category = next(c for start, c in CATEGORIES.items() if rule.places[0].startswith(start))
-            return TensorInfo(rule.key.format(layer=layer), category, layer, rule.shape)
+            return TensorInfo(rule.key.format(layer=layer), _category(rule), layer, rule.shape)
 
         layers = [info(rule, layer) for layer in range(self.config.n_layer) for rule in table.layer]
         return [*(info(r, None) for r in table.embed), *layers, *(info(r, None) for r in table.final)]
 
-    def summary(self) -> dict[str, str]:
-        """What `jaxqkv info` prints: architecture, parameters by part, files, dtype, tokenizer."""
-        config = self.config
+    def parameters(self) -> dict[str, int]:
+        """How many numbers there are, by what they are for."""
         sizes = dict.fromkeys(CATEGORIES.values(), 0)
         for tensor in self.inventory():
             sizes[tensor.category] += tensor.parameters
-        dtypes = sorted({self.checkpoint.dtypes[key] for key in self._keys.values()})
+        return sizes
+
+    @property
+    def stored(self) -> list[str]:
+        """The dtypes that the model's tensors have in the files, as safetensors names them."""
+        return sorted({self.checkpoint.dtypes[key] for key in self._keys.values()})
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the checkpoint without reading a tensor, for programs."""
+        config, checkpoint = self.config, self.checkpoint
+        return {
+            **checkpoint.identity(),
+            "config": {"model_type": config.model_type, **dataclasses.asdict(config), "head_dim": config.head_dim},
+            "parameters": self.parameters() | {"all": sum(self.parameters().values())},
+            "stored as": self.stored,
+            "bytes": {str(self.dtype): self.nbytes},
+            "tokenizer": checkpoint.tokenizer_files,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """The same for people, as `jaxqkv info` prints it."""
+        config, sizes = self.config, self.parameters()
         return {
             "checkpoint": self.checkpoint.spec,
-            "architecture": f"{config.model_type}, {config.n_layer} layers, {config.n_head} heads of {config.head_dim}",
+            "architecture": config.architecture,
             "width": f"{config.n_embd}, MLP {config.n_inner} ({config.activation})",
-            "vocabulary": f"{config.vocab_size} tokens, {config.n_positions} positions",
+            "vocabulary": config.vocabulary,
             "parameters": f"{sum(sizes.values()):,}",
             "  embeddings": f"{sum(size for name, size in sizes.items() if name.endswith('Embedding')):,}",
             "  attention": f"{sizes['Attention']:,}",
             "  MLP": f"{sizes['Feed Forward']:,}",
             "  norms": f"{sizes['Layer Norm']:,}",
-            "stored as": f"{', '.join(dtypes)}, {self.nbytes / 2**20:,.1f} MiB in {self.dtype}",
+            "stored as": f"{', '.join(self.stored)}, {self.nbytes / 2**20:,.1f} MiB in {self.dtype}",
             **self.checkpoint.summary(),
         }
+
+    def __repr__(self) -> str:
+        size = f"{sum(self.parameters().values()):,} parameters, {showing.megabytes(self.nbytes)} MB in {self.dtype}"
+        return f"Weights of {self.checkpoint.spec}: {self.config.architecture}; {size}"
+
+    def _repr_html_(self) -> str:
+        """A row a tensor; those of all layers together, with how many there are."""
+        rows = []
+        for rules, count in ((self._table.embed, 1), (self._table.layer, self.config.n_layer), (self._table.final, 1)):
+            for rule in rules:
+                name = rule.key.format(layer="*") + (f" (× {count})" if "{layer}" in rule.key else "")
+                size = count * showing.nbytes(rule.shape, self.dtype)
+                rows.append((name, _category(rule), str(list(rule.shape)), str(self.dtype), showing.megabytes(size)))
+        return showing.table(repr(self), ("tensor", "part", "shape", "dtype", "MB"), rows)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A tensor by name, with or without the file's prefix, in the shape that the file has."""
@@ -170,6 +204,11 @@ class Weights:
         for rule in rules:
             flat |= rule.apply(self[rule.key.format(layer=layer)])
         return weight_map.nest(flat)
+
+
+def _category(rule: weight_map.Rule) -> str:
+    """What the tensor is for."""
+    return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
 
 
 def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, np.ndarray]:

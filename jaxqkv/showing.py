@@ -1,0 +1,123 @@
+"""How objects show themselves, in a terminal and in a notebook: names, shapes and sizes, and no numbers.
+
+Nothing here looks into an array, so that what is traced, on a device or in a file shows itself as well.
+"""
+
+import dataclasses
+import html
+import math
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Colours are the page's own, so that a table is readable in light and in dark; lines are half transparent.
+_CELL = "text-align: left; padding: .15em .8em; border-top: 1px solid #8884"
+
+
+class ArrayInfo(NamedTuple):
+    """One field of a struct: its shape with the names of its axes, its dtype and how many bytes it takes."""
+
+    name: str
+    shape: str
+    dtype: str
+    nbytes: int
+
+
+class Arrays:
+    """What a struct of arrays shows of itself: every field that is there."""
+
+    @property
+    def _about(self) -> str:
+        """What its heading says after the name of its type."""
+        return ""
+
+    def __repr__(self) -> str:
+        fields = array_fields(self)
+        rows = [(each.name, each.shape, each.dtype, f"{megabytes(each.nbytes)} MB") for each in fields]
+        return "\n".join([self._heading(fields), *aligned(rows)])
+
+    def _repr_html_(self) -> str:
+        fields = array_fields(self)
+        rows = [(each.name, each.shape, each.dtype, megabytes(each.nbytes)) for each in fields]
+        return table(self._heading(fields), ("field", "shape", "dtype", "MB"), rows)
+
+    def _heading(self, fields: Sequence[ArrayInfo]) -> str:
+        total = megabytes(sum(each.nbytes for each in fields))
+        return f"{type(self).__name__}{self._about}: {total} MB"
+
+
+def array_fields(struct: Any) -> list[ArrayInfo]:
+    """The fields of a dataclass that are set and are no settings; axes are named as they are annotated."""
+    rows = []
+    for field in dataclasses.fields(struct):
+        value = getattr(struct, field.name)
+        if value is None or not field.metadata.get("pytree_node", True):
+            continue
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape is None or dtype is None:  # a tree transformation has put something else there
+            rows.append(ArrayInfo(field.name, type(value).__name__, "", 0))
+            continue
+        names = axis_names(field.type)
+        sizes = [f"{n}={s}" for n, s in zip(names, shape, strict=True)] if len(names) == len(shape) else shape
+        rows.append(ArrayInfo(field.name, f"[{', '.join(map(str, sizes))}]", str(dtype), nbytes(shape, dtype)))
+    return rows
+
+
+def axis_names(annotation: Any) -> tuple[str, ...]:
+    """The axes that a jaxtyping annotation names; those of the first, where there are several."""
+    for each in typing.get_args(annotation) or (annotation,):
+        if hasattr(each, "dim_str"):
+            return tuple(each.dim_str.split())
+    return ()
+
+
+def nbytes(shape: Sequence[int], dtype: Any) -> int:
+    """The bytes of an array of that shape."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def megabytes(count: int) -> str:
+    """Bytes in units of a million."""
+    if 0 < count < 1000:
+        return "< 0.001"
+    return f"{count / 1e6:,.1f}" if count >= 1e6 else f"{count / 1e6:.3f}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers, runs of them by their ends: 0–5, 8, 9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = (f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return ", ".join(words)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the columns below each other, the last one at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        lines.append("  " + "  ".join([*cells, row[-1].rjust(widths[-1])]))
+    return lines
+
+
+def table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table that needs nothing around it; `heading` may be empty."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        inside = (f'<{tag} style="{_CELL}">{html.escape(cell)}</{tag}>' for cell in cells)
+        return f"<tr>{''.join(inside)}</tr>"
+
+    lines = [line(heading, "th")] if heading else []
+    lines += [line(row, "td") for row in rows]
+    caption = f'<caption style="text-align: left; font-weight: bold">{html.escape(title)}</caption>'
+    return f'<table style="border-collapse: collapse">{caption}\n' + "\n".join(lines) + "\n</table>"
+
+
+def facts_table(title: str, values: Mapping[str, str]) -> str:
+    """An HTML table of names and what they are."""
+    return table(title, (), [(name.replace("  ", "\N{NO-BREAK SPACE}" * 4), value) for name, value in values.items()])
