@@ -1,7 +1,10 @@
 """GPT-2 and BERT in JAX with every attention intermediate as a return value."""
 
+import importlib
+from types import ModuleType
+
 from jaxqkv.activations import Activations, Attention
-from jaxqkv.checkpoint import open_checkpoint
+from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.errors import CheckpointError, JaxqkvError
 from jaxqkv.model import Model, forward, hidden, load, logits
 from jaxqkv.tokens import Batch
@@ -13,6 +16,7 @@ __all__ = [
     "Activations",
     "Attention",
     "Batch",
+    "Checkpoint",
     "CheckpointError",
     "JaxqkvError",
     "Model",
@@ -23,3 +27,16 @@ __all__ = [
     "logits",
     "open_checkpoint",
 ]
+
+# Imported when they are first used: what they bring takes longer to load than the rest.
+_SUBMODULES = ("corpus", "figures", "kernels", "studies")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

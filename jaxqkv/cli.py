@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxqkv.errors
+from jaxqkv import console
 from jaxqkv.figures.gallery import FORMATS
 from jaxqkv.figures.style import THEMES
 
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="store_true", help="print the version and those of its dependencies")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top.set_defaults(quiet=False, json=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, action: Callable[[argparse.Namespace], int | None], help: str, examples: str) -> Parser:
@@ -66,10 +68,8 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument(
         "--model", nargs="+", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC"
     )
-    figures.add_argument("--demo", action="store_true", help="use the bundled checkpoint that fits the study")
-    figures.add_argument("--revision", help="branch, tag or commit on the hub")
-    figures.add_argument("--layer", type=int, help="instead of the study's own layer")
-    figures.add_argument("--seed", type=_from(0), default=0, help="of everything random (default %(default)s)")
+    for name, extra in COMMON_OPTIONS.items():
+        figures.add_argument(f"--{name}", **extra)
     stimuli = figures.add_argument_group("stimuli of some studies")
     for name, extra in STUDY_OPTIONS.items():
         stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
@@ -81,17 +81,17 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--patience", type=_from(1), default=60, help="seconds to wait for the others (default 60)")
     figures.add_argument("--out", type=Path, default=Path("figures"), help="folder (default %(default)s)")
     figures.add_argument("--format", nargs="+", choices=FORMATS, default=[], help="besides png")
-    figures.add_argument("--theme", choices=THEMES, default="light")
-    figures.add_argument("--dpi", type=_from(10, 2400), default=200, help="of the pictures (default %(default)s)")
     figures.add_argument("--arrays-only", action="store_true", help="write the .npz files and draw nothing")
     _add_precision(figures)
+    _add_output(figures)
     figures.add_argument("--no-compilation-cache", action="store_true", help="do not keep XLA's compiled programs")
 
-    command("list", _list, "list every figure", "example:\n  jaxqkv list")
+    _add_output(command("list", _list, "list every figure", "example:\n  jaxqkv list"))
 
     info = command("info", _info, "describe a checkpoint", "example:\n  jaxqkv info demo-gpt2")
     info.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
     info.add_argument("--revision", help="branch, tag or commit on the hub")
+    _add_output(info)
 
     view = command("view", _view, "make one interactive page of a text's attention in every head", VIEW_EXAMPLE)
     view.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--seed", type=_from(0), default=0, help="of the weights of random:SPEC (default %(default)s)")
     view.add_argument("--tokenizer", **STUDY_OPTIONS["tokenizer"])
     _add_precision(view)
+    _add_output(view)
     view.add_argument("--out", type=Path, default=Path("attention.html"), help="the page (default %(default)s)")
 
     verify = command("verify", _verify, "compare every intermediate with PyTorch's", VERIFY_EXAMPLE)
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--text", nargs="+", help="texts to run (default two of the studies')")
     verify.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic (default %(default)s)")
     _add_precision(verify)
+    _add_output(verify)
     verify.add_argument("--out", type=Path, default=Path("verify.json"), help="the report (default %(default)s)")
 
     commands.add_parser("bench", help="time it against PyTorch; `jaxqkv bench --help` says more", add_help=False)
@@ -121,6 +123,13 @@ def _add_precision(command: Parser) -> None:
     """JAX's own names; `devices.PRECISIONS`, which this module does not import before it has to."""
     help = "of float32 matrix products; high and default on accelerators, bfloat16 everywhere (default highest)"
     command.add_argument("--precision", choices=("highest", "high", "default", "bfloat16"), help=help)
+
+
+def _add_output(command: Parser) -> None:
+    """What the command says: for people unless one of these is given."""
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="say nothing but errors and warnings, draw no bars")
+    how.add_argument("--json", action="store_true", help="the same, and the result as one JSON document on stdout")
 
 
 def _from(smallest: int, largest: int | None = None) -> Callable[[str], int]:
@@ -159,6 +168,16 @@ def _mesh(text: str) -> dict[str, int]:
 
 
 DTYPES = ("float32", "bfloat16")
+
+# Arguments that every study takes, on the command line and from Python.
+COMMON_OPTIONS: dict[str, dict[str, Any]] = {
+    "demo": {"action": "store_true", "help": "use the bundled checkpoint that fits the study"},
+    "revision": {"help": "branch, tag or commit on the hub"},
+    "layer": {"type": int, "help": "instead of the study's own layer"},
+    "seed": {"type": _from(0), "default": 0, "help": "of everything random (default %(default)s)"},
+    "theme": {"choices": THEMES, "default": "light"},
+    "dpi": {"type": _from(10, 2400), "default": 200, "help": "of the pictures (default %(default)s)"},
+}
 
 # Arguments that only some studies take; each study names its own.
 STUDY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -244,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if getattr(options, "precision", None):
             jaxqkv.devices.set_precision(options.precision)
-        return options.action(options) or 0
+        with console.quiet(options.quiet or options.json):
+            return options.action(options) or 0
     except KeyboardInterrupt:
         print("jaxqkv: interrupted; figures that were finished are whole", file=sys.stderr)
         _leave_job(options, 130)
@@ -298,15 +318,17 @@ def _list(options: argparse.Namespace) -> None:
     from jaxqkv.figures.registry import STUDIES, study
 
     rows = [(name, spec.id, spec.title) for name in STUDIES for spec in study(name).figures.values()]
-    print(Table(heading=("study", "id", "figure"), rows=rows, left=3).text())
+    document = [dict(zip(("study", "id", "title"), row, strict=True)) for row in rows]
+    _show(options, document, lambda: Table(heading=("study", "id", "figure"), rows=rows, left=3).text())
 
 
 def _info(options: argparse.Namespace) -> None:
     from jaxqkv.checkpoint import open_checkpoint
     from jaxqkv.weights import Weights
 
-    for name, value in Weights(open_checkpoint(options.spec, revision=options.revision)).summary().items():
-        print(f"{name + ':':22}{value}")
+    weights = Weights(open_checkpoint(options.spec, revision=options.revision))
+    lines = (f"{name + ':':22}{value}" for name, value in weights.summary().items())
+    _show(options, weights.facts(), lambda: "\n".join(lines))
 
 
 def _view(options: argparse.Namespace) -> None:
@@ -322,7 +344,9 @@ def _view(options: argparse.Namespace) -> None:
         options.spec, revision=options.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer
     )
     drawn = write_view(options.out, model, text, options.layers, options.command_line)
-    _say(f"{drawn}; {options.out.stat().st_size / 1e6:.1f} MB, see {options.out}")
+    size = options.out.stat().st_size
+    document = {"drawn": drawn, "checkpoint": model.checkpoint.identity(), "page": str(options.out), "bytes": size}
+    _show(options, document, lambda: f"{drawn}; {size / 1e6:.1f} MB, see {options.out}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -335,15 +359,13 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify.report(checkpoint, options.text, options.dtype)
     report |= {name: value for name, value in _about_run(options).items() if name not in report}
     verify.write(report, options.out)
-    _say(verify.table(report).text())
     verdict = "passed" if report["passed"] else "FAILED"
-    _say(f"{verdict}: {report['checkpoint']['checkpoint']}, {report['batch']}; see {options.out}")
+    last = f"{verdict}: {report['checkpoint']['checkpoint']}, {report['batch']}; see {options.out}"
+    _show(options, report | {"report": str(options.out)}, lambda: f"{verify.table(report).text()}\n{last}")
     return 0 if report["passed"] else 1
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from jaxqkv import devices, distributed
     from jaxqkv.figures import gallery
     from jaxqkv.figures.registry import study
@@ -369,21 +391,22 @@ def _figures(options: argparse.Namespace) -> None:
     run = chosen.run(options)
     about = {"seed": options.seed} | _about_run(options) | run.describe()
     _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
-    run.prepare(frozenset().union(*(spec.needs for spec in specs)))
+    run.prepare(chosen.needs(specs))
     if distributed.index() > 0:  # the first process has everything, and writes it
         return
     for note in run.describe().get("notes", ()):
         _say(note)
     formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
-    computing, drawing, entries = time.monotonic() - start, 0.0, {}
+    computing, drawing, entries, left_out = time.monotonic() - start, 0.0, {}, {}
     try:
-        for spec in tqdm(specs, desc="figures", unit="figure", delay=1, disable=None):
+        for spec in console.bar(specs, desc="figures", unit="figure"):
             begin = time.monotonic()
             try:
                 display = spec.make(run)
             except jaxqkv.errors.NotDrawable as error:
                 if spec.id in options.ids or len(specs) == 1:
                     raise
+                left_out[spec.id] = str(error)
                 print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
                 continue
             if display.text:
@@ -405,13 +428,29 @@ def _figures(options: argparse.Namespace) -> None:
             about |= run.describe() | {"seconds": seconds}
             gallery.write_manifest(folder, chosen.name, about, entries)
             page = gallery.write_gallery(options.out)
+    if not entries:
+        raise jaxqkv.errors.JaxqkvError(f"no figure of {chosen.name} can be drawn of this")
     chosen.finish(run)
     drawn = f"{len(entries)} figure{'s' * (len(entries) != 1)} in {folder}"
-    _say(f"{drawn}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
+    for entry in entries.values():
+        entry["files"] = [str(folder / name) for name in entry["files"]]
+    document = {"study": chosen.name, **about, "figures": entries, "not drawn": left_out}
+    document |= {"manifest": str(folder / "manifest.json"), "page": str(page)}
+    _show(options, document, lambda: f"{drawn}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
+
+
+def _show(options: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:
+    """The result of a command: a text for people, with --json a document for programs, with --quiet nothing."""
+    if options.json:
+        print(console.as_json(document), flush=True)
+    elif not options.quiet:
+        _say(text())
 
 
 def _say(text: str) -> None:
-    """Prints; a reader who has gone away (`| head`) does not stop the figures."""
+    """Prints, unless told to be quiet; a reader who has gone away (`| head`) does not stop the figures."""
+    if console.is_quiet():
+        return
     with contextlib.suppress(BrokenPipeError):
         print(text, flush=True)
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
-from jaxqkv import distributed
+from jaxqkv import console, distributed
 from jaxqkv.corpus import Corpus, digest
 from jaxqkv.devices import cache_folder
 from jaxqkv.errors import CorpusError
@@ -32,6 +31,7 @@ DOCUMENTS = 64
 KEPT_ROWS = 1024
 # A sequence of one token has no position but the first.
 SHORTEST = 2
+NEW = "--no-cache reads them anew"
 # Raised when what is kept changes its form.
 VERSION = 1
 
@@ -121,10 +121,10 @@ def count_and_rows(
     counts, rows = None, None
     if cache and tokens and (kept := _recall("counts", counts_key, "counts", "documents", "whole")):
         counts = TokenCounts(kept["counts"], int(kept["documents"]), bool(kept["whole"]))
-        _say_kept(f"{counts.tokens:,} tokens of {corpus.name} were counted before")
+        console.note(f"{counts.tokens:,} tokens of {corpus.name} were counted before; {NEW}")
     if keep_batch and (kept := _recall("batch", batch_key, "ids")):
         rows = (Row(number, ids, Place()) for number, ids in enumerate(kept["ids"]))
-        _say_kept(f"{batch:,} documents of {corpus.name} were tokenised before")
+        console.note(f"{batch:,} documents of {corpus.name} were tokenised before; {NEW}")
     reading = _Pass(corpus, tokenizer, length, 0 if batch is None or rows is not None else batch, start or Place())
     if tokens and counts is None:
         counts = reading.count(tokens, vocab)
@@ -157,7 +157,7 @@ class _Pass:
     def count(self, tokens: int, vocab: int) -> TokenCounts:
         """To the document that completes so many tokens."""
         counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
-        with tqdm(total=tokens, desc="tokens", unit="token", unit_scale=True, delay=1, disable=None) as progress:
+        with console.bar(total=tokens, desc="tokens", unit="token", unit_scale=True) as progress:
             for before, ids, size in self._documents:
                 self._look(before, ids, size)
                 documents += 1
@@ -269,10 +269,6 @@ def _recall(kind: str, key: dict[str, Any], *names: str) -> dict[str, np.ndarray
             return {name: arrays[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _say_kept(what: str) -> None:
-    print(f"jaxqkv: {what}; --no-cache reads them anew", file=sys.stderr)
 
 
 def _keep(kind: str, key: dict[str, Any], **arrays: Any) -> None:

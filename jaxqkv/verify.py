@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxqkv import console
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.devices import precision
 from jaxqkv.errors import CheckpointError, JaxqkvError
@@ -95,12 +96,17 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
     except ImportError as error:
         raise JaxqkvError(f"verify needs {error.name}: pip install 'jaxqkv[torch]'") from None
     ids, mask = np.asarray(batch.ids), np.asarray(batch.mask)
-    torch_model = torch_reference.load(checkpoint)
-    theirs = _with_hidden(torch_reference.intermediates(torch_model, ids, mask))
-    exact = _with_hidden(torch_reference.intermediates(torch_model.double(), ids, mask))
-    ours = _intermediates(Model(checkpoint, dtype=dtype), batch)
-    with _double_precision():
-        ours_exact = _intermediates(Model(checkpoint, dtype=np.float64), batch)
+    with console.bar(total=4, desc="runs", unit="run") as progress:
+        torch_model = torch_reference.load(checkpoint)
+        theirs = _with_hidden(torch_reference.intermediates(torch_model, ids, mask))
+        progress.update()
+        exact = _with_hidden(torch_reference.intermediates(torch_model.double(), ids, mask))
+        progress.update()
+        ours = _intermediates(Model(checkpoint, dtype=dtype), batch)
+        progress.update()
+        with _double_precision():
+            ours_exact = _intermediates(Model(checkpoint, dtype=np.float64), batch)
+        progress.update()
     results = []
     for name in TENSORS:
         mine, other, truth, double = (_real(arrays[name], name, mask) for arrays in (ours, theirs, exact, ours_exact))

@@ -49,7 +49,7 @@ def activations(model, config):
 
 def test_activations(activations):
     lines = str(activations).splitlines()
-    # 2·2·5·13·7 numbers of q, 2·2·5·13·13 of the pattern and 2·2·13·35 of the MLP, four bytes each; the mask's 2·13 bytes.
+    # 2·2·5·13·7 numbers of q, 2·2·5·13·13 of the pattern and 2·2·13·35 of the MLP, four bytes each.
     assert lines[0] == "Activations of layers 0, 2: 0.028 MB"
     assert [re.split(" {2,}", line)[1:] for line in lines[1:]] == [
         ["mask", "[batch=2, pos=13]", "bool", "< 0.001 MB"],

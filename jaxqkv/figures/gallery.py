@@ -1,23 +1,17 @@
 """Files: pictures and arrays that appear whole or not at all, a manifest a study, one gallery page."""
 
 import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.drawing import FORMATS, drawn, rendered, save_arrays
 from jaxqkv.figures.pages import fill, write_page
 from jaxqkv.figures.registry import STUDIES
 from jaxqkv.files import make_writable, replacing
-
-# The first is always drawn: the page shows it.
-FORMATS = ("png", "svg", "pdf")
 
 
 def prepare_folder(out: Path, study: str) -> Path:
@@ -38,8 +32,7 @@ def save_figure(display: Display, id: str, folder: Path, formats: Sequence[str],
     earlier runs in other formats are removed.
     """
     with contextlib.ExitStack() as files:
-        arrays = files.enter_context(replacing(folder / f"{id}.npz"))
-        np.savez(arrays, **{name: np.asarray(array) for name, array in display.arrays.items()})
+        save_arrays(display.arrays, files.enter_context(replacing(folder / f"{id}.npz")))
         if formats:
             pictures = {kind: files.enter_context(replacing(folder / f"{id}.{kind}")) for kind in formats}
             draw(display, pictures, theme, dpi)
@@ -50,19 +43,9 @@ def save_figure(display: Display, id: str, folder: Path, formats: Sequence[str],
 
 def draw(display: Display, files: Mapping[str, Any], theme: str, dpi: int) -> None:
     """The display, drawn once and written to a file for each format."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(style.settings(theme)):
-        figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
-        FigureCanvasAgg(figure)
-        display.draw(figure)
-        for kind, file in files.items():
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-            file.write(buffer.getbuffer())
+    figure = drawn(display, theme, dpi)
+    for kind, file in files.items():
+        file.write(rendered(figure, kind, theme))
 
 
 def write_manifest(folder: Path, study: str, run: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> None:

@@ -11,8 +11,11 @@ import importlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.drawing import Figure, drawn
 
 # Name on the command line → module; the order is that of the README's table.
 STUDIES = {
@@ -74,17 +77,51 @@ class Study:
         """The figures named, in the registry's order; all of them when none is."""
         unknown = [id for id in ids if id not in self.figures]
         if unknown:
-            raise JaxqkvError(f"{self.name} has no figure {unknown[0]}; {_nearest(unknown[0], self.figures)}")
+            raise JaxqkvError(f"{self.name} has no figure {unknown[0]}; {nearest(unknown[0], self.figures)}")
         return [spec for id, spec in self.figures.items() if not ids or id in ids]
+
+    @staticmethod
+    def needs(specs: Sequence[FigureSpec]) -> frozenset[str]:
+        """What a run has to prepare for these figures."""
+        return frozenset().union(*(spec.needs for spec in specs))
+
+    def draw(self, id: str | Sequence[str], *, model: Any = None, **options: Any) -> Figure | list[Figure]:
+        """Draws a figure of this study, as `jaxqkv figures` does, and gives it instead of writing files.
+
+        Args:
+          id: the figure's; of several, a list of figures that share one pass over the model.
+          model: hub id, folder, demo-gpt2, demo-bert or random:SPEC; an open `Checkpoint` or a `Model`;
+            several in a list where the study takes several. The study's own unless given.
+          options: those of the command that this study takes, under their Python names: `layer`,
+            `seed`, `theme`, `text`, `sentences` (also as a list), `text_file`, `skip_missing`, ….
+
+        Raises:
+          JaxqkvError: on names, values, checkpoints and texts that the command would refuse, too.
+        """
+        from jaxqkv.studies.options import from_keywords
+
+        ids = [id] if isinstance(id, str) else list(id)
+        specs = self.select(ids)
+        chosen = from_keywords(self, model, options)
+        run = self.run(chosen)
+        run.prepare(self.needs(specs))
+        figures = {}
+        for spec in specs:
+            display = spec.make(run)
+            arrays = {name: np.array(array) for name, array in display.arrays.items()}
+            picture = drawn(display, chosen.theme, chosen.dpi)
+            figures[spec.id] = Figure(self.name, spec.id, spec.title, display.caption, arrays, picture, chosen.theme)
+        return figures[id] if isinstance(id, str) else [figures[each] for each in ids or figures]
 
 
 def study(name: str) -> Study:
     """The study of that name, imported when it is first asked for."""
     if name not in STUDIES:
-        raise JaxqkvError(f"no study {name}; {_nearest(name, STUDIES)}")
+        raise JaxqkvError(f"no study {name}; {nearest(name, STUDIES)}")
     return importlib.import_module(f"jaxqkv.studies.{STUDIES[name]}").STUDY
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
+def nearest(name: str, names: Collection[str]) -> str:
+    """What an error about an unknown name ends with."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names)}"

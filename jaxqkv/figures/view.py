@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt16
-from tqdm import tqdm
 
+from jaxqkv import console
 from jaxqkv.attention import visible_keys
 from jaxqkv.config import Config
 from jaxqkv.errors import JaxqkvError
@@ -125,7 +125,7 @@ def _body(model: Model, text: str, batch: Batch, layers: Sequence[int], command:
     seen = np.asarray(visible_keys(batch.mask, config.causal))[0]
     error = 0.0
     run = model.layerwise(batch, capture={"scores", "pattern"}, layers=list(layers))
-    for layer, attention in tqdm(run, total=len(layers), desc="layers", unit="layer", delay=1, disable=None):
+    for layer, attention in console.bar(run, total=len(layers), desc="layers", unit="layer"):
         scores, pattern = (np.asarray(x[0], np.float32) for x in (attention.scores, attention.pattern))
         lost = int((~np.isfinite(scores[:, seen])).sum())
         if lost:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from tqdm import tqdm
 
+from jaxqkv import console
 from jaxqkv.activations import AnyArray
 from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visible_keys
 from jaxqkv.devices import compile_early, jit
@@ -143,7 +143,7 @@ class Run:
         if LAYER_NEED in needs:
             of_layer = compile_early(_of_layer, heads, heads, mask)
         results = []
-        with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
+        with console.bar(total=len(layers), desc="layers", unit="layer") as progress:
             for layer, attention in self.model.layerwise(self.batch, capture={"q", "k"}, layers=layers):
                 attention = attention.astype(np.float32)
                 if names:
@@ -188,6 +188,7 @@ STUDY = Study(
     run=Run,
     options=("text", "text_file", "tokenizer", "dtype"),
 )
+figure = STUDY.draw
 
 
 def _chosen(samples: Sequence[Sample]) -> list[np.ndarray]:

@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from jaxqkv.checkpoint import open_checkpoint
+from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.devices import make_mesh
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
+from jaxqkv.figures.registry import nearest
 from jaxqkv.model import Model, load
 from jaxqkv.streaming import Arena, read_after, to_device
 from jaxqkv.weights import Weights
@@ -22,25 +24,109 @@ if TYPE_CHECKING:
     from jaxqkv.figures.registry import Study
 
 
-def specs(options: argparse.Namespace, study: "Study") -> tuple[str, ...]:
-    """The checkpoints to draw: `--model`, the bundled one with `--demo`, or the study's own."""
+# What is decided when a model is loaded; the first when a checkpoint is opened.
+LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
+
+
+def from_keywords(study: "Study", model: Any, given: Mapping[str, Any]) -> argparse.Namespace:
+    """The options of a call from Python: the command's own, with its defaults, types and checks.
+
+    Args:
+      study: what is drawn; only the options that it takes are known.
+      model: a spec, a `Checkpoint`, a `Model`, several of them, or None for the study's own.
+      given: values by the options' Python names; None is as if it were not there.
+    """
+    from jaxqkv import cli
+
+    names = [name for name in study.options if name in cli.STUDY_OPTIONS and name != "resume"]
+    known = cli.COMMON_OPTIONS | {name: cli.STUDY_OPTIONS[name] for name in names}
+    options = cli.parse(["figures", study.name])
+    options.out = None  # nothing is written
+    for name, value in given.items():
+        if name not in known:
+            raise JaxqkvError(f"{study.name} takes no option {name}; {nearest(name, known)}")
+        if value is not None:
+            setattr(options, name, _checked(name, value, known[name]))
+    if model is not None:
+        options.model = [_one("model", each, {}) for each in _several("model", model)]
+    for each in options.model or ():
+        decided = LOADING if isinstance(each, Model) else LOADING[:1] if isinstance(each, Checkpoint) else ()
+        for name in decided:
+            if given.get(name) is not None:
+                raise JaxqkvError(f"{name} is decided already for a checkpoint or model that is open; leave it out")
+    return options
+
+
+def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    """A value as the command's parser would have it; `rule` is what the parser was told of the option."""
+    if rule.get("action") == "store_true":
+        if not isinstance(value, bool):
+            raise JaxqkvError(f"{name} is True or False, not {value!r}")
+        return value
+    if name == "sentences" and not isinstance(value, str | os.PathLike):  # a list, where the command takes a file
+        return [_one(name, each, {}) for each in _several(name, value)]
+    if rule.get("nargs") == "+" or rule.get("action") == "append":
+        return [_one(name, each, rule) for each in _several(name, value)]
+    return _one(name, value, rule)
+
+
+def _one(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    if name in ("model", "compare") and isinstance(value, Checkpoint | Model):
+        return value
+    if isinstance(value, Mapping):  # of a mesh
+        value = ",".join(f"{key}={size}" for key, size in value.items())
+    convert = rule.get("type")
+    try:
+        value = os.fspath(value) if convert is None else convert(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise JaxqkvError(f"{name}: {error}") from None
+    except (TypeError, ValueError):
+        raise JaxqkvError(f"{name} cannot be {value!r}; `jaxqkv figures --help` says what it takes") from None
+    if "choices" in rule and value not in rule["choices"]:
+        raise JaxqkvError(f"{name} is one of {', '.join(rule['choices'])}, not {value!r}")
+    return value
+
+
+def _several(name: str, value: Any) -> list[Any]:
+    """One or many as a list, which is not empty."""
+    try:
+        values = [value] if isinstance(value, str | os.PathLike | Checkpoint | Model) else list(value)
+    except TypeError:
+        raise JaxqkvError(f"{name} cannot be {value!r}; `jaxqkv figures --help` says what it takes") from None
+    if not values:
+        raise JaxqkvError(f"{name} is empty")
+    return values
+
+
+def specs(options: argparse.Namespace, study: "Study") -> tuple[Any, ...]:
+    """The checkpoints to draw: `--model`, the bundled one with `--demo`, or the study's own.
+
+    Names on the command line; from Python also what is open already.
+    """
     if options.demo and options.model:
         raise JaxqkvError("--demo and --model exclude each other")
     return (study.demo,) if options.demo else tuple(options.model or study.models)
 
 
+def _weights(spec: Any, options: argparse.Namespace, revision: str | None) -> Weights:
+    """In float32, whatever the dtype of a model's arithmetic."""
+    spec = spec.checkpoint if isinstance(spec, Model) else spec
+    return Weights(open_checkpoint(spec, revision=revision, seed=options.seed))
+
+
 def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
     """The weights of every checkpoint asked for; headers are read, no tensors."""
-    checkpoints = [open_checkpoint(s, revision=options.revision, seed=options.seed) for s in specs(options, study)]
-    return [Weights(checkpoint) for checkpoint in checkpoints]
+    return [_weights(spec, options, options.revision) for spec in specs(options, study)]
 
 
 def open_compared(options: argparse.Namespace, default: Sequence[str] = ()) -> list[Weights]:
     """The weights that `--compare` sets beside those of the study; of the hub's, NAME@REVISION."""
     opened = []
     for spec in options.compare or default:
-        name, _, revision = (spec, "", "") if Path(spec).exists() else spec.partition("@")
-        opened.append(Weights(open_checkpoint(name, revision=revision or None, seed=options.seed)))
+        revision = ""
+        if isinstance(spec, str) and not Path(spec).exists():
+            spec, _, revision = spec.partition("@")
+        opened.append(_weights(spec, options, revision or None))
     return opened
 
 
@@ -48,7 +134,10 @@ def load_model(options: argparse.Namespace, study: "Study", stream: bool | None 
     """The one checkpoint of a study of activations, read layer by layer; `stream` as for `load`."""
     chosen = specs(options, study)
     if len(chosen) > 1:
-        raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(chosen)}")
+        names = [getattr(getattr(each, "checkpoint", each), "spec", each) for each in chosen]
+        raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(names)}")
+    if isinstance(chosen[0], Model):
+        return chosen[0]
     return load(
         chosen[0],
         revision=options.revision,

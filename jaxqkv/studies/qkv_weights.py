@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from jaxqkv import console
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, rows_of
@@ -126,7 +127,7 @@ class Run:
         wanted = [names] + [across] * (len(self.weights) - 1) + [compared] * len(self.compared)
         everything = [*self.weights, *self.compared]
         total = sum(w.config.n_layer for w, names in zip(everything, wanted, strict=True) if names)
-        with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
+        with console.bar(total=total, desc="layers", unit="layer") as progress:
             for index, (weights, names) in enumerate(zip(everything, wanted, strict=True)):
                 if names:
                     self.reductions[index] = _reduce_layers(weights, names, progress)
@@ -176,6 +177,7 @@ STUDY = Study(
     run=Run,
     options=("compare",),
 )
+figure = STUDY.draw
 
 
 def _label(matrix: str) -> str:

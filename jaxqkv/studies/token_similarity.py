@@ -7,14 +7,15 @@ token-related similarities within and across Q, K, V matrices.
 import argparse
 from collections.abc import Collection
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
+from jaxqkv import console
 from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError
@@ -88,8 +89,7 @@ class Run:
         )
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         self.where = f"layer {self.layer} of {self.name}"
-        lines = read_text(options.sentences).splitlines() if options.sentences else stimuli("her.txt")
-        self.sentences = [line for line in lines if line.strip()]
+        self.sentences = [line for line in _sentences(options.sentences) if line.strip()]
         if not self.sentences:
             raise JaxqkvError(f"{options.sentences}: no sentence in it")
         self.skip_missing = options.skip_missing
@@ -141,7 +141,7 @@ class Run:
         if GROUPS_NEED in needs:
             self.random_density = compile_early(_random_density, samples, self.key)
         results = []
-        with tqdm(total=len(layers), desc="layers", unit="layer", delay=1, disable=None) as progress:
+        with console.bar(total=len(layers), desc="layers", unit="layer") as progress:
             for layer, attention in self.model.layerwise(batch, capture={"q", "k", "v"}, layers=layers):
                 attention = attention.astype(np.float32)
                 target, non_target = (_at(attention, self.positions - shift) for shift in (0, 1))
@@ -174,6 +174,13 @@ class Run:
         return f" {len(self.skipped)} sentences without the target were left out." if self.skipped else ""
 
 
+def _sentences(given: Path | list[str] | None) -> list[str]:
+    """The lines of a file, a list from Python, or the study's own."""
+    if given is None:
+        return stimuli("her.txt")
+    return read_text(given).splitlines() if isinstance(given, Path) else given
+
+
 STUDY = Study(
     name="token-similarity",
     title="Token-related similarities within and across Q, K, V",
@@ -182,6 +189,7 @@ STUDY = Study(
     run=Run,
     options=("sentences", "target", "measure", "skip_missing", "tokenizer", "dtype"),
 )
+figure = STUDY.draw
 
 
 @STUDY.figure("pairs", "Q and K of the target in two sentences, and two dimensions over sentences", needs={LAYER_NEED})

@@ -7,4 +7,6 @@ adjustments, and QK^T.
 from jaxqkv.studies.token_frequency import adjustments, scores  # noqa: F401  (they register their figures)
 from jaxqkv.studies.token_frequency.run import STUDY
 
-__all__ = ["STUDY"]
+__all__ = ["STUDY", "figure"]
+
+figure = STUDY.draw

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -14,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
-from tqdm import tqdm
 
-from jaxqkv import distributed
+from jaxqkv import console, distributed
 from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.attention import merge_heads, scaled_scores
 from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
@@ -132,8 +132,7 @@ class Run:
         self.binned_layer, self.binned_note = pick_layer(options, BINNED_LAYER, depth, self.name)
         self.shown = [0, depth // 2, depth - 1]
         self.resume = bool(options.resume)
-        of_all = "" if distributed.count() == 1 else f"-{distributed.index()}-of-{distributed.count()}"
-        self.state = options.out / STUDY.name / f".state{of_all}.npz"
+        self.state = self._state(options.out)
         self.numbers: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -149,6 +148,14 @@ class Run:
             "mesh": None if self.model.mesh is None else dict(self.model.mesh.shape),
         }
         return about | self.numbers | {"notes": self.notes}
+
+    @staticmethod
+    def _state(out: Path | None) -> Path | None:
+        """Where this process saves what it has; a run without a folder saves nothing."""
+        if out is None:
+            return None
+        process = "" if distributed.count() == 1 else f"-{distributed.index()}-of-{distributed.count()}"
+        return out / STUDY.name / f".state{process}.npz"
 
     @property
     def together(self) -> int:
@@ -239,11 +246,11 @@ class Run:
         self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...], key: dict[str, Any]
     ) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
-        several = self.batch_size > self.together * distributed.count()
+        saved = self.state is not None and self.batch_size > self.together * distributed.count()
         reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
         last_saved, done = time.monotonic(), self.pool.numbers[-1:].tolist()
         rows = (row for row in rows if row.number > (done or [-1])[0])  # others may have been less far
-        with tqdm(total=self.batch_size, desc="sequences", unit="sequence", delay=1, disable=None) as bar:
+        with console.bar(total=self.batch_size, desc="sequences", unit="sequence") as bar:
             bar.update(len(self.pool.numbers) * distributed.count())
             for chunk in _ahead(self._chunks(rows, BINNED in names)):
                 before, size = bar.n, len(chunk.ids) * distributed.count()
@@ -253,10 +260,10 @@ class Run:
 
                 self._pool(chunk, self._reductions(chunk, reduce, progress) if names else {})
                 progress(1, 1)
-                if several and time.monotonic() - last_saved > SAVE_EVERY:
+                if saved and time.monotonic() - last_saved > SAVE_EVERY:
                     self.pool.save(self.state, key, counts)
                     last_saved = time.monotonic()
-        if several:
+        if saved:
             self.pool.save(self.state, key, counts)
         self.pool = self.pool.joined()
 

@@ -6,4 +6,6 @@ Source: "Exploring Transformer Weights", a post on visualising the internals of 
 from jaxqkv.studies.weight_tour import embeddings, layers, matrices  # noqa: F401  (they register their figures)
 from jaxqkv.studies.weight_tour.run import STUDY
 
-__all__ = ["STUDY"]
+__all__ = ["STUDY", "figure"]
+
+figure = STUDY.draw

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxqkv import console
 from jaxqkv.config import Config
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.figures import style
@@ -152,7 +153,7 @@ class Run:
             return
         every = bool(names & OF_EVERY_LAYER)
         total = sum(tour.config.n_layer if every else len(tour.ends) for tour in self.tours)
-        with tqdm(total=total, desc="layers", unit="layer", delay=1, disable=None) as progress:
+        with console.bar(total=total, desc="layers", unit="layer") as progress:
             for tour in self.tours:
                 tour.reduce(names, progress)
 

@@ -1,0 +1,118 @@
+"""Displays drawn with matplotlib, and `Figure`, which a notebook shows. No window, no global state of pyplot."""
+
+import base64
+import dataclasses
+import html
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxqkv import showing
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures import style
+from jaxqkv.figures.displays import Display
+from jaxqkv.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+# The first is always drawn: the page shows it.
+FORMATS = ("png", "svg", "pdf")
+
+
+def drawn(display: Display, theme: str, dpi: int) -> "MatplotlibFigure":
+    """The display on a matplotlib figure of its own."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(style.settings(theme)):
+        figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
+        FigureCanvasAgg(figure)
+        display.draw(figure)
+    return figure
+
+
+def rendered(figure: "MatplotlibFigure", kind: str, theme: str) -> memoryview:
+    """The bytes of a file in one of `FORMATS`."""
+    import matplotlib
+
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style.settings(theme)):
+        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
+    return buffer.getbuffer()
+
+
+def save_arrays(arrays: Mapping[str, Any], file: Any) -> None:
+    """An .npz of a figure's arrays."""
+    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Figure:
+    """One figure of a study: what is plotted, and the picture, which a notebook shows.
+
+    It also unpacks: `figure, arrays = …`.
+
+    Attributes:
+      study: the study's name.
+      id: the figure's, as in the README's table.
+      title: what the table says of it.
+      caption: what is seen, of which checkpoint and layer.
+      arrays: what is plotted, under the names of the .npz file.
+      figure: matplotlib's figure; whatever is changed in it is shown and saved.
+      theme: of the picture, "light" or "dark".
+    """
+
+    study: str
+    id: str
+    title: str
+    caption: str
+    arrays: dict[str, np.ndarray]
+    figure: "MatplotlibFigure"
+    theme: str = "light"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.figure, self.arrays))
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Writes the picture as .png, .svg or .pdf, or the arrays as .npz, by the name's ending."""
+        path = Path(path)
+        kind = path.suffix.removeprefix(".").lower()
+        if kind not in (*FORMATS, "npz"):
+            endings = ", ".join(f".{each}" for each in (*FORMATS, "npz"))
+            raise JaxqkvError(f"{path}: a figure is saved as one of {endings}; give the name such an ending")
+        try:
+            with replacing(path) as file:
+                if kind == "npz":
+                    save_arrays(self.arrays, file)
+                else:
+                    file.write(rendered(self.figure, kind, self.theme))
+        except OSError as error:
+            raise JaxqkvError(f"{path}: cannot be written ({error.strerror})") from None
+        return path
+
+    def __repr__(self) -> str:
+        rows = [(name, str(list(array.shape)), str(array.dtype)) for name, array in self.arrays.items()]
+        return "\n".join([f"Figure {self._heading}", *showing.aligned(rows)])
+
+    def _repr_png_(self) -> bytes:
+        return bytes(rendered(self.figure, "png", self.theme))
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        width = round(96 * self.figure.get_figwidth())  # a browser's inch; more dots than that make it sharp
+        return (
+            f'<figure style="margin: 0"><img src="data:image/png;base64,{picture}" '
+            f'alt="{html.escape(self.title)}" style="width: {width}px; max-width: 100%">\n'
+            f"<figcaption><b>{html.escape(self._heading)}.</b> {html.escape(self.caption)}</figcaption></figure>"
+        )
+
+    @property
+    def _heading(self) -> str:
+        return f"{self.id} of {self.study}: {self.title}"
