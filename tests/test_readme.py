@@ -1,5 +1,7 @@
-"""What the README says is so: its snippet runs, its table is the registry's, its commands parse."""
+"""What the README says is so: its snippets give what it says, its table is the registry's, its commands parse."""
 
+import ast
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +20,7 @@ def blocks(language):
 
 
 def test_the_library_in_ten_lines():
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     assert len(code.splitlines()) <= 10
     names = {}
     exec(code, names)
@@ -30,6 +32,43 @@ def test_the_library_in_ten_lines():
     reduced = model.run(batch, reduce=lambda a, mask: a.scores.max(axis=(-1, -2)))
     assert reduced.shape == (8, sentences, 8)
     assert model.weights.W_Q(6, by_head=True).shape == (8, 128, 16)
+
+
+def claims(code):
+    """A snippet's statements, each with the result that the comment behind or below it claims (`# → …`), or None."""
+    lines = code.splitlines()
+    for node in ast.parse(code).body:
+        _, arrow, claim = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("# → ")
+        below = lines[node.end_lineno :]
+        if not arrow and below and below[0].startswith("# → "):
+            claim = below.pop(0).removeprefix("# → ")
+            for line in itertools.takewhile(lambda line: line.startswith("#   "), below):
+                claim += f"\n{line[4:]}"
+        yield node, claim or None
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+def test_snippets_give_what_they_claim(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for node, claim in claims(code):
+        if isinstance(node, ast.Expr):
+            value = eval(compile(ast.Expression(node.value), "README.md", "eval"), names)
+            printed = repr(value)
+        else:
+            exec(compile(ast.Module([node], []), "README.md", "exec"), names)
+            printed = capsys.readouterr().out.rstrip("\n")
+        assert claim in (None, printed)
+
+
+def test_no_claim_of_the_snippets_is_overlooked():
+    for code in blocks("python"):
+        assert code.count("→") == sum(claim is not None for _, claim in claims(code))
+    assert sum(code.count("→") for code in blocks("python")) >= 8
+    (claim,) = (claim for _, claim in claims("x = 1\nx  # → 1\n#   of two lines\n# another\n") if claim)
+    assert claim == "1"
+    (claim,) = (claim for _, claim in claims("x = 1\nx\n# → 1\n#   of two lines\n# another\n") if claim)
+    assert claim == "1\nof two lines"
 
 
 def test_the_table_is_the_registry():

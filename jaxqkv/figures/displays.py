@@ -1,6 +1,6 @@
 """Displays: a figure as arrays, panels in a grid and a caption, before it is drawn.
 
-Here, in `panels.py` and in the gallery is all the matplotlib code of the project.
+Here, in `panels.py` and in `drawing.py` is all the matplotlib code of the project.
 """
 
 import dataclasses
