@@ -110,6 +110,7 @@ class TestJson:
                 "title": study(name).figures[id].title,
                 "caption": manifest["figures"][id]["caption"],
                 "files": [str(folder / f"{id}.npz")],
+                "command": manifest["figures"][id]["command"],
             }
             assert len(np.load(figure["files"][0]).files) > 0
 
@@ -137,6 +138,13 @@ class TestJson:
             for name in STUDIES
             for figure in study(name).figures.values()
         ]
+
+    def test_view(self, tmp_path, capfd):
+        path = tmp_path / "attention.html"
+        document = self.document(["view", "demo-gpt2", "--text", "I saw her.", "--out", str(path)], capfd)
+        assert document.pop("checkpoint")["checkpoint"] == "demo-gpt2"
+        assert document.pop("drawn").startswith("demo-gpt2: ")
+        assert document == {"page": str(path), "bytes": path.stat().st_size}
 
     def test_info(self, folder, capfd):
         about = self.document(["info", folder], capfd)
@@ -233,7 +241,7 @@ class TestBars:
             ("attention-scores", {"layers": 3, "figures": 10}),
             ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
             ("token-similarity", {"layers": 3, "figures": 8}),
-            ("token-frequency", {"tokens": 150, "bins": 2, "layers × microbatches": 3, "figures": 10}),
+            ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
         ],
     )
     def test_every_long_loop_has_a_total_and_gets_there(self, lines, name, expected, bars):
