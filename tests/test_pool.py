@@ -227,6 +227,20 @@ def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, 
         assert state_of(tmp_path).read_bytes() == before
 
 
+def test_a_run_that_begins_anew_says_that_it_might_have_gone_on(
+    folder, corpus, tmp_path, monkeypatch, in_parts, capsys
+):
+    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 3)
+        assert main([*line, *corpus]) == 130
+    capsys.readouterr()
+    runs = interrupted_at(monkeypatch, None)
+    assert main([*line, *corpus]) == 0
+    assert f"{state_of(tmp_path)} is of an interrupted run; --resume would go on" in capsys.readouterr().err
+    assert len(runs) == 7
+
+
 def test_resume_is_for_this_study(tmp_path, capsys):
     assert main(["figures", "attention-scores", "--demo", "--resume", "--out", str(tmp_path)]) == 2
     assert "attention-scores takes no --resume" in capsys.readouterr().err

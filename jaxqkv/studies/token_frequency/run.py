@@ -171,6 +171,8 @@ class Run:
         self.layers = list(range(self.config.n_layer)) if EVERY_LAYER in needs else few
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
         key = self._key(needs)
+        if self.state is not None and self.state.exists() and not self.resume:
+            console.note(f"{self.state} is of an interrupted run; --resume would go on from it, this run begins anew")
         counts = self._resumed(key) if self.resume else None
         start = self._start()
         if counts is not None or start is not None:
@@ -248,8 +250,9 @@ class Run:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
         saved = self.state is not None and self.batch_size > self.together * distributed.count()
         reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
-        last_saved, done = time.monotonic(), self.pool.numbers[-1:].tolist()
-        rows = (row for row in rows if row.number > (done or [-1])[0])  # others may have been less far
+        last_saved = time.monotonic()
+        last_run = max(self.pool.numbers, default=-1)
+        rows = (row for row in rows if row.number > last_run)  # another process may have been less far
         with console.bar(total=self.batch_size, desc="sequences", unit="sequence") as bar:
             bar.update(len(self.pool.numbers) * distributed.count())
             for chunk in _ahead(self._chunks(rows, BINNED in names)):
