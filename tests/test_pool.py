@@ -227,9 +227,7 @@ def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, 
         assert state_of(tmp_path).read_bytes() == before
 
 
-def test_a_run_that_begins_anew_says_that_it_might_have_gone_on(
-    folder, corpus, tmp_path, monkeypatch, in_parts, capsys
-):
+def test_a_run_that_begins_anew_says_so(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
     line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:
         interrupted_at(patched, 3)

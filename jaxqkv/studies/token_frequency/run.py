@@ -172,7 +172,9 @@ class Run:
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
         key = self._key(needs)
         if self.state is not None and self.state.exists() and not self.resume:
-            console.note(f"{self.state} is of an interrupted run; --resume would go on from it, this run begins anew")
+            console.note(
+                f"{self.state} is of an interrupted run; --resume would go on from it, and this run begins anew"
+            )
         counts = self._resumed(key) if self.resume else None
         start = self._start()
         if counts is not None or start is not None:
