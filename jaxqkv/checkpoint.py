@@ -7,6 +7,9 @@
 
 Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped,
 not loaded, so a tensor costs memory when it is used and only then.
+
+An index cannot name files outside its folder. Links in the folder are followed wherever they lead: they
+are its owner's, and the hub's cache consists of them.
 """
 
 import hashlib
@@ -21,7 +24,7 @@ import numpy as np
 
 from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
-from jaxqkv.errors import CheckpointError, first_line
+from jaxqkv.errors import CheckpointError, first_line, printable
 
 BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,6 +43,7 @@ class Checkpoint:
     dtypes: Mapping[str, str]
     tokenizer_folder: Path | None
     where: str  # what an error about the tensors' names blames
+    finite: bool = False  # that no tensor can have NaN or infinite values
 
     @property
     def name(self) -> str:
@@ -53,6 +57,10 @@ class Checkpoint:
     def tensor(self, key: str) -> np.ndarray:
         """One tensor in the dtype that it is stored in; read-only."""
         raise NotImplementedError
+
+    def file_of(self, key: str) -> str:
+        """Where a tensor is stored, for messages."""
+        return self.spec
 
     def identity(self) -> dict[str, Any]:
         """What a manifest records, so that the same weights can be found again."""
@@ -230,13 +238,19 @@ class FolderCheckpoint(Checkpoint):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise CheckpointError(f"{index}: names a file outside its folder: {name!r}")
-        absent = [name for name in shards if not (self.folder / name).exists()]
+        absent = [name for name in shards if not self._has(name)]
         if absent and self.hub:
             _download(self.spec, self.revision, tuple(shards))
-            absent = [name for name in shards if not (self.folder / name).exists()]
+            absent = [name for name in shards if not self._has(name)]
         if absent:
             raise CheckpointError(f"{index}: names files that are not there: {', '.join(absent)}")
         return {self.folder / name: keys for name, keys in shards.items()}
+
+    def _has(self, name: str) -> bool:
+        try:
+            return (self.folder / name).is_file()
+        except (OSError, ValueError):  # longer than a name may be, or with a null byte
+            return False
 
     def _refuse_without_safetensors(self):
         pickles = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
@@ -255,8 +269,11 @@ class FolderCheckpoint(Checkpoint):
     def tensor(self, key: str) -> np.ndarray:
         return self._files[key].tensor(key)
 
+    def file_of(self, key: str) -> str:
+        return str(self._files[key].path)
+
     def summary(self) -> dict[str, str]:
-        files = [f"{path.name} ({path.stat().st_size / 2**20:,.1f} MiB)" for path in self.files]
+        files = [f"{printable(path.name)} ({path.stat().st_size / 2**20:,.1f} MiB)" for path in self.files]
         revision = {"revision": self.folder.name} if self.hub else {}
         return {"files": ", ".join(files), **revision} | super().summary()
 
@@ -273,6 +290,8 @@ class RandomCheckpoint(Checkpoint):
     Normal with the config's `initializer_range`; zero biases; unit norms; GPT-2's projections back
     into the residual stream are divided by √(2·n_layer). Each tensor depends on seed and key only.
     """
+
+    finite = True
 
     def __init__(self, spec: str, seed: int, revision: str | None = None):
         self.spec, self.seed, self.base = spec, seed, spec.removeprefix("random:")

@@ -2,19 +2,25 @@
 
 import argparse
 import contextlib
+import functools
 import re
 import shlex
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jaxqkv.errors
 from jaxqkv import console
 from jaxqkv.figures.gallery import FORMATS
 from jaxqkv.figures.style import THEMES
+
+if TYPE_CHECKING:
+    from jaxqkv.figures.manifest import Record
+    from jaxqkv.figures.registry import FigureSpec, Study
 
 # Of a clone: the benchmark and its baselines in PyTorch are not part of the installed package.
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -260,13 +266,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.arguments = arguments
     options.command_line = shlex.join(["jaxqkv", *arguments])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", jaxqkv.errors.JaxqkvWarning)
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+        return _run(options)
+
+
+def _show_warning(others: Callable[..., None], message: Warning | str, category: type, *where: Any) -> None:
+    """A warning of this package as one line; `others` shows those of other packages."""
+    if issubclass(category, jaxqkv.errors.JaxqkvWarning):
+        print(f"jaxqkv: warning: {message}", file=sys.stderr)
+    else:
+        others(message, category, *where)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         if getattr(options, "precision", None):
             jaxqkv.devices.set_precision(options.precision)
         with console.quiet(options.quiet or options.json):
             return options.action(options) or 0
-    except KeyboardInterrupt:
-        print("jaxqkv: interrupted; figures that were finished are whole", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["jaxqkv: interrupted", *map(str, stop.args)]), file=sys.stderr)
         _leave_job(options, 130)
         return 130
     except Exception as error:
@@ -278,7 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         message = str(error)
         if not isinstance(error, jaxqkv.errors.JaxqkvError):
-            message = f"{type(error).__name__}: {jaxqkv.errors.first_line(error)} (--debug shows where)"
+            what = jaxqkv.errors.printable(jaxqkv.errors.first_line(error))
+            message = f"{type(error).__name__}: {what} (--debug shows where)"
         print(f"jaxqkv: error: {message}", file=sys.stderr, flush=True)
         _leave_job(options, 2)
         return 2
@@ -367,7 +389,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _figures(options: argparse.Namespace) -> None:
     from jaxqkv import devices, distributed
-    from jaxqkv.figures import gallery
+    from jaxqkv.figures import gallery, manifest
     from jaxqkv.figures.registry import study
 
     chosen = study(options.study)
@@ -387,17 +409,33 @@ def _figures(options: argparse.Namespace) -> None:
     if not options.no_compilation_cache:
         devices.enable_compilation_cache()
     folder = gallery.prepare_folder(options.out, chosen.name)
+    record = manifest.Record(folder, chosen.name)
+    try:
+        _draw(options, chosen, specs, record)
+    except KeyboardInterrupt:
+        done = f"{len(record.finished)} of {len(specs)} figures finished in {folder}: {', '.join(record.finished)}"
+        none = f"no figure was finished, and {folder} is as it was"
+        raise KeyboardInterrupt(done if record.finished else none) from None
+
+
+def _draw(options: argparse.Namespace, chosen: "Study", specs: Sequence["FigureSpec"], record: "Record") -> None:
+    from jaxqkv import distributed
+    from jaxqkv.figures import gallery, manifest
+    from jaxqkv.files import locked
+
     start = time.monotonic()
     run = chosen.run(options)
-    about = {"seed": options.seed} | _about_run(options) | run.describe()
-    _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in about['checkpoint'])}")
+    record.about = {"seed": options.seed} | _about_run(options) | run.describe()
+    _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in record.about['checkpoint'])}")
     run.prepare(chosen.needs(specs))
     if distributed.index() > 0:  # the first process has everything, and writes it
         return
-    for note in run.describe().get("notes", ()):
+    record.about |= run.describe()
+    for note in record.about.get("notes", ()):
         _say(note)
     formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
-    computing, drawing, entries, left_out = time.monotonic() - start, 0.0, {}, {}
+    record.computing = time.monotonic() - start
+    left_out: dict[str, str] = {}
     try:
         for spec in console.bar(specs, desc="figures", unit="figure"):
             begin = time.monotonic()
@@ -411,32 +449,25 @@ def _figures(options: argparse.Namespace) -> None:
                 continue
             if display.text:
                 _say(display.text)
-            middle = time.monotonic()
-            files = gallery.save_figure(display, spec.id, folder, formats, options.theme, options.dpi)
-            computing += middle - begin
-            drawing += time.monotonic() - middle
+            record.computing += time.monotonic() - begin
             command = command_for(spec.id, options.arguments)
-            entries[spec.id] = {
-                "title": spec.title,
-                "caption": display.caption,
-                "files": files,
-                "command": command,
-            }
-    finally:  # an interrupted run leaves a manifest of what it finished
-        if entries:
-            seconds = {"computing": round(computing, 3), "drawing": round(drawing, 3)}
-            about |= run.describe() | {"seconds": seconds}
-            gallery.write_manifest(folder, chosen.name, about, entries)
-            page = gallery.write_gallery(options.out)
-    if not entries:
+            gallery.save_figure(display, spec, record, command, formats, options.theme, options.dpi)
+    finally:  # an interrupted run leaves a page that shows what it finished
+        if record.finished:
+            with locked(options.out):  # of several runs at once, the last one's page shows what all have finished
+                page = gallery.write_gallery(options.out)
+    if not record.finished:
         raise jaxqkv.errors.JaxqkvError(f"no figure of {chosen.name} can be drawn of this")
     chosen.finish(run)
-    drawn = f"{len(entries)} figure{'s' * (len(entries) != 1)} in {folder}"
-    for entry in entries.values():
-        entry["files"] = [str(folder / name) for name in entry["files"]]
-    document = {"study": chosen.name, **about, "figures": entries, "not drawn": left_out}
-    document |= {"manifest": str(folder / "manifest.json"), "page": str(page)}
-    _show(options, document, lambda: f"{drawn}; computing {computing:.1f} s, drawing {drawing:.1f} s; see {page}")
+    figures = {
+        id: entry | {"files": [str(record.folder / name) for name in entry["files"]]}
+        for id, entry in record.finished.items()
+    }
+    document = {"study": chosen.name, **record.about, "seconds": record.seconds, "figures": figures}
+    document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
+    drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
+    times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
+    _show(options, document, lambda: f"{drawn}; {times}; see {page}")
 
 
 def _show(options: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:

@@ -15,6 +15,8 @@ from jaxqkv.errors import CheckpointError
 
 # Hugging Face's names for activations, by the formula that they mean.
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+# Numbers above these are no sizes of a model, and would fill the memory before anything else fails.
+MOST_LAYERS, LARGEST = 10_000, 2**31 - 1
 ACTIVATIONS = dict.fromkeys(GELU_TANH, "gelu_tanh") | {"gelu": "gelu_erf", "relu": "relu"}
 
 
@@ -142,6 +144,9 @@ def parse_config(data: Any, where: str) -> Config:
             raise CheckpointError(f"{where}: {key} is missing")
         if fields[field] is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise CheckpointError(f"{where}: {key} = {value!r} is not a positive integer")
+        most = MOST_LAYERS if field == "n_layer" else LARGEST
+        if fields[field] is int and value > most:
+            raise CheckpointError(f"{where}: {key} = {value} is more than {most:,}")
         values[field] = value
     epsilon = values["layer_norm_epsilon"]
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
@@ -176,7 +181,7 @@ def read_config(path: Path) -> Config:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder holds config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     return parse_config(data, str(path))
 

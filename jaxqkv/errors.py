@@ -1,8 +1,13 @@
 """The errors of the package, all with messages written for the person at the keyboard."""
 
+LONGEST = 2000  # characters of a message
+
 
 class JaxqkvError(Exception):
     """Something the user can put right: what is wrong, where, and what to do, in one line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class CheckpointError(JaxqkvError):
@@ -15,6 +20,18 @@ class CorpusError(JaxqkvError):
 
 class NotDrawable(JaxqkvError):
     """A figure that makes no sense for this checkpoint or this text; the others are drawn."""
+
+
+class JaxqkvWarning(UserWarning):
+    """Something about the results that the user should know; the command prints it in one line."""
+
+
+def printable(text: str) -> str:
+    """Text that may come from a file or a checkpoint, as one line that moves no cursor, and not endless."""
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:

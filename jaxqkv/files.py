@@ -1,27 +1,62 @@
-"""Files that appear whole or not at all, and folders that can be written."""
+"""Files that appear whole or not at all, folders that can be written, and one process at a time."""
 
 import contextlib
+import errno
 import os
 import secrets
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxqkv.errors import JaxqkvError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
     """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    with replacing_all([path]) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Any]]:
+    """`replacing` several files that belong together: all are whole on the disk before any takes its place."""
+    parts = [path.with_name(f".{path.name}.{secrets.token_hex(8)}.part") for path in paths]
     try:
-        with part.open("xb") as file:
-            yield file
-        os.replace(part, path)
+        with contextlib.ExitStack() as files:
+            yield [files.enter_context(part.open("xb")) for part in parts]
+        for path in paths:  # nothing takes the place of a folder, and so none of the others its own
+            refuse_folder(path)
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            with contextlib.suppress(OSError):  # what stopped the writing is the error to be seen
+                part.unlink()
         raise
+
+
+@contextlib.contextmanager
+def written(what: Path, advice: str = "") -> Iterator[None]:
+    """Of an error of the system in the block, such as a full disk, says what cannot be written, why and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise JaxqkvError(f"{what}: cannot be written ({error.strerror or error}){advice}") from None
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises OSError where a file is to be and a folder is."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def make_writable(folder: Path) -> None:
@@ -37,9 +72,43 @@ def make_writable(folder: Path) -> None:
 
 def prepare_file(path: Path) -> None:
     """Refuses a place for a file that cannot be written, before anything is computed."""
-    try:
+    with written(path, "; choose another place with --out"):
         make_writable(path.parent)
-    except OSError as error:
-        raise JaxqkvError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
     if path.is_dir():
         raise JaxqkvError(f"{path}: is a folder; --out names a file")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block of the same folder.
+
+    The lock is the system's, on the folder itself: it leaves no file behind, and goes with the process
+    that held it, however that ends. Where there is none (Windows, some network file systems) nobody waits.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: what is done there in a moment is done altogether."""
+    earlier = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
+        yield
+        return
+    caught: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    if caught:
+        earlier(*caught[0])

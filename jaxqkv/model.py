@@ -217,6 +217,7 @@ def _run(
         busy = (stream, results)
         weights = layers.after(busy, layer) if isinstance(layers, LayerStream) else layers[layer]
         wanted = layer in selected
+        entering = list(stream)
         block = functools.partial(
             _block,
             weights,
@@ -237,6 +238,9 @@ def _run(
                 jax.block_until_ready((stream[index], result))
                 progress(layer * len(pieces) + index + 1, depth * len(pieces))
         yield layer, [_first(*pair, parts) for pair in zip(sizes, stream, strict=True)], _joined(results)
+    if isinstance(layers, LayerStream):
+        made = depth <= last
+        layers.check(stream if made else entering, depth, made)
 
 
 def _first(size: int, tree: Any, parts: int) -> Any:

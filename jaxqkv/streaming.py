@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import AnyArray
-from jaxqkv.devices import place_parameters
+from jaxqkv.devices import jit, place_parameters
 from jaxqkv.weights import Weights
 
 FEWEST_ROWS = 256  # of a token embedding that is read for one text
@@ -111,6 +112,11 @@ class EmbeddingStream(Mapping):
         return to_device(self._weights.embed(tokens), mesh=self._mesh), places.reshape(ids.shape).astype(np.int32), size
 
 
+@jit
+def _all_finite(x: Float[Array, "batch pos embed"]) -> Bool[Array, ""]:
+    return jnp.isfinite(x).all()
+
+
 class LayerStream(Sequence):
     """The layers' parameters in the course of one run.
 
@@ -145,6 +151,24 @@ class LayerStream(Sequence):
         self._used.add(layer)
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(pending))
         return read_after(pending, lambda: self._read(layer, None if traced else self._arena))
+
+    def check(self, stream: Sequence[Any], depth: int, made: bool) -> None:
+        """Names the weights with NaN or infinite values that a run has used.
+
+        To look at all weights would cost almost as much as to read them. The residual stream, which is
+        small, shows whether one of the layers before it had any; those that it does not clear are looked at.
+
+        Args:
+          stream: the last that was made, in microbatches.
+          depth: how many layers the run went through.
+          made: that the stream is what left the last of them, not what entered it.
+        """
+        layers = range(depth)
+        if any(isinstance(piece, jax.core.Tracer) for piece in stream) or self._weights.are_checked(layers):
+            return
+        if all(bool(_all_finite(piece)) for piece in stream):
+            self._weights.trust_layers(layers if made else layers[:-1])
+        self._weights.check_layers(layers)
 
     def _read(self, layer: int, arena: Arena | None) -> Mapping[str, Any]:
         return to_device(self._weights.layer(layer), arena, self._mesh)

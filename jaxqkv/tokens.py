@@ -127,7 +127,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+        except TypeError:  # which names no text
+            for number, text in enumerate(texts):
+                _check_unicode(text, number)
+            raise
         return [encoding.ids for encoding in encodings]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -189,6 +194,13 @@ class Tokenizer:
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             ids[row, where], mask[row, where] = tokens, True
         return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
+
+
+def _check_unicode(text: str, number: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise JaxqkvError(f"text {number} is not valid Unicode: character {error.start} is half of one") from None
 
 
 def find_token(ids: Sequence[int], token: int) -> int | None:

@@ -16,7 +16,8 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
     """The checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "use_safetensors": True}
+    options |= {"local_files_only": True, "trust_remote_code": False}
     is_gpt2 = isinstance(checkpoint.config, jaxqkv.config.GPT2Config)
     if isinstance(checkpoint, FolderCheckpoint):
         if is_gpt2:

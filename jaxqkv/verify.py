@@ -20,7 +20,7 @@ from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.devices import precision
 from jaxqkv.errors import CheckpointError, JaxqkvError
 from jaxqkv.figures.panels import Table
-from jaxqkv.files import replacing
+from jaxqkv.files import replacing, written
 from jaxqkv.model import Model
 from jaxqkv.studies.options import stimuli
 from jaxqkv.tokens import Batch, Tokenizer
@@ -195,5 +195,5 @@ def table(report: dict[str, Any]) -> Table:
 
 def write(report: dict[str, Any], path: Path) -> None:
     """The report as JSON, whole or not at all."""
-    with replacing(path) as file:
+    with written(path), replacing(path) as file:
         file.write(json.dumps(report, indent=1).encode())

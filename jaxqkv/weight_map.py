@@ -15,6 +15,9 @@ import numpy as np
 from jaxqkv.config import BertConfig, Config, GPT2Config
 from jaxqkv.errors import CheckpointError
 
+# Of what does not fit, so many tensors are named.
+MOST_NAMED = 12
+
 Init = Literal["normal", "zeros", "ones", "residual"]
 
 
@@ -150,7 +153,7 @@ def resolve(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> 
       where: the checkpoint's name, for error messages.
 
     Raises:
-      CheckpointError: listing every missing, unexpected, repeated and wrongly shaped key at once.
+      CheckpointError: listing missing, unexpected, repeated and wrongly shaped keys, the first dozen of all.
     """
     expected = table(config).rules(config.n_layer)
     prefix, extras = table(config).prefix, re.compile("|".join(table(config).extras))
@@ -168,7 +171,9 @@ def resolve(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> 
             problems.append(f"unexpected {key} {list(shape)}")
     problems += [f"missing {key} {list(rule.shape)}" for key, rule in expected.items() if key not in found]
     if problems:
-        raise CheckpointError(f"{where}: tensors do not fit config.json: {'; '.join(sorted(problems))}")
+        more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
+        listed = "; ".join(sorted(problems)[:MOST_NAMED] + more)
+        raise CheckpointError(f"{where}: tensors do not fit config.json: {listed}")
     return found
 
 

@@ -1,15 +1,17 @@
 """`Weights`: a checkpoint's tensors by name and by role, each read when it is asked for."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxqkv import showing, weight_map
-from jaxqkv.checkpoint import Checkpoint
-from jaxqkv.errors import CheckpointError, JaxqkvError
+from jaxqkv.checkpoint import FLOATS, Checkpoint
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, printable
 
 # A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
 CATEGORIES = {
@@ -24,6 +26,8 @@ CATEGORIES = {
     "norm": "Layer Norm",
     "lm_head": "Output Embedding",
 }
+# All ones in NaN and the infinities alone.
+EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 class TensorInfo(NamedTuple):
@@ -37,7 +41,7 @@ class TensorInfo(NamedTuple):
     @property
     def parameters(self) -> int:
         """How many numbers it holds."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 class Weights:
@@ -45,6 +49,10 @@ class Weights:
 
     Nothing is kept: every call reads from the file again, and what is stored in `dtype` already
     comes as a read-only view of the mapped file, without a copy.
+
+    A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
+    `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,
+    where the results show that there is something to find.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: Any = np.float32):
@@ -54,6 +62,13 @@ class Weights:
         self._table = weight_map.table(self.config)
         self._rules = self._table.rules(self.config.n_layer)
         self._keys = weight_map.resolve(self.config, checkpoint.shapes, checkpoint.where)
+        for key in self._keys.values():
+            if (stored := checkpoint.dtypes[key]) not in FLOATS:
+                expected = ", ".join(FLOATS)
+                raise CheckpointError(f"{checkpoint.file_of(key)}: {key} is {stored}, expected one of {expected}")
+        # Of which there is nothing left to warn of: tensors, and whole layers.
+        self._checked: set[str] = set()
+        self._checked_layers: set[int] = set()
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +78,7 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Bytes that all tensors of the model take in `dtype`."""
-        return sum(int(np.prod(rule.shape)) for rule in self._rules.values()) * self.dtype.itemsize
+        return sum(math.prod(rule.shape) for rule in self._rules.values()) * self.dtype.itemsize
 
     def inventory(self) -> list[TensorInfo]:
         """Every tensor of the model, once, in the order of the forward pass."""
@@ -135,7 +150,45 @@ class Weights:
         key = self._keys.get(weight_map.canonical(name, self._table.prefix), name)
         if key not in self.checkpoint.shapes:
             raise JaxqkvError(f"{self.checkpoint.spec}: no tensor named {name}; `names` lists them")
-        return self.checkpoint.tensor(key).astype(self.dtype, copy=False)
+        return self._tensor(key)
+
+    def _tensor(self, key: str, check: bool = True) -> np.ndarray:
+        stored = self.checkpoint.tensor(key)
+        if check:
+            self._check(key, stored)
+        return self._cast(stored)
+
+    def _cast(self, tensor: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
+            return tensor.astype(self.dtype, copy=False)
+
+    def _check(self, key: str, tensor: np.ndarray) -> None:
+        """Warns, once, of a tensor that has NaN or infinite values."""
+        if key in self._checked or self.checkpoint.finite:
+            return
+        self._checked.add(key)
+        if tensor.itemsize > self.dtype.itemsize:
+            tensor = self._cast(tensor)
+        if broken := count_broken(tensor):
+            where = printable(f"{self.checkpoint.file_of(key)}: {key}")
+            message = f"{where}: {broken:,} of {tensor.size:,} values are NaN or infinite"
+            warnings.warn(message, JaxqkvWarning, stacklevel=3)
+
+    def are_checked(self, layers: Iterable[int]) -> bool:
+        """Whether nothing new can be said of the values of these layers."""
+        return self.checkpoint.finite or self._checked_layers.issuperset(layers)
+
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Warns of the tensors of some layers that have NaN or infinite values; of none twice."""
+        for layer in sorted(set(layers) - self._checked_layers):
+            for rule in self._table.layer:
+                key = self._keys[rule.key.format(layer=layer)]
+                self._check(key, self.checkpoint.tensor(key))
+        self.trust_layers(layers)
+
+    def trust_layers(self, layers: Iterable[int]) -> None:
+        """What was computed from these layers is finite, so that their values need not be looked at."""
+        self._checked_layers.update(layers)
 
     def W_Q(self, layer: int, by_head: bool = False) -> Float[np.ndarray, "..."]:
         """Query weights `[embed, embed]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
@@ -188,27 +241,46 @@ class Weights:
         if tokens is None:
             return self._read(self._table.embed)
         rule, *others = self._table.embed
-        rows = self.checkpoint.tensor(self._keys[rule.key])[tokens].astype(self.dtype, copy=False)
+        whole = self.checkpoint.tensor(self._keys[rule.key])
+        rows = self._cast(whole[tokens])
+        if count_broken(rows):
+            self._check(self._keys[rule.key], whole)
         return self._read(others) | weight_map.nest(rule.apply(rows))
 
     def layer(self, layer: int) -> dict[str, Any]:
-        """Parameters of one block."""
-        return self._read(self._table.layer, layer)
+        """Parameters of one block, whose values are not looked at."""
+        return self._read(self._table.layer, layer, check=False)
 
     def final(self) -> dict[str, Any]:
         """Parameters of what comes after the last block; empty for BERT."""
         return self._read(self._table.final)
 
-    def _read(self, rules: Sequence[weight_map.Rule], layer: int | None = None) -> dict[str, Any]:
+    def _read(self, rules: Sequence[weight_map.Rule], layer: int | None = None, check: bool = True) -> dict[str, Any]:
         flat = {}
         for rule in rules:
-            flat |= rule.apply(self[rule.key.format(layer=layer)])
+            flat |= rule.apply(self._tensor(self._keys[rule.key.format(layer=layer)], check))
         return weight_map.nest(flat)
 
 
 def _category(rule: weight_map.Rule) -> str:
     """What the tensor is for."""
     return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
+
+
+def count_broken(tensor: np.ndarray) -> int:
+    """How many values are NaN or infinite, at the speed of memory where none is.
+
+    A sum of squares, which BLAS takes, is finite where all values are; they are looked at one by one
+    only where it is not. Of numbers of 16 bits, NumPy's arithmetic is slow, and that of their bits fast.
+    """
+    if tensor.dtype.name in EXPONENTS:
+        exponent = np.uint16(EXPONENTS[tensor.dtype.name])
+        return int(((tensor.view(np.uint16) & exponent) == exponent).sum())
+    flat = tensor.reshape(-1)
+    with np.errstate(all="ignore"):
+        if np.isfinite(flat @ flat):
+            return 0
+    return int(tensor.size - np.isfinite(flat).sum())
 
 
 def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, np.ndarray]:

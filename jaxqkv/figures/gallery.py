@@ -1,44 +1,55 @@
-"""Files: pictures and arrays that appear whole or not at all, a manifest a study, one gallery page."""
+"""Files: pictures, arrays and manifest that appear together and whole or not at all, one gallery page."""
 
 import contextlib
-import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures import manifest
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.drawing import FORMATS, drawn, rendered, save_arrays
+from jaxqkv.figures.manifest import Record, listed_figures
 from jaxqkv.figures.pages import fill, write_page
-from jaxqkv.figures.registry import STUDIES
-from jaxqkv.files import make_writable, replacing
+from jaxqkv.figures.registry import STUDIES, FigureSpec
+from jaxqkv.files import locked, make_writable, replacing_all, undisturbed, written
+
+ADVICE = "; choose another folder with --out"
 
 
 def prepare_folder(out: Path, study: str) -> Path:
     """Makes `out/study` and proves that both can be written, before any work is done."""
     folder = out / study
-    try:
+    with written(folder, ADVICE):
         make_writable(folder)
         make_writable(out)
-    except OSError as error:
-        raise JaxqkvError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
     return folder
 
 
-def save_figure(display: Display, id: str, folder: Path, formats: Sequence[str], theme: str, dpi: int) -> list[str]:
-    """Writes `ID.npz` and a picture in each format; the names of the files.
+def save_figure(
+    display: Display, spec: FigureSpec, record: Record, command: str, formats: Sequence[str], theme: str, dpi: int
+) -> None:
+    """Writes `ID.npz`, a picture in each format, and the manifest that lists them, with the command that draws them.
 
-    All are made before any takes its place, so that arrays and pictures are of one run; pictures of
-    earlier runs in other formats are removed.
+    All are made before any takes its place, so that arrays, pictures and manifest are of one run;
+    pictures of earlier runs in other formats are removed. Other runs' figures stay listed: no other
+    process writes to the folder from the moment that the manifest is read.
     """
-    with contextlib.ExitStack() as files:
-        save_arrays(display.arrays, files.enter_context(replacing(folder / f"{id}.npz")))
-        if formats:
-            pictures = {kind: files.enter_context(replacing(folder / f"{id}.{kind}")) for kind in formats}
-            draw(display, pictures, theme, dpi)
-    for kind in set(FORMATS) - set(formats):
-        (folder / f"{id}.{kind}").unlink(missing_ok=True)
-    return [f"{id}.{kind}" for kind in ("npz", *formats)]
+    begin = time.monotonic()
+    folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *formats)]
+    with written(folder / spec.id, ADVICE), contextlib.ExitStack() as alone:
+        with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *pictures, listing):
+            save_arrays(display.arrays, arrays)
+            if formats:
+                draw(display, dict(zip(formats, pictures, strict=True)), theme, dpi)
+            alone.enter_context(locked(folder))
+            alone.enter_context(undisturbed())
+            record.drawing += time.monotonic() - begin
+            entry = {"title": spec.title, "caption": display.caption, "files": names, "command": command}
+            listing.write(record.manifest(spec.id, entry))
+        for kind in set(FORMATS) - set(formats):
+            (folder / f"{spec.id}.{kind}").unlink(missing_ok=True)
+        record.finished[spec.id] = entry
 
 
 def draw(display: Display, files: Mapping[str, Any], theme: str, dpi: int) -> None:
@@ -46,24 +57,6 @@ def draw(display: Display, files: Mapping[str, Any], theme: str, dpi: int) -> No
     figure = drawn(display, theme, dpi)
     for kind, file in files.items():
         file.write(rendered(figure, kind, theme))
-
-
-def write_manifest(folder: Path, study: str, run: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Records a run in `folder/manifest.json`; figures of earlier runs that are still there stay listed."""
-    earlier = listed_figures(folder / "manifest.json")
-    kept = {id: entry for id, entry in earlier.items() if (folder / f"{id}.npz").exists()}
-    manifest = {"study": study, **run, "figures": kept | {id: {**entry, "run": run} for id, entry in figures.items()}}
-    with replacing(folder / "manifest.json") as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
-
-
-def listed_figures(path: Path) -> dict[str, dict[str, Any]]:
-    """The figures that a manifest lists; none where there is none that can be read."""
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        return {id: entry for id, entry in figures.items() if isinstance(entry, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 _BODY = """<h1>jaxqkv figures</h1>
@@ -97,7 +90,7 @@ def write_gallery(out: Path) -> Path:
 
     contents, sections = "", ""
     for name in STUDIES:
-        entries = listed_figures(out / name / "manifest.json")
+        entries = listed_figures(out / name / manifest.NAME)
         ids = [id for id in study(name).figures if id in entries]
         if ids:
             contents += _contents(name, {id: study(name).figures[id].title for id in ids})

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxqkv.files import replacing
+from jaxqkv.files import replacing, written
 
 PARTS = Path(__file__).with_name("web")
 
@@ -39,7 +39,7 @@ def write_page(path: Path, name: str, title: str, body: Iterable[str]) -> None:
         f"default-src 'none'; img-src 'self' file: data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    with replacing(path) as file:
+    with written(path, "; choose another place with --out"), replacing(path) as file:
         head = fill(_HEAD, policy=policy, title=title)
         file.write(f"{head}<style>{style}</style>\n</head>\n<body>\n".encode())
         for piece in body:

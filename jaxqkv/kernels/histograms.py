@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import NotDrawable
 
 MOST_BINS = 100_000
 
@@ -75,11 +75,11 @@ def freedman_diaconis_histogram(
     bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
 
     Raises:
-      JaxqkvError: if a value is NaN or infinite.
+      NotDrawable: if a value is NaN or infinite.
     """
     values = np.asarray(values)
     if broken := int(np.sum(~np.isfinite(values))):
-        raise JaxqkvError(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
+        raise NotDrawable(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
     bins: str | int = "fd"
     if values.size:
         spread = np.subtract(*np.percentile(values, [75, 25]))
