@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
-from jaxqkv.errors import CheckpointError, first_line, printable
+from jaxqkv.errors import CheckpointError, first_line, listed, printable
 
 BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -208,7 +208,7 @@ class FolderCheckpoint(Checkpoint):
             file = MappedFile(path)
             absent = sorted(set(keys or ()) - set(file.header))
             if absent:
-                raise CheckpointError(f"{path}: the index places {', '.join(absent)} here, and it is not")
+                raise CheckpointError(f"{path}: the index places {listed(absent)} here, and it is not")
             self._files |= dict.fromkeys(keys or file.header, file)
         self.where = f"{self.spec}: {SINGLE if len(self.files) == 1 else INDEX}"
         self.shapes = {key: tuple(file.header[key]["shape"]) for key, file in self._files.items()}
@@ -243,7 +243,7 @@ class FolderCheckpoint(Checkpoint):
             _download(self.spec, self.revision, tuple(shards))
             absent = [name for name in shards if not self._has(name)]
         if absent:
-            raise CheckpointError(f"{index}: names files that are not there: {', '.join(absent)}")
+            raise CheckpointError(f"{index}: names files that are not there: {listed(absent)}")
         return {self.folder / name: keys for name, keys in shards.items()}
 
     def _has(self, name: str) -> bool:

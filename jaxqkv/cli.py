@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 import jaxqkv.errors
 from jaxqkv import console
 from jaxqkv.figures.gallery import FORMATS
@@ -266,18 +268,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.arguments = arguments
     options.command_line = shlex.join(["jaxqkv", *arguments])
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", jaxqkv.errors.JaxqkvWarning)
-        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+    with warnings.catch_warnings(), np.errstate():
+        warnings.simplefilter("always", jaxqkv.errors.JaxqkvWarning)
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
         return _run(options)
 
 
-def _show_warning(others: Callable[..., None], message: Warning | str, category: type, *where: Any) -> None:
-    """A warning of this package as one line; `others` shows those of other packages."""
-    if issubclass(category, jaxqkv.errors.JaxqkvWarning):
-        print(f"jaxqkv: warning: {message}", file=sys.stderr)
-    else:
+def _show_warning(
+    others: Callable[..., None], shown: set[str], message: Warning | str, category: type, *where: Any
+) -> None:
+    """A warning of this package as one line, if it was not `shown` before; `others` shows those of other packages."""
+    if not issubclass(category, jaxqkv.errors.JaxqkvWarning):
         others(message, category, *where)
+    elif str(message) not in shown:
+        shown.add(str(message))
+        print(f"jaxqkv: warning: {message}", file=sys.stderr)
+        np.seterr(all="ignore")  # NumPy would go on about what comes of these weights, and name none
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -15,9 +15,9 @@ from jaxqkv.errors import CheckpointError
 
 # Hugging Face's names for activations, by the formula that they mean.
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+ACTIVATIONS = dict.fromkeys(GELU_TANH, "gelu_tanh") | {"gelu": "gelu_erf", "relu": "relu"}
 # Numbers above these are no sizes of a model, and would fill the memory before anything else fails.
 MOST_LAYERS, LARGEST = 10_000, 2**31 - 1
-ACTIVATIONS = dict.fromkeys(GELU_TANH, "gelu_tanh") | {"gelu": "gelu_erf", "relu": "relu"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """The errors of the package, all with messages written for the person at the keyboard."""
 
-LONGEST = 2000  # characters of a message
+from collections.abc import Sequence
+
+# Characters of a message, and things of a kind that it names.
+LONGEST, MOST_NAMED = 2000, 12
 
 
 class JaxqkvError(Exception):
@@ -32,6 +35,12 @@ def printable(text: str) -> str:
         half = LONGEST // 2
         text = f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def listed(things: Sequence[str], separator: str = ", ") -> str:
+    """Things of which there may be hundreds: the first dozen, and how many more there are."""
+    more = [f"and {len(things) - MOST_NAMED:,} more"] if len(things) > MOST_NAMED else []
+    return separator.join([*things[:MOST_NAMED], *more])
 
 
 def first_line(error: BaseException) -> str:

@@ -91,6 +91,7 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
     Raises:
       JaxqkvError: when PyTorch or transformers are not there.
     """
+    model = Model(checkpoint, dtype=dtype)  # what is wrong with the checkpoint is said before PyTorch reads it
     try:
         from jaxqkv import torch_reference
     except ImportError as error:
@@ -102,7 +103,7 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
         progress.update()
         exact = _with_hidden(torch_reference.intermediates(torch_model.double(), ids, mask))
         progress.update()
-        ours = _intermediates(Model(checkpoint, dtype=dtype), batch)
+        ours = _intermediates(model, batch)
         progress.update()
         with _double_precision():
             ours_exact = _intermediates(Model(checkpoint, dtype=np.float64), batch)

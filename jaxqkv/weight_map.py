@@ -13,10 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxqkv.config import BertConfig, Config, GPT2Config
-from jaxqkv.errors import CheckpointError
-
-# Of what does not fit, so many tensors are named.
-MOST_NAMED = 12
+from jaxqkv.errors import CheckpointError, listed
 
 Init = Literal["normal", "zeros", "ones", "residual"]
 
@@ -171,9 +168,7 @@ def resolve(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> 
             problems.append(f"unexpected {key} {list(shape)}")
     problems += [f"missing {key} {list(rule.shape)}" for key, rule in expected.items() if key not in found]
     if problems:
-        more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
-        listed = "; ".join(sorted(problems)[:MOST_NAMED] + more)
-        raise CheckpointError(f"{where}: tensors do not fit config.json: {listed}")
+        raise CheckpointError(f"{where}: tensors do not fit config.json: {listed(sorted(problems), '; ')}")
     return found
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jaxqkv import showing, weight_map
 from jaxqkv.checkpoint import FLOATS, Checkpoint
-from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, printable
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 
 # A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
 CATEGORIES = {
@@ -155,24 +155,25 @@ class Weights:
     def _tensor(self, key: str, check: bool = True) -> np.ndarray:
         stored = self.checkpoint.tensor(key)
         if check:
-            self._check(key, stored)
+            self._warn_of({key: stored})
         return self._cast(stored)
 
     def _cast(self, tensor: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
             return tensor.astype(self.dtype, copy=False)
 
-    def _check(self, key: str, tensor: np.ndarray) -> None:
-        """Warns, once, of a tensor that has NaN or infinite values."""
-        if key in self._checked or self.checkpoint.finite:
-            return
-        self._checked.add(key)
-        if tensor.itemsize > self.dtype.itemsize:
-            tensor = self._cast(tensor)
-        if broken := count_broken(tensor):
-            where = printable(f"{self.checkpoint.file_of(key)}: {key}")
-            message = f"{where}: {broken:,} of {tensor.size:,} values are NaN or infinite"
-            warnings.warn(message, JaxqkvWarning, stacklevel=3)
+    def _warn_of(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Warns, once, of those tensors that have NaN or infinite values."""
+        found: dict[str, str] = {}
+        for key in () if self.checkpoint.finite else tensors.keys() - self._checked:
+            tensor = tensors[key]
+            if broken := count_broken(self._cast(tensor) if tensor.itemsize > self.dtype.itemsize else tensor):
+                found[key] = f"{key} ({broken:,} of {tensor.size:,})"
+        self._checked |= tensors.keys()
+        if found:
+            files = listed(list(dict.fromkeys(self.checkpoint.file_of(key) for key in found)))
+            what = listed([found[key] for key in tensors if key in found])
+            warnings.warn(printable(f"{files}: NaN or infinite values in {what}"), JaxqkvWarning, stacklevel=3)
 
     def are_checked(self, layers: Iterable[int]) -> bool:
         """Whether nothing new can be said of the values of these layers."""
@@ -180,10 +181,9 @@ class Weights:
 
     def check_layers(self, layers: Iterable[int]) -> None:
         """Warns of the tensors of some layers that have NaN or infinite values; of none twice."""
-        for layer in sorted(set(layers) - self._checked_layers):
-            for rule in self._table.layer:
-                key = self._keys[rule.key.format(layer=layer)]
-                self._check(key, self.checkpoint.tensor(key))
+        fresh = sorted(set(layers) - self._checked_layers)
+        keys = [self._keys[rule.key.format(layer=layer)] for layer in fresh for rule in self._table.layer]
+        self._warn_of({key: self.checkpoint.tensor(key) for key in keys})
         self.trust_layers(layers)
 
     def trust_layers(self, layers: Iterable[int]) -> None:
@@ -244,7 +244,7 @@ class Weights:
         whole = self.checkpoint.tensor(self._keys[rule.key])
         rows = self._cast(whole[tokens])
         if count_broken(rows):
-            self._check(self._keys[rule.key], whole)
+            self._warn_of({self._keys[rule.key]: whole})
         return self._read(others) | weight_map.nest(rule.apply(rows))
 
     def layer(self, layer: int) -> dict[str, Any]:

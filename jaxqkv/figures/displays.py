@@ -66,10 +66,15 @@ def symmetric(*values: np.ndarray) -> dict[str, float]:
 
 def reach(*values: np.ndarray) -> tuple[float, float]:
     """Limits of an axis that shows all of the values, and a little more."""
-    finite = np.concatenate([each[np.isfinite(each)] for each in values])
-    smallest, largest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    smallest, largest = extremes(*values)
     margin = 0.05 * (largest - smallest) or 0.5
     return smallest - margin, largest + margin
+
+
+def extremes(*values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value that is finite; 0 and 1 where none is."""
+    finite = np.concatenate([each[np.isfinite(each)] for each in values])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def head_grid(n_head: int) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Displays drawn with matplotlib, and `Figure`, which a notebook shows. No window, no global state of pyplot."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +26,23 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 
+@contextlib.contextmanager
+def _settings(theme: str) -> Iterator[None]:
+    """Matplotlib's, for the block."""
+    import matplotlib
+
+    with matplotlib.rc_context(style.settings(theme)), warnings.catch_warnings():
+        # A checkpoint may have a name in any script; what the font lacks is drawn as an empty box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
 def drawn(display: Display, theme: str, dpi: int) -> "MatplotlibFigure":
     """The display on a matplotlib figure of its own."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(style.settings(theme)):
+    with _settings(theme):
         figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
         FigureCanvasAgg(figure)
         display.draw(figure)
@@ -39,11 +51,9 @@ def drawn(display: Display, theme: str, dpi: int) -> "MatplotlibFigure":
 
 def rendered(figure: "MatplotlibFigure", kind: str, theme: str) -> memoryview:
     """The bytes of a file in one of `FORMATS`."""
-    import matplotlib
-
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     buffer = io.BytesIO()
-    with matplotlib.rc_context(style.settings(theme)):
+    with _settings(theme):
         figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
     return buffer.getbuffer()
 

@@ -8,7 +8,7 @@ On the host run only `freedman_diaconis_histogram`, the size of whose result dep
 from jaxqkv.kernels.binned import bin_index, binned_moments, percentile_edges
 from jaxqkv.kernels.correlation import pearson
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, permute_entries, upper_density
-from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram
+from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram, require_finite
 from jaxqkv.kernels.moments import moments
 from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
 from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head_pair_densities, head_pair_masks
@@ -48,6 +48,7 @@ __all__ = [
     "percentile_edges",
     "permute_entries",
     "principal_components",
+    "require_finite",
     "spectrum",
     "upper_density",
 ]

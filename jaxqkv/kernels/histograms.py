@@ -77,9 +77,7 @@ def freedman_diaconis_histogram(
     Raises:
       NotDrawable: if a value is NaN or infinite.
     """
-    values = np.asarray(values)
-    if broken := int(np.sum(~np.isfinite(values))):
-        raise NotDrawable(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
+    values = require_finite(values)
     bins: str | int = "fd"
     if values.size:
         spread = np.subtract(*np.percentile(values, [75, 25]))
@@ -90,6 +88,18 @@ def freedman_diaconis_histogram(
     if density:
         heights = heights / (max(heights.sum(), 1) * np.diff(edges))
     return heights, edges
+
+
+def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The values, for a histogram between the smallest and the largest of them.
+
+    Raises:
+      NotDrawable: if a value is NaN or infinite.
+    """
+    values = np.asarray(values)
+    if broken := int(np.sum(~np.isfinite(values))):
+        raise NotDrawable(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
+    return values
 
 
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:

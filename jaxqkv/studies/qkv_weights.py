@@ -30,6 +30,7 @@ from jaxqkv.kernels import (
     head_pair_densities,
     head_pair_masks,
     moments,
+    require_finite,
 )
 from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
 from jaxqkv.weights import Weights
@@ -351,7 +352,7 @@ def figure_4a(run: Run) -> Display:
 def figure_4b(run: Run) -> Display:
     similarity = np.asarray(column_cosine(run.first.W_Q(run.layer, by_head=True)[0]))
     values = similarity[np.triu_indices(len(similarity), 1)]
-    heights, edges = np.histogram(values, bins=40)
+    heights, edges = np.histogram(require_finite(values), bins=40)
     panels = [
         Image(
             values=similarity,

@@ -29,6 +29,7 @@ from jaxqkv.kernels import (
     column_cosine,
     group_densities,
     permute_entries,
+    require_finite,
     upper_density,
 )
 from jaxqkv.studies.options import load_model, nearest_index, pick_layer, read_text, stimuli
@@ -221,7 +222,7 @@ def figure_pairs(run: Run) -> Display:
 def _matrix(run: Run, similarity: np.ndarray, what: str) -> Display:
     """A similarity matrix and the histogram of its upper triangle."""
     values = similarity[np.triu_indices(len(similarity), 1)]
-    heights, edges = np.histogram(values, bins=HISTOGRAM_BINS)
+    heights, edges = np.histogram(require_finite(values), bins=HISTOGRAM_BINS)
     panels = [
         Image(
             values=similarity,

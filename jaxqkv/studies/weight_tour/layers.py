@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxqkv.devices import jit
-from jaxqkv.errors import NotDrawable
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
-from jaxqkv.kernels import distribution_shape, ks_normal
+from jaxqkv.kernels import distribution_shape, ks_normal, require_finite
 from jaxqkv.studies.weight_tour.run import (
     COMPONENTS,
     ENDS,
@@ -43,8 +42,7 @@ def figure_weight_histogram(run: Run) -> Display:
     panels: list[Panel] = []
     texts, by_tour = [], {}
     for tour in run.tours:
-        if broken := int(np.sum(~np.isfinite(tour.wide))):
-            raise NotDrawable(f"weight-histogram: {broken:,} weights of {tour.where} are NaN or infinite")
+        require_finite(tour.wide)
     limits = reach(*(tour.wide for tour in run.tours))
     for tour in run.tours:
         heights, edges = np.histogram(tour.wide, bins=BINS, density=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, rows_of
+from jaxqkv.figures.displays import Display, extremes, rows_of
 from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel
 from jaxqkv.studies.weight_tour.run import ENDS, SIGNATURE, STUDY, Run, Tour
 
@@ -24,7 +24,7 @@ def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weigh
 @STUDY.figure("query-heads", "W_Q of one layer as one row a head")
 def figure_query_heads(run: Run) -> Display:
     heads = {tour.name: _query_rows(tour, run.as_published) for tour in run.tours}
-    smallest, largest = (float(pick([pick(rows) for rows in heads.values()])) for pick in (np.nanmin, np.nanmax))
+    smallest, largest = extremes(*heads.values())
     panels = [
         Image(
             values=heads[tour.name],
