@@ -1,0 +1,267 @@
+"""Runs that are interrupted, or killed, or not alone: what is there is whole and listed, and nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import GPT2, random_tensors, write_folder
+
+import jaxqkv.cli
+from jaxqkv.figures import gallery
+from jaxqkv.figures.displays import Display
+from jaxqkv.figures.manifest import Record, listed_figures
+from jaxqkv.figures.panels import Table
+from jaxqkv.figures.registry import FigureSpec, study
+from jaxqkv.files import locked, replacing_all, undisturbed
+
+WAIT = 120  # seconds; nothing here takes a tenth of it
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts `jaxqkv` in a process of its own, which Ctrl-C reaches whatever this one does with it."""
+    write_folder(tmp_path / "model", GPT2)
+    write_folder(tmp_path / "other", GPT2, random_tensors(GPT2, seed=1))
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxqkv.cli", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def until(condition, process):
+    """Waits for what a process does."""
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def check_whole(folder):
+    """Every figure in a study's folder is whole, listed with all its files, and on the page; nothing else is there."""
+    figures = json.loads((folder / "manifest.json").read_text())["figures"]
+    page = (folder.parent / "index.html").read_text()
+    files = {name for entry in figures.values() for name in entry["files"]}
+    assert {path.name for path in folder.iterdir()} == files | {"manifest.json"}
+    for name in files:
+        assert f"{folder.name}/{name}" in page
+        if name.endswith("npz"):
+            with np.load(folder / name, allow_pickle=False) as arrays:
+                assert all(arrays[each].size for each in arrays.files)
+        else:
+            assert (folder / name).read_bytes().endswith(b"IEND\xaeB`\x82")
+    return figures
+
+
+def test_ctrl_c_in_the_middle(command, tmp_path):
+    """What was finished is whole and new, what was not is as the run before left it."""
+    ids = list(study("qkv-weights").figures)
+    line = ("figures", "qkv-weights", "--out", "out", "--model")
+    assert command(*line, "model", "--dpi", "40", "--seed", "1").wait(WAIT) == 0
+    folder = tmp_path / "out" / "qkv-weights"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    process = command(*line, "other", "--dpi", "300", "--seed", "2")
+    until(lambda: (folder / f"{ids[1]}.npz").read_bytes() != before[f"{ids[1]}.npz"], process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    figures = check_whole(folder)
+    finished = [id for id in ids if figures[id]["run"]["seed"] == 2]
+    assert 2 <= len(finished) < len(ids)
+    assert err == f"jaxqkv: interrupted; {len(finished)} of {len(ids)} figures finished in out/qkv-weights: " + (
+        ", ".join(finished) + "\n"
+    )
+    for id in ids:
+        for kind in ("npz", "png"):
+            same = (folder / f"{id}.{kind}").read_bytes() == before[f"{id}.{kind}"]
+            assert same == (id not in finished), (id, kind)
+
+
+def test_ctrl_c_before_the_first_figure(command, tmp_path):
+    """While it waits for a text that never comes."""
+    os.mkfifo(tmp_path / "text")
+    process = command("figures", "attention-scores", "--out", "out", "--model", "model", "--text-file", "text")
+    until(lambda: (tmp_path / "out" / "attention-scores").is_dir(), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is as it was\n"
+    assert out == ""
+    assert list((tmp_path / "out" / "attention-scores").iterdir()) == []
+
+
+def test_two_runs_at_once_into_one_folder(command, tmp_path):
+    """Of the same study and of another: both end well, and the manifests and the page know all figures."""
+    line = ("--out", "out", "--dpi", "40", "--no-compilation-cache", "--model")
+    runs = [
+        command("figures", "qkv-weights", "1", "2b", "2d", "4b", *line, "model"),
+        command("figures", "qkv-weights", "1", "2a", "2c", "4a", *line, "other"),
+        command("figures", "weight-tour", "positions", "weights", *line, "other"),
+    ]
+    for process in runs:
+        _, err = process.communicate(timeout=WAIT)
+        assert process.returncode == 0, err
+        assert err == ""
+    assert set(check_whole(tmp_path / "out" / "weight-tour")) == {"positions", "weights"}
+    figures = check_whole(tmp_path / "out" / "qkv-weights")
+    checkpoints = {id: entry["run"]["checkpoint"][0]["checkpoint"] for id, entry in figures.items()}
+    one = checkpoints.pop("1")
+    assert checkpoints == dict.fromkeys(("2b", "2d", "4b"), "model") | dict.fromkeys(("2a", "2c", "4a"), "other")
+    assert str(np.load(tmp_path / "out/qkv-weights/1.npz")["model"][0]) == one
+
+
+def save(folder, id, about, size=3, formats=()):
+    """Saves a figure of that id with an array of ones."""
+    record = Record(folder, "qkv-weights", about)
+    display = Display(arrays={"x": np.ones(size)}, panels=[[Table(heading=("a",), rows=[("b",)])]], caption="c",
+                      size=(1, 1))  # fmt: skip
+    gallery.save_figure(display, FigureSpec(id, id, frozenset(), lambda run: display), record, formats, "light", 40)
+    return record
+
+
+def test_many_runs_lose_no_figure(tmp_path):
+    """Each of the figures is listed, although many are saved at once."""
+
+    def run(number):
+        for figure in range(25):
+            save(tmp_path, f"{number}-{figure}", {"number": number})
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    listed = listed_figures(tmp_path / "manifest.json")
+    assert {id: entry["run"]["number"] for id, entry in listed.items()} == {
+        f"{number}-{figure}": number for number in range(5) for figure in range(25)
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {f"{id}.npz" for id in listed} | {"manifest.json"}
+
+
+def test_a_lock_goes_with_the_process_that_had_it(tmp_path):
+    code = "import sys, time, pathlib, jaxqkv.files as f\nwith f.locked(pathlib.Path(sys.argv[1])):\n"
+    code += " print('locked', flush=True)\n time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        taken = threading.Event()
+
+        def take():
+            with locked(tmp_path):
+                taken.set()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not taken.wait(0.3)
+        process.kill()
+        assert taken.wait(WAIT)
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_nobody_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxqkv.files.fcntl", None)
+    with locked(tmp_path), locked(tmp_path):
+        save(tmp_path, "1", {})
+    assert set(listed_figures(tmp_path / "manifest.json")) == {"1"}
+
+
+@pytest.fixture
+def ctrl_c():
+    """Presses Ctrl-C, once it is this process's own business."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_ctrl_c_between_two_files_of_a_figure(tmp_path, monkeypatch, ctrl_c, moment):
+    """The few renames that bring a figure in are not stopped half-way: all of it is there, or nothing."""
+    save(tmp_path, "1", {"run": "earlier"}, formats=("png", "svg"))
+    replace, calls = os.replace, []
+
+    def pressed(*paths):
+        if len(calls) == moment:
+            ctrl_c()
+        calls.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, "1", {"run": "new"}, size=7, formats=("png",))
+    assert len(calls) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"1.npz", "1.png", "manifest.json"}
+    assert np.load(tmp_path / "1.npz")["x"].size == 7
+    assert listed_figures(tmp_path / "manifest.json")["1"]["run"] == {"run": "new"}
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block(ctrl_c):
+    done = []
+
+    def work():
+        with undisturbed():
+            ctrl_c()
+            done.append(1)
+            with undisturbed():
+                ctrl_c()
+                done.append(2)
+            done.append(3)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1, 2, 3]
+
+
+def test_an_error_is_not_lost_to_ctrl_c(ctrl_c):
+    def fail():
+        with undisturbed():
+            ctrl_c()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+def test_files_that_belong_together_appear_together(tmp_path):
+    """The second cannot be written: the first stays what it was."""
+    (tmp_path / "a").write_bytes(b"earlier")
+
+    def write():
+        with replacing_all([tmp_path / "a", tmp_path / "b"]) as (one, two):
+            one.write(b"new")
+            two.write(b"new")
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        write()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"earlier"}
+
+
+@pytest.mark.parametrize("command", ["list", "info", "verify"])
+def test_other_commands_say_it_too(command, monkeypatch, capsys):
+    def press(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"jaxqkv.cli._{command}", press)
+    assert jaxqkv.cli.main([command, *(["demo-gpt2"] if command != "list" else [])]) == 130
+    assert capsys.readouterr().err == "jaxqkv: interrupted\n"
