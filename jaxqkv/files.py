@@ -74,8 +74,7 @@ def prepare_file(path: Path) -> None:
     """Refuses a place for a file that cannot be written, before anything is computed."""
     with written(path, "; choose another place with --out"):
         make_writable(path.parent)
-    if path.is_dir():
-        raise JaxqkvError(f"{path}: is a folder; --out names a file")
+        refuse_folder(path)
 
 
 @contextlib.contextmanager

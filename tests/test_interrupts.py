@@ -21,24 +21,37 @@ from jaxqkv.figures.registry import FigureSpec, study
 from jaxqkv.files import locked, replacing_all, undisturbed
 
 WAIT = 120  # seconds; nothing here takes a tenth of it
+# Ctrl-C reaches the process whatever this one does with it.
+RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxqkv.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+# Ctrl-C reaches the process whatever this one does with it.
+RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxqkv.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
 def command(tmp_path):
-    """Starts `jaxqkv` in a process of its own, which Ctrl-C reaches whatever this one does with it."""
+    """Starts `jaxqkv` in a process of its own."""
     write_folder(tmp_path / "model", GPT2)
     write_folder(tmp_path / "other", GPT2, random_tensors(GPT2, seed=1))
     started = []
 
     def start(*arguments):
         process = subprocess.Popen(
-            [sys.executable, "-m", "jaxqkv.cli", *arguments],
+            [sys.executable, "-c", RUN, *arguments],
             cwd=tmp_path,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
@@ -136,7 +149,8 @@ def save(folder, id, about, size=3, formats=()):
     record = Record(folder, "qkv-weights", about)
     display = Display(arrays={"x": np.ones(size)}, panels=[[Table(heading=("a",), rows=[("b",)])]], caption="c",
                       size=(1, 1))  # fmt: skip
-    gallery.save_figure(display, FigureSpec(id, id, frozenset(), lambda run: display), record, formats, "light", 40)
+    spec = FigureSpec(id, id, frozenset(), lambda run: display)
+    gallery.save_figure(display, spec, record, "jaxqkv", formats, "light", 40)
     return record
 
 
