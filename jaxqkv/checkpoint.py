@@ -192,7 +192,10 @@ class MappedFile:
         if entry["dtype"] not in FLOATS:
             raise CheckpointError(f"{self.path}: {key} is {entry['dtype']}, expected one of {', '.join(FLOATS)}")
         begin, end = (self.start + offset for offset in entry["data_offsets"])
-        return self.bytes[begin:end].view(FLOATS[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            return self.bytes[begin:end].view(FLOATS[entry["dtype"]]).reshape(entry["shape"])
+        except ValueError as error:  # a tensor of no values may claim a shape that no array can have
+            raise CheckpointError(f"{self.path}: {key} {entry['shape']} cannot be read ({error})") from None
 
 
 class FolderCheckpoint(Checkpoint):

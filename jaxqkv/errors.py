@@ -31,10 +31,12 @@ class JaxqkvWarning(UserWarning):
 
 def printable(text: str) -> str:
     """Text that may come from a file or a checkpoint, as one line that moves no cursor, and not endless."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     if len(text) > LONGEST:
         half = LONGEST // 2
         text = f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text
 
 
 def listed(things: Sequence[str], separator: str = ", ") -> str:

@@ -66,33 +66,6 @@ def test_info(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figures", "qkv-weigths"], "no study qkv-weigths; did you mean qkv-weights?"),
-        (["figures", "qkv-weights", "7x"], "qkv-weights has no figure 7x"),
-        (["figures", "qkv-weights", "--demo", "--layer", "8"], "--layer 8: the layers of demo-gpt2 are 0 to 7"),
-        (["figures", "qkv-weights", "--demo", "--model", "gpt2"], "--demo and --model exclude each other"),
-        (["info", "random:" + 9000 * "x"], "xxx: neither a folder here nor a valid hub id"),
-        (["info", "~nobody-of-that-name/x"], "~nobody-of-that-name/x: no such folder"),
-        (
-            ["figures", "qkv-weights", "--demo", "--out", "/proc/nowhere"],
-            "/proc/nowhere/qkv-weights: cannot be written",
-        ),
-        (["figures", "qkv-weights", "--model", "./nowhere"], "./nowhere: no such folder"),
-        (["info", "random:"], "expected a checkpoint after 'random:'"),
-    ],
-)
-def test_an_error_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("jaxqkv: error: ")
-    assert message in err
-    assert err.count("\n") == 1
-    assert list(tmp_path.glob("figures/qkv-weights/*")) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["figures", "qkv-weights", "--dpi", "0"], "argument --dpi: 0 is not a whole number from 10 to 2400"),
         (["figures", "qkv-weights", "--seed", "-1"], "argument --seed: -1 is not a whole number from 0 up"),
         (["figures", "qkv-weights", "--seed", "x"], "argument --seed: invalid whole number value: 'x'"),

@@ -186,9 +186,10 @@ def test_a_lock_goes_with_the_process_that_had_it(tmp_path):
 
         thread = threading.Thread(target=take)
         thread.start()
-        assert not taken.wait(0.3)
+        waited = not taken.wait(0.3)
         process.kill()
         assert taken.wait(WAIT)
+        assert waited
         thread.join()
     assert list(tmp_path.iterdir()) == []
 

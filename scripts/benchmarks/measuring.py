@@ -186,7 +186,8 @@ def measure_repeated(
         for worker in workers.values():
             worker.ready()
         cold = {side: workers[side].run(files[side]) for side in SIDES}
-        difference = {side: array_difference(np.load(files["jaxqkv"]), np.load(files[side])) for side in SIDES[1:]}
+        results = {side: np.load(files[side], allow_pickle=False) for side in SIDES}
+        difference = {side: array_difference(results["jaxqkv"], results[side]) for side in SIDES[1:]}
         for name in workers.keys() - set(SIDES):
             workers[name].run()
         rounds = times(count, budget, list(cold.values()))

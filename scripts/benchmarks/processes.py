@@ -38,7 +38,7 @@ def first_use_case(name: str, folder: Path, batch: int, pos: int, device: str) -
         return [sys.executable, "-m", "benchmarks.worker", side.split()[0], json.dumps(spec | kept), result]
 
     def difference(ours: Path, theirs: Path) -> float:
-        return array_difference(np.load(ours / "result.npy"), np.load(theirs / "result.npy"))
+        return array_difference(*(np.load(side / "result.npy", allow_pickle=False) for side in (ours, theirs)))
 
     return Whole(name, command, difference)
 
@@ -81,7 +81,8 @@ def study_difference(ours: Path, theirs: Path) -> float:
     """Of every array that both sides have, the largest difference."""
     differences = []
     for path in sorted(theirs.glob("*.npz")):
-        with np.load(ours / path.name) as mine, np.load(path) as other:
+        one, two = (np.load(each, allow_pickle=False) for each in (ours / path.name, path))
+        with one as mine, two as other:
             for name in sorted(set(mine.files) & set(other.files)):
                 if (path.stem, name) not in NOT_COMPARED:
                     pair = (each[name].astype(np.float64) for each in (mine, other))
