@@ -5,7 +5,7 @@ from types import ModuleType
 
 from jaxqkv.activations import Activations, Attention
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
-from jaxqkv.errors import CheckpointError, JaxqkvError
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
 from jaxqkv.model import Model, forward, hidden, load, logits
 from jaxqkv.tokens import Batch
 from jaxqkv.weights import Weights
@@ -19,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "JaxqkvError",
+    "JaxqkvWarning",
     "Model",
     "Weights",
     "forward",

@@ -6,6 +6,7 @@ sides are whole processes, started anew for every run (`Whole`).
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import select
@@ -186,8 +187,8 @@ def measure_repeated(
         for worker in workers.values():
             worker.ready()
         cold = {side: workers[side].run(files[side]) for side in SIDES}
-        results = {side: np.load(files[side], allow_pickle=False) for side in SIDES}
-        difference = {side: array_difference(results["jaxqkv"], results[side]) for side in SIDES[1:]}
+        load = functools.partial(np.load, allow_pickle=False)
+        difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in SIDES[1:]}
         for name in workers.keys() - set(SIDES):
             workers[name].run()
         rounds = times(count, budget, list(cold.values()))
