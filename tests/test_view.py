@@ -248,7 +248,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_any_work(tmp_path, ca
     monkeypatch.setattr(view, "write_view", lambda *arguments: pytest.fail("worked"))
     line = ["view", str(write_checkpoint(tmp_path / "tiny")), "--text", TEXT, "--out"]
     assert main([*line, str(tmp_path)]) == 2
-    assert "is a folder; --out names a file" in capsys.readouterr().err
+    assert "cannot be written (Is a directory); choose another place with --out" in capsys.readouterr().err
     (tmp_path / "file").write_text("in the way")
     assert main([*line, str(tmp_path / "file" / "page.html")]) == 2
     assert "cannot be written (File exists)" in capsys.readouterr().err
