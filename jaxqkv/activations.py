@@ -22,13 +22,14 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from flax import struct
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv import showing
 
 # What kernels take: an array on the device or on the host.
 AnyArray = Array | np.ndarray
+# The name of a dtype, NumPy's or JAX's scalar type, or the dtype itself.
+DTypeLike = str | type | np.dtype
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
 

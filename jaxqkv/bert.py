@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import Attention
 from jaxqkv.config import BertConfig
+from jaxqkv.devices import Execution
 from jaxqkv.layers import MLP, SelfAttention, layer_norm
 
 
@@ -34,7 +35,7 @@ class Block(nn.Module):
     """Post-norm: the residual stream itself is normalised after each half."""
 
     config: BertConfig
-    sharded: bool = False
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(
@@ -44,7 +45,7 @@ class Block(nn.Module):
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, self.sharded, name="attn")(x, visible, layer)
+        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
-        mlp_out = MLP(config, name="mlp")(middle)
+        mlp_out = MLP(config, self.execution, name="mlp")(middle)
         return layer_norm(config, "ln_2")(middle + mlp_out), attention.replace(resid_pre=x, mlp_out=mlp_out)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from jaxqkv.files import make_writable
 # Of float32 matrix products: in full, in a few passes of shorter numbers, in one (TF32 on a GPU,
 # bfloat16 on a TPU; a CPU computes all three in full). The last rounds what enters a dense layer to
 # bfloat16 and sums in float32, on every backend: on a CPU that has such products, 1.6 times as fast.
-PRECISIONS = ("highest", "high", "default", "bfloat16")
+# The second name is the one that every JAX knows.
+PRECISIONS = {"highest": "float32", "high": "tensorfloat32", "default": "bfloat16", "bfloat16": "bfloat16"}
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
@@ -35,15 +36,32 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
     def precise(*args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_default_matmul_precision is not None:
             return function(*args, **kwargs)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(PRECISIONS["highest"]):
             return function(*args, **kwargs)
 
     return jax.jit(precise, **options)
 
 
-def dense_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any) -> Any:
-    """`jax.lax.dot_general` for a dense layer, as `PRECISIONS` says."""
-    if precision() == "bfloat16" and x.dtype == jnp.float32:
+class Execution(NamedTuple):
+    """How a block is run, as far as it is decided before it is compiled.
+
+    Attributes:
+      sharded: on several devices.
+      rounded: what enters its dense layers is rounded to bfloat16.
+    """
+
+    sharded: bool = False
+    rounded: bool = False
+
+
+def execution(mesh: Mesh | None) -> Execution:
+    """On those devices, in the precision that is set."""
+    return Execution(mesh is not None and mesh.size > 1, precision() == "bfloat16")
+
+
+def rounded_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any) -> Any:
+    """`jax.lax.dot_general` of float32 numbers rounded to bfloat16, with sums in float32."""
+    if x.dtype == jnp.float32:
         x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
         options["preferred_element_type"] = jnp.float32
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
@@ -130,15 +148,23 @@ def compile_early(function: Callable[..., Any], *arguments: Any, **static: Any) 
     return lambda *arrays: future.result()(*arrays)
 
 
+_rounded = False
+
+
 def set_precision(name: str) -> None:
     """The precision of float32 matrix products from now on: one of `PRECISIONS`."""
-    jax.config.update("jax_default_matmul_precision", name)
+    global _rounded
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
+    _rounded = name == "bfloat16"
 
 
 def precision() -> str:
-    """That precision now; JAX's other names for one on an accelerator (as tensorfloat32) are "default" here."""
+    """That precision now; what else JAX has a name for on an accelerator (as TF32_TF32_F32) is "default" here."""
     name = jax.config.jax_default_matmul_precision
-    same = {None: "highest", "float32": "highest", "F32_F32_F32": "highest", "bfloat16_3x": "high"}
+    if name == "bfloat16":
+        return "bfloat16" if _rounded else "default"
+    same = {None: "highest", "float32": "highest", "F32_F32_F32": "highest"}
+    same |= {"tensorfloat32": "high", "bfloat16_3x": "high"}
     return same.get(name, name if name in PRECISIONS else "default")
 
 

@@ -41,8 +41,8 @@ def start(
     known = inspect.signature(jax.distributed.initialize).parameters
     settings |= {"heartbeat_timeout_seconds": patience} if "heartbeat_timeout_seconds" in known else {}
     settings |= {"shutdown_timeout_seconds": DRAWING} if "shutdown_timeout_seconds" in known else {}
-    # Where there is a choice, CPUs talk through gloo.
-    if getattr(jax.config, "jax_cpu_collectives_implementation", "gloo") is None:
+    # CPUs talk through gloo unless told otherwise; older versions of JAX hide the setting, and would not talk.
+    if getattr(jax.config, "jax_cpu_collectives_implementation", None) in (None, "none"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator, processes, process, **settings)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.activations import Attention
 from jaxqkv.config import GPT2Config
+from jaxqkv.devices import Execution
 from jaxqkv.layers import MLP, SelfAttention, layer_norm
 
 
@@ -30,7 +31,7 @@ class Block(nn.Module):
     """Pre-norm: each half reads a normalised copy of the residual stream and adds to it."""
 
     config: GPT2Config
-    sharded: bool = False
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(
@@ -40,9 +41,9 @@ class Block(nn.Module):
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, self.sharded, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
+        attention = SelfAttention(config, self.execution, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
         middle = x + attention.attn_out
-        mlp_out = MLP(config, name="mlp")(layer_norm(config, "ln_2")(middle))
+        mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
         return middle + mlp_out, attention.replace(resid_pre=x, mlp_out=mlp_out)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.activations import Attention
 from jaxqkv.attention import attend, merge_heads, split_heads
 from jaxqkv.config import ACTIVATIONS, Config
-from jaxqkv.devices import dense_product
+from jaxqkv.devices import Execution, rounded_product
 
 ACTIVATION_FUNCTIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -25,16 +25,16 @@ def layer_norm(config: Config, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
 
 
-def dense(width: int, name: str) -> nn.Dense:
-    """x · kernel + bias, in the precision that is set."""
-    return nn.Dense(width, dot_general=dense_product, name=name)
+def dense(width: int, name: str, execution: Execution) -> nn.Dense:
+    """x · kernel + bias."""
+    return nn.Dense(width, dot_general=rounded_product if execution.rounded else None, name=name)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention; every intermediate is returned, and XLA drops those nobody uses."""
 
     config: Config
-    sharded: bool = False
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(
@@ -44,9 +44,9 @@ class SelfAttention(nn.Module):
         layer: Int[Array, ""],
     ) -> Attention:
         config = self.config
-        q, k, v = (split_heads(dense(config.n_embd, name)(x), config.n_head) for name in "qkv")
-        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype), self.sharded)
-        attn_out = dense(config.n_embd, "o")(merge_heads(z))
+        q, k, v = (split_heads(dense(config.n_embd, name, self.execution)(x), config.n_head) for name in "qkv")
+        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype), self.execution.sharded)
+        attn_out = dense(config.n_embd, "o", self.execution)(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 
     def scale(self, layer: Int[Array, ""], dtype: jnp.dtype) -> float | Float[Array, ""]:
@@ -60,9 +60,10 @@ class MLP(nn.Module):
     """Dense, activation, Dense."""
 
     config: Config
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
         activation = ACTIVATION_FUNCTIONS[ACTIVATIONS[self.config.activation]]
-        hidden = activation(dense(self.config.n_inner, "up")(x))
-        return dense(self.config.n_embd, "down")(hidden)
+        hidden = activation(dense(self.config.n_inner, "up", self.execution)(x))
+        return dense(self.config.n_embd, "down", self.execution)(hidden)

@@ -22,7 +22,7 @@ from jaxqkv.activations import FIELDS, Activations, AnyArray, Attention
 from jaxqkv.attention import visible_keys
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.config import Config, GPT2Config
-from jaxqkv.devices import check_split, jit, place_batch
+from jaxqkv.devices import Execution, check_split, execution, jit, place_batch
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.streaming import EmbeddingStream, LayerStream, to_device
 from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
@@ -48,7 +48,7 @@ def _embed(params: Params, batch: Batch, *, config: Config) -> Float[Array, "bat
     return bert.Embed(config).apply({"params": params}, *arguments, batch.token_types)
 
 
-@jit(static_argnames=("config", "capture", "reduce", "goes_on", "sharded"))
+@jit(static_argnames=("config", "capture", "reduce", "goes_on", "execution"))
 def _block(
     params: Params,
     x: Float[Array, "batch pos embed"],
@@ -60,10 +60,10 @@ def _block(
     capture: frozenset[str],
     reduce: Reducer | None,
     goes_on: bool,
-    sharded: bool,
+    execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
-    block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config, sharded)
+    block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config, execution)
     x, attention = block.apply({"params": params}, x, visible_keys(mask, config.causal), layer)
     if reduce is None:
         result = attention.select(capture)
@@ -209,7 +209,7 @@ def _run(
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
     stream = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
-    last = max(selected, default=config.n_layer)
+    last, how = max(selected, default=config.n_layer), execution(mesh)
     depth = min(last + 1, config.n_layer)
     layers = params["layers"]
     results: list[Any] = []
@@ -226,7 +226,7 @@ def _run(
             capture=capture if wanted else frozenset(),
             reduce=reduce if wanted else None,
             goes_on=layer < last,
-            sharded=mesh is not None and mesh.size > 1,
+            execution=how,
         )
         if wanted and reduce and (len(pieces) > 1 or sizes[0] % parts):
             _check_batch_axis(block, stream[0], pieces[0][1])

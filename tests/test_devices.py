@@ -8,8 +8,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import random_ids
 
-from jaxqkv.devices import compile_early, dense_product, jit, precision
+from jaxqkv import devices
+from jaxqkv.devices import compile_early, jit
 
 PRINT_PROGRAMS = """
 import jax, numpy as np
@@ -57,30 +59,47 @@ def test_programs_are_the_same_in_every_process():
 
 
 class TestPrecision:
+    @pytest.fixture(autouse=True)
+    def _restored(self):
+        before = jax.config.jax_default_matmul_precision
+        yield
+        devices.set_precision("default")
+        jax.config.update("jax_default_matmul_precision", before)
+
+    @pytest.mark.parametrize("name", devices.PRECISIONS)
+    def test_what_is_set_is_what_is_said(self, name):
+        devices.set_precision(name)
+        assert devices.precision() == name
+        assert devices.execution(None).rounded == (name == "bfloat16")
+
     @pytest.mark.parametrize(
         ("name", "same"),
-        [(None, "highest"), ("float32", "highest"), ("high", "high"), ("tensorfloat32", "default"), ("default",) * 2,
-         ("bfloat16",) * 2],
-    )  # fmt: skip
-    def test_jaxs_names(self, name, same):
+        [(None, "highest"), ("float32", "highest"), ("tensorfloat32", "high"), ("bfloat16", "default")],
+    )
+    def test_jaxs_own_names(self, name, same):
         with jax.default_matmul_precision(name):
-            assert precision() == same
+            assert devices.precision() == same
 
-    @pytest.mark.parametrize("name", [None, "default", "bfloat16"])
-    def test_dense_layers_round_what_enters_where_that_is_asked_for(self, name):
-        """Against a product in float64, of the numbers themselves or of what bfloat16 leaves of them."""
+    def test_rounded_products(self):
+        """Against one in float64 of what bfloat16 leaves of the numbers."""
         generator = np.random.default_rng(0)
         x, kernel = (generator.normal(size=size).astype(np.float32) for size in ((3, 7, 53), (53, 11)))
-        with jax.default_matmul_precision(name):
-            actual = jit(lambda x, kernel: dense_product(x, kernel, (((2,), (0,)), ((), ()))))(x, kernel)
+        actual = jit(lambda x, kernel: devices.rounded_product(x, kernel, (((2,), (0,)), ((), ()))))(x, kernel)
         assert actual.dtype == np.float32
-        seen = [each.astype(ml_dtypes.bfloat16) if name == "bfloat16" else each for each in (x, kernel)]
-        expected = np.matmul(*(each.astype(np.float64) for each in seen))
+        expected = np.matmul(*(each.astype(ml_dtypes.bfloat16).astype(np.float64) for each in (x, kernel)))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
-        full = np.matmul(x.astype(np.float64), kernel.astype(np.float64))
-        assert (np.abs(actual - full).max() > 1e-3) == (name == "bfloat16")
+        assert np.abs(actual - np.matmul(x.astype(np.float64), kernel.astype(np.float64))).max() > 1e-3
 
     def test_other_dtypes_are_left_alone(self):
         x = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
-        with jax.default_matmul_precision("bfloat16"):
-            assert dense_product(x, x.T, (((1,), (0,)), ((), ()))).dtype == ml_dtypes.bfloat16
+        assert devices.rounded_product(x, x.T, (((1,), (0,)), ((), ()))).dtype == ml_dtypes.bfloat16
+
+    def test_a_model_is_rounded_when_that_is_set(self, model, config):
+        """And not when it is not any more: no program of before is used again."""
+        ids = random_ids(config, 2, 7)
+        full = np.asarray(model.run(ids).q)
+        devices.set_precision("bfloat16")
+        rounded = np.asarray(model.run(ids).q)
+        devices.set_precision("highest")
+        assert 1e-4 < np.abs(rounded - full).max() / np.abs(full).max() < 0.05
+        np.testing.assert_array_equal(model.run(ids).q, full)

@@ -6,9 +6,11 @@ Each step is a process of its own, since the hub's library reads its settings wh
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -83,6 +85,14 @@ class Handler(BaseHTTPRequestHandler):
                 {"type": "file" if each.is_file() else "directory", "size": each.stat().st_size}
                 | {"path": each.relative_to(folder).as_posix(), "oid": COMMIT}
                 for each in sorted(found)
+            ]
+        elif what == "/paths-info/":
+            found = [(path, folder / path) for path in urllib.parse.parse_qs(self.asked)["paths"]]
+            about = [
+                {"type": "file" if each.is_file() else "directory", "path": path, "oid": COMMIT}
+                | {"size": each.stat().st_size}
+                for path, each in found
+                if each.exists()
             ]
         else:
             files = [path for path in folder.rglob("*") if path.is_file()]
@@ -196,7 +206,8 @@ def test_offline_with_part_of_a_copy(hub, command):
     assert command("info", "random:tiny").returncode == 0
     assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
     line = error_line(command("info", "tiny", HF_HUB_OFFLINE="1"))
-    assert "tiny: not in the local cache, and the hub cannot be reached; go online once" in line
+    # Versions of the hub's library differ in whether part of a copy is one.
+    assert re.search("tiny: (not|no model.safetensors .* offline,) in the local cache.*; go online once", line), line
 
 
 @pytest.mark.parametrize(

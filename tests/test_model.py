@@ -119,10 +119,13 @@ def test_last_layer_stops_at_what_is_needed(config, model):
 
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))
-    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False, "sharded": False}
+    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
+    options["execution"] = jaxqkv.devices.Execution()
     compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
     flops = 2 * 3 * config.n_embd**2
-    assert compiled.cost_analysis()["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
+    costs = compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # of each program, in older versions of JAX
+    assert costs["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
 
 
 def test_reducer_sees_one_layer_and_is_stacked(config, model):

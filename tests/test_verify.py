@@ -43,9 +43,9 @@ def test_bfloat16_has_its_own_error(folder):
         assert not each.passes(verify.TOLERANCES["highest"])
 
 
-def test_products_in_bfloat16_have_a_smaller_error_and_float64_none(folder):
-    with jax.default_matmul_precision("bfloat16"):
-        results = compared(folder)
+def test_products_in_bfloat16_have_a_smaller_error_and_float64_none(folder, monkeypatch):
+    monkeypatch.setattr("jaxqkv.devices.precision", lambda: "bfloat16")
+    results = compared(folder)
     for each in results.values():
         assert 1e-4 < each.error.max() < verify.TOLERANCES["bfloat16"]
         assert each.double.max() < 1e-13

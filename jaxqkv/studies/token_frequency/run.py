@@ -21,7 +21,7 @@ from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.attention import merge_heads, scaled_scores
 from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
 from jaxqkv.counting import Place, Row, TokenCounts, count_and_rows
-from jaxqkv.devices import place_batch, precision
+from jaxqkv.devices import execution, place_batch, precision
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
@@ -77,7 +77,7 @@ def _reduce(
 
 def reducer(names: tuple[str, ...], mesh: Mesh | None) -> Reducer:
     """What `_reduce` keeps of a layer, for a model on that mesh."""
-    return functools.partial(_reduce, names=names, sharded=mesh is not None and mesh.size > 1)
+    return functools.partial(_reduce, names=names, sharded=execution(mesh).sharded)
 
 
 def mean_score(attention: Attention) -> Float[Array, "batch query key"]:
