@@ -18,6 +18,7 @@ Values at padded positions are finite and mean nothing; the mask beside them say
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from jaxqkv import showing
 # What kernels take: an array on the device or on the host.
 AnyArray = Array | np.ndarray
 # The name of a dtype, NumPy's or JAX's scalar type, or the dtype itself.
-DTypeLike = str | type | np.dtype
+DTypeLike = str | type | np.dtype[Any]
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
 

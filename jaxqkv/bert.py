@@ -3,6 +3,8 @@
 Source: Devlin et al. 2018, and the layout of Hugging Face's `bert-*` checkpoints.
 """
 
+import dataclasses
+
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -46,6 +48,9 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
         attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
+        assert attention.attn_out is not None  # which SelfAttention fills
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
         mlp_out = MLP(config, self.execution, name="mlp")(middle)
-        return layer_norm(config, "ln_2")(middle + mlp_out), attention.replace(resid_pre=x, mlp_out=mlp_out)
+        return layer_norm(config, "ln_2")(middle + mlp_out), dataclasses.replace(
+            attention, resid_pre=x, mlp_out=mlp_out
+        )

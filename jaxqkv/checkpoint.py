@@ -18,7 +18,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    spec: "str | os.PathLike | Checkpoint", *, revision: str | None = None, seed: int = 0
+    spec: "str | os.PathLike[str] | Checkpoint", *, revision: str | None = None, seed: int = 0
 ) -> Checkpoint:
     """Opens a checkpoint by reading its config and the headers of its files, and no weights.
 
@@ -255,7 +255,7 @@ class FolderCheckpoint(Checkpoint):
         except (OSError, ValueError):  # longer than a name may be, or with a null byte
             return False
 
-    def _refuse_without_safetensors(self):
+    def _refuse_without_safetensors(self) -> NoReturn:
         pickles = sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
         if self.hub and not pickles:
             raise CheckpointError(

@@ -39,7 +39,7 @@ class Config:
     # Field → the key in config.json.
     keys: ClassVar[Mapping[str, str]]
     # Keys that change the numbers → the only values that are implemented; a missing key means the first.
-    only: ClassVar[Mapping[str, tuple]]
+    only: ClassVar[Mapping[str, tuple[Any, ...]]]
 
     @property
     def head_dim(self) -> int:
@@ -121,7 +121,8 @@ def parse_config(data: Any, where: str) -> Config:
     """
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{where}: expected a JSON object, found {type(data).__name__}")
-    cls = ARCHITECTURES.get(data.get("model_type") if isinstance(data.get("model_type"), str) else None)
+    kind = data.get("model_type")
+    cls = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
     if cls is None:
         found = repr(data["model_type"]) if "model_type" in data else "missing"
         raise CheckpointError(f"{where}: model_type is {found}; supported are 'gpt2' and 'bert'")
@@ -188,7 +189,7 @@ def read_config(path: Path) -> Config:
 
 def config_to_json(config: Config) -> dict[str, Any]:
     """The inverse of `parse_config`: the object that `config.json` holds."""
-    data = {"model_type": config.model_type, "initializer_range": config.initializer_range}
+    data: dict[str, Any] = {"model_type": config.model_type, "initializer_range": config.initializer_range}
     data |= {key: getattr(config, field) for field, key in config.keys.items()}
     if isinstance(config, GPT2Config):
         data |= {

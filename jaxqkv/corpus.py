@@ -77,15 +77,15 @@ def open_corpus(
     Raises:
       CorpusError: for what is not there, not text, or out of reach.
     """
-    specs = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
+    names = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
     if documents not in DOCUMENTS:
         raise CorpusError(f"documents are {' or '.join(DOCUMENTS)}, not {documents!r}")
-    alone = [spec for spec in specs if spec == PYTHON_DOCS or not _is_local(spec)]
-    if alone and len(specs) > 1:
+    alone = [spec for spec in names if spec == PYTHON_DOCS or not _is_local(spec)]
+    if alone and len(names) > 1:
         raise CorpusError(f"{alone[0]}: of files and folders there may be several; this one is none, and stands alone")
     if alone:
         return _python_docs() if alone == [PYTHON_DOCS] else _hub_corpus(alone[0], text_column)
-    return _local_corpus(specs, documents, text_column)
+    return _local_corpus(names, documents, text_column)
 
 
 def _is_local(spec: str) -> bool:
@@ -251,7 +251,7 @@ def _commit(name: str) -> str:
 
     seen = cache_folder() / "corpora" / f"commit-{digest(name)[:32]}.txt"
     try:
-        commit = huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
+        commit = str(huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha)
     except errors.HFValidationError:
         reason = f"neither a file here nor a valid hub id; {WAYS_OUT}"
     except errors.GatedRepoError:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,20 @@ from jaxqkv.files import make_writable
 PRECISIONS = {"highest": "float32", "high": "tensorfloat32", "default": "bfloat16", "bfloat16": "bfloat16"}
 
 
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+@overload
+def jit(function: Callable[_Parameters, _Result], **options: Any) -> Callable[_Parameters, _Result]: ...
+
+
+@overload
+def jit(
+    function: None = None, **options: Any
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]: ...
+
+
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
     """`jax.jit` with float32 matrix products in full precision on every backend.
 
@@ -34,12 +48,17 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
 
     @functools.wraps(function)
     def precise(*args: Any, **kwargs: Any) -> Any:
-        if jax.config.jax_default_matmul_precision is not None:
+        if setting("jax_default_matmul_precision") is not None:
             return function(*args, **kwargs)
         with jax.default_matmul_precision(PRECISIONS["highest"]):
             return function(*args, **kwargs)
 
     return jax.jit(precise, **options)
+
+
+def setting(name: str) -> Any:
+    """One of JAX's settings, by its full name, which JAX's own types leave out."""
+    return getattr(jax.config, name)
 
 
 class Execution(NamedTuple):
@@ -133,7 +152,7 @@ def place_batch(tree: Any, mesh: Mesh) -> Any:
 _compilers = ThreadPoolExecutor(thread_name_prefix="compiler")
 
 
-def compile_early(function: Callable[..., Any], *arguments: Any, **static: Any) -> Callable[..., Any]:
+def compile_early(function: Any, *arguments: Any, **static: Any) -> Callable[..., Any]:
     """A jitted function's program for one set of shapes, compiled while the caller goes on.
 
     Args:
@@ -160,7 +179,7 @@ def set_precision(name: str) -> None:
 
 def precision() -> str:
     """That precision now; what else JAX has a name for on an accelerator (as TF32_TF32_F32) is "default" here."""
-    name = jax.config.jax_default_matmul_precision
+    name = setting("jax_default_matmul_precision")
     if name == "bfloat16":
         return "bfloat16" if _rounded else "default"
     same = {None: "highest", "float32": "highest", "F32_F32_F32": "highest"}
@@ -181,7 +200,7 @@ def enable_compilation_cache() -> None:
     A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead; one that cannot be
     written is said, and left alone.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if setting("jax_compilation_cache_dir") is None:
         folder = cache_folder() / "xla"
         try:
             make_writable(folder)

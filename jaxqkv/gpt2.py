@@ -3,6 +3,8 @@
 Source: Radford et al. 2019, and the layout of Hugging Face's `gpt2` checkpoints.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -42,9 +44,10 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
         attention = SelfAttention(config, self.execution, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
+        assert attention.attn_out is not None  # which SelfAttention fills
         middle = x + attention.attn_out
         mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
-        return middle + mlp_out, attention.replace(resid_pre=x, mlp_out=mlp_out)
+        return middle + mlp_out, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out)
 
 
 class FinalNorm(nn.Module):

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +22,8 @@ from jaxqkv import bert, gpt2, showing
 from jaxqkv.activations import FIELDS, Activations, AnyArray, Attention
 from jaxqkv.attention import visible_keys
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
-from jaxqkv.config import Config, GPT2Config
-from jaxqkv.devices import Execution, check_split, execution, jit, place_batch
+from jaxqkv.config import BertConfig, Config, GPT2Config
+from jaxqkv.devices import Execution, check_split, execution, jit, place_batch, setting
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.streaming import EmbeddingStream, LayerStream, to_device
 from jaxqkv.tokens import Batch, BatchLike, Tokenizer, as_batch
@@ -40,12 +41,17 @@ KEEP_BYTES = 2 << 30
 CPU_TOKENS = 2048
 
 
+def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
+    return module.apply({"params": params}, *arguments)
+
+
 @jit(static_argnames="config")
 def _embed(params: Params, batch: Batch, *, config: Config) -> Float[Array, "batch pos embed"]:
     arguments = (batch.ids, batch.positions)
-    if isinstance(config, GPT2Config):
-        return gpt2.Embed(config).apply({"params": params}, *arguments)
-    return bert.Embed(config).apply({"params": params}, *arguments, batch.token_types)
+    if isinstance(config, BertConfig):
+        return _apply(bert.Embed(config), params, *arguments, batch.token_types)
+    assert isinstance(config, GPT2Config)
+    return _apply(gpt2.Embed(config), params, *arguments)
 
 
 @jit(static_argnames=("config", "capture", "reduce", "goes_on", "execution"))
@@ -64,7 +70,7 @@ def _block(
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
     block = (gpt2 if isinstance(config, GPT2Config) else bert).Block(config, execution)
-    x, attention = block.apply({"params": params}, x, visible_keys(mask, config.causal), layer)
+    x, attention = _apply(block, params, x, visible_keys(mask, config.causal), layer)
     if reduce is None:
         result = attention.select(capture)
     else:
@@ -73,8 +79,10 @@ def _block(
 
 
 @jit(static_argnames="config")
-def _final_norm(params: Params, x: Float[Array, "batch pos embed"], *, config: GPT2Config) -> Array:
-    return gpt2.FinalNorm(config).apply({"params": params}, x)
+def _final_norm(
+    params: Params, x: Float[Array, "batch pos embed"], *, config: GPT2Config
+) -> Float[Array, "batch pos embed"]:
+    return _apply(gpt2.FinalNorm(config), params, x)
 
 
 _unembed = jit(gpt2.unembed)
@@ -133,7 +141,7 @@ def forward(
     fields = {}
     for name in sorted(capture):  # one after another, and each let go: no more than one is there twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
-        results = [result.replace(**{name: None}) for result in results]
+        results = [dataclasses.replace(result, **{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=selected, **fields)
 
 
@@ -162,7 +170,7 @@ def hidden(
 ) -> Float[Array, "batch pos embed"]:
     """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
     batch = as_batch(batch, config)
-    pieces: Sequence[Array] = ()
+    pieces: Sequence[Array | None] = ()
     for _, pieces, _ in _run(params, batch, config, frozenset(), (), memory=memory, mesh=mesh):  # noqa: B007
         pass
     x = _joined(pieces)
@@ -201,14 +209,14 @@ def _run(
     embedding, embedding_config = params["embed"], config
     if isinstance(embedding, EmbeddingStream):
         embedding, ids, rows = embedding.of(batch.ids)
-        batch, embedding_config = batch.replace(ids=ids), dataclasses.replace(config, vocab_size=rows)
+        batch, embedding_config = dataclasses.replace(batch, ids=ids), dataclasses.replace(config, vocab_size=rows)
     parts = 1 if mesh is None else mesh.shape["data"]
     pieces = _microbatches((batch, inputs), batch.ids.shape, config, memory, parts, whole=reduce is not None)
     sizes = [len(piece.ids) for piece, _ in pieces]
     if mesh is not None:
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
-    stream = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
+    stream: list[Any] = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
     last, how = max(selected, default=config.n_layer), execution(mesh)
     depth = min(last + 1, config.n_layer)
     layers = params["layers"]
@@ -277,7 +285,7 @@ def _check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embe
 
 
 def _microbatches(
-    tree: Any, shape: tuple[int, int], config: Config, memory: int | None, parts: int, whole: bool
+    tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, parts: int, whole: bool
 ) -> list[Any]:
     """`tree` cut along the batch, in pieces that fit in `memory` on each of so many devices.
 
@@ -326,7 +334,7 @@ def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[i
 
 
 def _checked_dtype(dtype: Any) -> np.dtype:
-    allowed = ["float32", "bfloat16", "float16", *(["float64"] if jax.config.jax_enable_x64 else [])]
+    allowed = ["float32", "bfloat16", "float16", *(["float64"] if setting("jax_enable_x64") else [])]
     try:
         name = jnp.dtype(dtype).name
     except TypeError:

@@ -4,7 +4,7 @@ Touching fresh memory costs more than copying into memory that is there already,
 layers reuses one block of it, and on a CPU XLA computes from that block in place.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ ALIGNMENT = 64  # XLA's CPU backend takes host memory as it is when it begins at
 class Arena:
     """A block of aligned host memory that every use overwrites."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._block = np.empty(0, np.uint8)
 
     def take(self, size: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def read_after(pending: Any, read: Callable[[], Any]) -> Any:
     return result
 
 
-class EmbeddingStream(Mapping):
+class EmbeddingStream(Mapping[str, Any]):
     """The embedding's parameters in the course of one run.
 
     A vocabulary is large and a text is short: the first run, and every run of a model that keeps
@@ -117,7 +117,7 @@ def _all_finite(x: Float[Array, "batch pos embed"]) -> Bool[Array, ""]:
     return jnp.isfinite(x).all()
 
 
-class LayerStream(Sequence):
+class LayerStream:
     """The layers' parameters in the course of one run.
 
     Args:

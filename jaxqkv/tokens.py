@@ -93,7 +93,7 @@ class Tokenizer:
         return cls.from_folder(folder, checkpoint.config)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike, config: Config) -> "Tokenizer":
+    def from_folder(cls, folder: str | os.PathLike[str], config: Config) -> "Tokenizer":
         """From tokenizer.json; else from vocab.json and merges.txt (GPT-2) or vocab.txt (BERT)."""
         from tokenizers import Tokenizer as Backend
 
@@ -189,11 +189,11 @@ class Tokenizer:
         closed = len(rows[0]) > len(bare[0])
         rows = [_cut(ids, config.n_positions, keep_last=closed) for ids in rows]
         width = max(map(len, rows))
-        ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+        padded, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
         for row, tokens in enumerate(rows):
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
-            ids[row, where], mask[row, where] = tokens, True
-        return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
+            padded[row, where], mask[row, where] = tokens, True
+        return Batch(ids=padded, mask=mask, token_types=np.zeros_like(padded))
 
 
 def _check_unicode(text: str, number: int) -> None:

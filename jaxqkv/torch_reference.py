@@ -3,6 +3,9 @@
 `jaxqkv verify`, the parity tests and `make_goldens.py` compare with this. Needs the extra `torch`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import transformers
@@ -59,19 +62,19 @@ def intermediates(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> 
     n_head = model.config.num_attention_heads
     found: dict[str, list[torch.Tensor]] = {}
 
-    def keep(name, pick):
-        def hook(module, arguments, output):
+    def keep(name: str, pick: Callable[[Any, Any], torch.Tensor]) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
             found.setdefault(name, []).append(pick(arguments, output).detach())
 
         return hook
 
-    def heads(x):
+    def heads(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
 
-    def keep_output(module, name, shape=lambda x: x):
+    def keep_output(module: torch.nn.Module, name: str, shape: Callable[[Any], torch.Tensor] = lambda x: x) -> Any:
         return module.register_forward_hook(keep(name, lambda arguments, output: shape(output)))
 
-    def keep_input(module, name, shape=lambda x: x):
+    def keep_input(module: torch.nn.Module, name: str, shape: Callable[[Any], torch.Tensor] = lambda x: x) -> Any:
         return module.register_forward_hook(keep(name, lambda arguments, output: shape(arguments[0])))
 
     handles = []
@@ -88,12 +91,12 @@ def intermediates(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> 
             out, mlp = block.attention.output.dense, block.output.dense
         handles += [keep_input(out, "z", heads), keep_output(out, "attn_out"), keep_output(mlp, "mlp_out")]
 
-    mask = torch.tensor(mask)
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    attended = torch.tensor(mask).long()
+    positions = (attended.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         output = model(
             input_ids=torch.tensor(ids).long(),
-            attention_mask=mask.long(),
+            attention_mask=attended,
             position_ids=positions,
             output_attentions=True,
             output_hidden_states=True,

@@ -6,6 +6,7 @@ it shows whose rounding a difference is. Needs the extra `torch`.
 
 import contextlib
 import dataclasses
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,8 @@ def _double_precision() -> Iterator[None]:
 
     Flax's norms promote it to itself, which strict promotion forbids.
     """
-    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    # Older versions of JAX have it in jax.experimental.
+    enable = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
     try:
         device = jax.devices("cpu")[0]
     except RuntimeError:  # JAX was told of another platform alone

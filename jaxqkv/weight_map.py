@@ -132,7 +132,10 @@ def _bert_table(config: BertConfig) -> Table:
 
 def table(config: Config) -> Table:
     """The table of the config's architecture, with the config's shapes."""
-    return _gpt2_table(config) if isinstance(config, GPT2Config) else _bert_table(config)
+    if isinstance(config, BertConfig):
+        return _bert_table(config)
+    assert isinstance(config, GPT2Config)
+    return _gpt2_table(config)
 
 
 def canonical(key: str, prefix: str) -> str:

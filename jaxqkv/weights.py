@@ -256,7 +256,7 @@ class Weights:
         return self._read(self._table.final)
 
     def _read(self, rules: Sequence[weight_map.Rule], layer: int | None = None, check: bool = True) -> dict[str, Any]:
-        flat = {}
+        flat: dict[str, np.ndarray] = {}
         for rule in rules:
             flat |= rule.apply(self._tensor(self._keys[rule.key.format(layer=layer)], check))
         return weight_map.nest(flat)

@@ -58,7 +58,7 @@ def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
     return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
-def symmetric(*values: np.ndarray) -> dict[str, float]:
+def symmetric(*values: np.ndarray) -> dict[str, Any]:
     """Limits of some images' colours, the same for all, with 0 in the middle."""
     largest = float(max(np.abs(each, where=np.isfinite(each), out=np.zeros_like(each)).max() for each in values))
     return {"vmin": -largest, "vmax": largest}

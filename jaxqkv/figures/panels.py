@@ -5,9 +5,11 @@ Nothing is computed here but pixels.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from jaxqkv.figures.style import LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +38,7 @@ class Panel:
         if self.xlim is not None:
             ax.set_xlim(self.xlim)
         if self.ylim is not None:
-            ax.set_ylim(self.ylim)
+            ax.set_ylim(*self.ylim)
         if self.xticks is not None:
             ax.set_xticks(self.xticks)
         if self.yticks is not None:
@@ -55,8 +57,8 @@ class Image(Panel):
     vmin: float | None = None
     vmax: float | None = None
     extent: tuple[float, float, float, float] | None = None
-    origin: str = "upper"
-    aspect: str = "auto"
+    origin: Literal["upper", "lower"] = "upper"
+    aspect: Literal["auto", "equal"] = "auto"
     colorbar: str | bool = False  # True, or its label
     vlines: Sequence[float] = ()
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
@@ -78,9 +80,10 @@ class Image(Panel):
         )
         for x in self.vlines:
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
+        shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
-                light = image.norm(self.values[row, column]) < 0.5
+                light = shades[row, column] < 0.5
                 ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
         if self.cells:
             ax.set_xticks(np.arange(0.5, self.values.shape[1] - 1), minor=True)
@@ -90,7 +93,7 @@ class Image(Panel):
             ax.spines[["top", "right"]].set_visible(True)
         if self.tag:
             effect = [withStroke(linewidth=3, foreground="k")]
-            place = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
+            place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
             ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
         if self.colorbar:
             label = self.colorbar if isinstance(self.colorbar, str) else ""
@@ -106,7 +109,7 @@ class Line:
     label: str = ""
     color: str | float | None = None
     marker: str = ""
-    linestyle: str | tuple = "-"  # or matplotlib's (offset, (on, off, …))
+    linestyle: LineStyle = "-"
     alpha: float = 1.0
     face: float = 0.45  # opacity of the markers' faces
     size: float | None = None  # of the markers, in points; by their number unless given
@@ -142,7 +145,7 @@ class Lines(Panel):
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
             face = None if color is None else to_rgba(color, line.face * line.alpha)
             size = line.size or (7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3)
-            many = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
+            many: dict[str, Any] = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(
                 line.x,
                 line.y,
@@ -220,17 +223,18 @@ class Violins(Panel):
         if self.points:
             self._draw_points(ax, places)
         if self.boxes:
-            lines = {name: {"color": ink, "linewidth": 0.8} for name in ("whiskerprops", "capprops", "medianprops")}
+            thin = {"color": ink, "linewidth": 0.8}
+            lines: dict[str, Any] = dict.fromkeys(("whiskerprops", "capprops", "medianprops"), thin)
             outliers = {"marker": ".", "markersize": 3, "markeredgecolor": ink, "alpha": 0.5}
             parts = ax.boxplot(list(self.samples), positions=places, patch_artist=True, flierprops=outliers, **lines)
             for box, color in zip(parts["boxes"], self.colors, strict=True):
                 box.set(facecolor=to_rgba(color, 0.6), edgecolor=ink, linewidth=0.8)
         else:
-            parts = ax.violinplot(list(self.samples), places)
-            for body, color in zip(parts["bodies"], self.colors, strict=True):
+            violins: dict[str, Any] = ax.violinplot(list(self.samples), places)
+            for body, color in zip(violins["bodies"], self.colors, strict=True):
                 body.set(facecolor=color, alpha=0.6)
             for name in ("cbars", "cmins", "cmaxes"):
-                parts[name].set(edgecolor=ink, linewidth=0.7)
+                violins[name].set(edgecolor=ink, linewidth=0.7)
         if self.zero_y:
             ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
         ax.set_xticks(places, self.names)
@@ -318,13 +322,14 @@ class Table(Panel):
 
     def _draw(self, ax: "Axes") -> None:
         ax.axis("off")
+        place: dict[str, Any] = {"bbox": (0, 0, 1, 1)} if self.wide else {}
         table = ax.table(
             cellText=[[plain(cell) for cell in row] for row in self.rows],
             colLabels=list(self.heading),
             cellLoc="right",
             colWidths=self._widths(),
             loc="center",
-            bbox=(0, 0, 1, 1) if self.wide else None,
+            **place,
         )
         table.auto_set_font_size(False)
         table.set_fontsize(10)

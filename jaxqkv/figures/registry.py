@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,9 @@ STUDIES = {
     "weight-tour": "weight_tour",
     "token-similarity": "token_similarity",
 }
+
+
+_Make = TypeVar("_Make", bound=Callable[[Any], Display])
 
 
 class Run(Protocol):
@@ -64,10 +67,10 @@ class Study:
     finish: Callable[[Any], None] = lambda run: None
     figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
-    def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable:
+    def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable[[_Make], _Make]:
         """Registers the decorated function as a figure of this study."""
 
-        def register(make: Callable[[Any], Display]) -> Callable[[Any], Display]:
+        def register(make: _Make) -> _Make:
             self.figures[id] = FigureSpec(id, title, frozenset(needs), make)
             return make
 

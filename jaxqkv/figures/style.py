@@ -22,7 +22,16 @@ CATEGORIES = {
 }
 # Checkpoints that are compared, the first and those beside it, by colour or by line.
 CHECKPOINTS = ("#4a78c9", "#e08a1e", "#3a9d5d", "#8457b3", "#d1495b", "#8e9aaf")
-LINES: tuple[str | tuple, ...] = ("-", "--", ":", "-.", (0, (1, 3)), (0, (8, 2)), (0, (8, 2, 1, 2, 1, 2)))
+LineStyle = str | tuple[int, tuple[int, ...]]  # a word, or matplotlib's (offset, (on, off, …))
+LINES: tuple[LineStyle, ...] = (
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (1, 3)),
+    (0, (8, 2)),
+    (0, (8, 2, 1, 2, 1, 2)),
+)
 MARKERS = {"Q": "s", "K": "o", "V": "^"}
 
 _PAPER = {"light": ("white", "black"), "dark": ("#282a2c", "#DDE2F4")}

@@ -1,7 +1,5 @@
 """Histograms on equally spaced edges, by index arithmetic and scatter-add."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +114,7 @@ def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     return up
 
 
-@functools.partial(jit, static_argnames="n_group")
+@jit(static_argnames="n_group")
 def _counts(
     values: Float[AnyArray, "*shape"],
     bounds: Float[AnyArray, "edge"],

@@ -70,5 +70,9 @@ def causal_samples(
     final = jnp.take_along_axis(pattern, last[:, None, None, None], axis=2)[:, :, 0]
     diagonal = jnp.diagonal(pattern, axis1=-2, axis2=-1)
     is_first = position == first[:, None]
-    masks = (mask & (position != last[:, None]), mask & ~is_first, mask & is_first)
-    return tuple(Sample(x, where[:, None]) for x, where in zip((final, diagonal, diagonal), masks, strict=True))
+    mask = jnp.asarray(mask)
+    return (
+        Sample(final, (mask & (position != last[:, None]))[:, None]),
+        Sample(diagonal, (mask & ~is_first)[:, None]),
+        Sample(diagonal, (mask & is_first)[:, None]),
+    )

@@ -17,6 +17,7 @@ from jaxqkv.kernels.moments import moments
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
     """Columns divided by their Euclidean norms; a column of zeros stays zero."""
+    x = jnp.asarray(x)
     norm = jnp.linalg.norm(x, axis=0, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
 

@@ -62,6 +62,7 @@ def ks_normal(
       mean, std: of the normal distribution, in the unit of `values`.
     """
     values = jnp.asarray(values, jnp.float32).ravel()
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     normal = jax.scipy.special.ndtr((values - mean) / jnp.where(std > 0, std, 1))
     cell = jnp.clip(normal * KS_CELLS, 0, KS_CELLS - 1).astype(jnp.int32)
     inside = jnp.zeros(KS_CELLS, jnp.int32).at[cell].add(1, mode="promise_in_bounds")

@@ -99,11 +99,11 @@ def _reduce(q: Heads, k: Heads, mask: Mask, *, names: frozenset[str]) -> dict[st
 def _of_layer(q: Heads, k: Heads, mask: Mask) -> dict[str, Any]:
     """What figures 4, 7b and 9 show of one layer, in one program."""
     n_head, head_dim = q.shape[1], q.shape[-1]
-    wide = (merge_heads(x[0]) for x in (q, k))
+    wide_q, wide_k = (merge_heads(x[0]) for x in (q, k))
     return {
         "last token": last_token_scores(q, k, mask),
         "causal": causal_samples(_pattern(q, k, mask), mask),
-        "all heads": scaled_scores(*wide, 1 / (head_dim**0.5 * n_head)),
+        "all heads": scaled_scores(wide_q, wide_k, 1 / (head_dim**0.5 * n_head)),
         "mean of heads": scaled_scores(q[0], k[0]).mean(axis=0),
     }
 
@@ -202,7 +202,7 @@ def figure_1(run: Run) -> Display:
     products = [generator.normal(size=(n, n)) @ generator.normal(size=(n, n)) for n in MATRIX_SIZES]
     raw = np.array([product.std() for product in products])
     scaled = np.array([(product / np.sqrt(n)).std() for product, n in zip(products, MATRIX_SIZES, strict=True)])
-    points = {"marker": "o", "linestyle": ""}
+    points: dict[str, Any] = {"marker": "o", "linestyle": ""}
     lines = [
         Line(x=MATRIX_SIZES, y=raw, label="No scaling", color=style.ACROSS, **points),
         Line(x=MATRIX_SIZES, y=scaled, label=r"$\sqrt{N}$ scaling", color=style.WITHIN, **points),
@@ -441,7 +441,7 @@ def figure_8(run: Run) -> Display:
 def figure_9(run: Run) -> Display:
     real = np.ix_(run.first_text, run.first_text)
     all_heads, mean_of_heads = (np.asarray(run.of_layer[name])[real] for name in ("all heads", "mean of heads"))
-    points = {"marker": "o", "linestyle": ""}
+    points: dict[str, Any] = {"marker": "o", "linestyle": ""}
     difference = (all_heads - mean_of_heads).ravel()
     panels = [
         Lines(

@@ -202,7 +202,7 @@ class Compared:
         return f"_{self.name}" if self.order else ""
 
     @property
-    def line(self) -> str | tuple:
+    def line(self) -> style.LineStyle:
         """How its curves are drawn."""
         return style.LINES[self.order % len(style.LINES)]
 
@@ -225,7 +225,8 @@ def reduce_layers(
     progress: tqdm,
 ) -> list[Any]:
     """`reduce(layer, W_Q W_K W_V side by side)` of each layer, with one layer's matrices in memory at a time."""
-    results, arena = [], Arena()
+    arena = Arena()
+    results: list[Any] = []
     for layer in layers:
         wide = read_after(results[-1:], lambda: to_device(weights.W_QKV(layer), arena))  # noqa: B023
         results.append(reduce(layer, wide))

@@ -20,7 +20,7 @@ from jaxqkv import console
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines, Table, plain
+from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
@@ -93,7 +93,7 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
         # In one order always, so that the compilation cache knows the program again.
         return {name: REDUCTIONS[name](matrix, n_head) for name in sorted(chosen)}
 
-    results = {}
+    results: dict[str, Any] = {}
     for count in (2, 3):
         chosen = frozenset(name for name in names if MATRICES_OF.get(name, 3) == count)
         results |= jax.lax.map(functools.partial(reduce_one, chosen=chosen), width * jnp.arange(count))
@@ -209,7 +209,8 @@ def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Li
 
 def _across_models(run: Run, need: str, caption: str) -> Display:
     """A row of means and standard deviations for every model."""
-    arrays, rows = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    rows = []
     for name, reductions in zip(run.names, run.reductions[: len(run.names)], strict=True):
         mean, std = reductions[need]["mean"], reductions[need]["std"]
         arrays |= {f"mean_{name}": mean, f"std_{name}": std}
@@ -258,7 +259,8 @@ def figure_2a(run: Run) -> Display:
 
 @STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
 def figure_2b(run: Run) -> Display:
-    arrays, lines = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    lines = []
     for each in run.shown:
         for name, matrix in zip(MATRICES, np.split(each.weights.W_QKV(each.layer), 3, axis=1), strict=True):
             heights, edges = freedman_diaconis_histogram(matrix)
@@ -308,7 +310,8 @@ def figure_2c(run: Run) -> Display:
 
 @STUDY.figure("2d", "mean and standard deviation of W_Q, W_K and W_V by layer", needs={"moments"})
 def figure_2d(run: Run) -> Display:
-    arrays, panels = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    panels: list[Lines] = []
     for each in run.shown:
         mean, std = each.reductions["moments"]["mean"], each.reductions["moments"]["std"]
         arrays |= {f"mean{each.suffix}": mean, f"std{each.suffix}": std}
@@ -381,7 +384,8 @@ def figure_4b(run: Run) -> Display:
 
 @STUDY.figure("5a", "cosine similarities within and across heads of one layer")
 def figure_5a(run: Run) -> Display:
-    arrays, panels = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    panels: list[Panel] = []
     masks = np.asarray(head_pair_masks(run.config.n_head, run.config.head_dim))
     groups = (("within", "Within heads", style.WITHIN), ("across", "Across heads", style.ACROSS))
     for letter, name, matrix in zip("AB", "QK", run.qkv, strict=False):

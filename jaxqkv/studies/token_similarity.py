@@ -53,7 +53,8 @@ Samples = Float[AnyArray, "sentence three_embed"]
 def _at(attention: Attention, positions: Int[AnyArray, " sentence"]) -> Samples:
     """Q, K and V of one position of each sentence, side by side."""
 
-    def pick(x: Float[Array, "sentence head pos head_dim"]) -> Float[Array, "sentence embed"]:
+    def pick(x: Float[Array, "sentence head pos head_dim"] | None) -> Float[Array, "sentence embed"]:
+        assert x is not None  # q, k and v are captured
         chosen = jnp.take_along_axis(x, positions[:, None, None, None], axis=2)
         return chosen.reshape(x.shape[0], -1)
 
@@ -198,8 +199,8 @@ def figure_pairs(run: Run) -> Display:
     q, k = run.target[:, : run.embed], run.target[:, run.embed : 2 * run.embed]
     one, two = (nearest_index(sentence, len(q), SEED_SENTENCES) for sentence in SENTENCES)
     a, b = (nearest_index(dimension, run.embed, SEED_WIDTH) for dimension in DIMENSIONS)
-    points = {"marker": "o", "linestyle": ""}
-    axes = {"xlabel": f"Sentence {one} target token", "ylabel": f"Sentence {two} target token"}
+    points: dict[str, Any] = {"marker": "o", "linestyle": ""}
+    axes: dict[str, Any] = {"xlabel": f"Sentence {one} target token", "ylabel": f"Sentence {two} target token"}
     panels = [
         Lines(lines=[Line(x=q[one], y=q[two], color=style.Q, **points)], title="Different tokens, same Q", **axes),
         Lines(lines=[Line(x=k[one], y=k[two], color=style.K, **points)], title="Different tokens, same K", **axes),

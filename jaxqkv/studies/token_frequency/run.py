@@ -59,7 +59,8 @@ def _reduce(
     sharded: bool,
 ) -> dict[str, Any]:
     """What is kept of a layer: norms `[batch, pos]`, every 500th score, the binned scores `[batch, bin]`."""
-    attention, results = attention.astype(jnp.float32), {}
+    attention = attention.astype(jnp.float32)
+    results: dict[str, Any] = {}
     if ADJUSTMENT in names:
         results[ADJUSTMENT] = jnp.log(jnp.linalg.norm(attention.attn_out, axis=-1))
     if PAIRS in names or BINNED in names:
@@ -69,9 +70,10 @@ def _reduce(
         if BINNED in names:
             bins = functools.partial(binned_moments, n_bin=BINS)
             # One sequence after another is faster on a CPU; sequences on several devices go at once.
-            _, *results[BINNED] = (
+            _, mean, std = (
                 jax.vmap(bins)(score, index) if sharded else jax.lax.map(lambda one: bins(*one), (score, index))
             )
+            results[BINNED] = [mean, std]
     return results
 
 
@@ -82,6 +84,8 @@ def reducer(names: tuple[str, ...], mesh: Mesh | None) -> Reducer:
 
 def mean_score(attention: Attention) -> Float[Array, "batch query key"]:
     """The mean over heads of QKᵀ/√head_dim, which is one product over the whole width."""
+    assert attention.q is not None  # which is captured, as k is
+    assert attention.k is not None
     n_head, head_dim = attention.q.shape[1], attention.q.shape[-1]
     return scaled_scores(merge_heads(attention.q), merge_heads(attention.k), 1 / (head_dim**0.5 * n_head))
 

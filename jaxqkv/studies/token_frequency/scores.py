@@ -1,5 +1,7 @@
 """Figures of the scores of frequent and rare pairs of tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,7 @@ def figure_5_edges(run: Run) -> Display:
     sums = pair_sums(run.log_frequency_of_ends[1])
     percentile = percentile_edges(sums, BINS)
     ends = percentile[[0, -1]]
-    linear = np.linspace(*ends, BINS + 1)
+    linear = np.linspace(ends[0], ends[1], BINS + 1)
     lines = [
         Line(x=ends, y=ends, color="0.5", linestyle="--"),
         Line(x=percentile, y=linear, color=style.V, marker="h", linestyle=""),
@@ -169,8 +171,14 @@ def figure_5d(run: Run) -> Display:
 def figure_6(run: Run) -> Display:
     n_layer = run.config.n_layer
     centres, mean, std = run.pool.binned()
-    r_mean, r_std = (np.asarray(_row_correlations(*map(np.float32, (centres, y)))) for y in (mean, std))
-    shared = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer", "scale": (0, n_layer)}
+    r_mean, r_std = (
+        np.asarray(_row_correlations(centres.astype(np.float32), y.astype(np.float32))) for y in (mean, std)
+    )
+    shared: dict[str, Any] = {
+        "xlabel": "Token pair log-probability",
+        "colorbar": "Transformer layer",
+        "scale": (0, n_layer),
+    }
     curves: list[Panel] = []
     for letter, values, name in (("A", mean, "mean"), ("B", std, "standard deviation")):
         lines = layer_lines(centres, values)

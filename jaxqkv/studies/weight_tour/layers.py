@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
@@ -19,7 +20,6 @@ from jaxqkv.studies.weight_tour.run import (
     STUDY,
     Run,
     Tour,
-    Wide,
 )
 
 BINS = 50
@@ -29,7 +29,7 @@ LEAST_P = 1e-300
 
 
 @jit
-def _histogram_statistics(wide: Wide) -> dict[str, Array]:
+def _histogram_statistics(wide: Float[AnyArray, "embed three_embed"]) -> dict[str, Array]:
     shape = distribution_shape(wide)
     return shape._asdict() | {"ks": ks_normal(wide, shape.mean, shape.std)}
 
@@ -101,7 +101,7 @@ def _p(p: float) -> str:
     return "< 1e-300" if p < LEAST_P else f"{p:.3g}"
 
 
-def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, int], limits: dict[str, float]) -> Image:
+def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, int], limits: dict[str, Any]) -> Image:
     return Image(
         values=values,
         cmap="RdBu",
