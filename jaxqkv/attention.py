@@ -26,7 +26,11 @@ class Attended(NamedTuple):
 
 
 def split_heads(x: Float[AnyArray, "*batch pos embed"], n_head: int) -> Float[Array, "*batch head pos head_dim"]:
-    """Cuts the width in `n_head` consecutive pieces: head h is columns h·head_dim … (h+1)·head_dim."""
+    """Cuts the width in `n_head` consecutive pieces: head h is columns h·head_dim … (h+1)·head_dim.
+
+    Raises:
+      TypeError, ValueError: from JAX or NumPy, if the width is not a multiple of `n_head`.
+    """
     *batch, pos, embed = x.shape
     return jnp.swapaxes(x.reshape(*batch, pos, n_head, embed // n_head), -3, -2)
 
@@ -42,14 +46,22 @@ def scaled_scores(
     k: Float[AnyArray, "*batch key head_dim"],
     scale: float | Float[Array, ""] | None = None,
 ) -> Float[Array, "*batch query key"]:
-    """QKᵀ · scale, with scale 1/√head_dim unless given; no mask."""
+    """QKᵀ · scale, with scale 1/√head_dim unless given; no mask, and so any real number.
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
     if scale is None:
         scale = q.shape[-1] ** -0.5
     return jnp.einsum("...qd,...kd->...qk", q, k) * scale
 
 
 def visible_keys(mask: Bool[AnyArray, "*batch pos"], causal: bool) -> Bool[Array, "*batch query key"]:
-    """Which keys a query may see: real tokens, and no later ones if `causal`."""
+    """Which keys a query may see: real tokens, and no later ones if `causal`.
+
+    Args:
+      mask: True at real tokens.
+      causal: as in GPT-2; BERT's queries see both ways.
+    """
     pos = mask.shape[-1]
     visible = jnp.broadcast_to(mask[..., None, :], (*mask.shape, pos))
     return jnp.tril(visible) if causal else visible
@@ -58,7 +70,7 @@ def visible_keys(mask: Bool[AnyArray, "*batch pos"], causal: bool) -> Bool[Array
 def attention_pattern(
     scores: Float[AnyArray, "*batch query key"], visible: Bool[AnyArray, "*#batch query key"]
 ) -> Float[Array, "*batch query key"]:
-    """Softmax over the visible keys; exactly 0 elsewhere, and in a row that sees nothing.
+    """Softmax over the visible keys: probabilities of sum 1; exactly 0 elsewhere, and in a row that sees nothing.
 
     A boolean mask, not a large negative number, so that no real score can pass for a masked one.
     """
@@ -88,6 +100,12 @@ def attend(
 
     On a CPU large heads are taken one after another, elsewhere all at once, and so where heads or
     sequences are on several devices (`sharded`). The numbers are the same.
+
+    Args:
+      q, k, v: of one layer.
+      visible: from `visible_keys`; the same for all heads.
+      scale: of QKᵀ; 1/√head_dim unless given.
+      sharded: that the arrays are split over devices.
     """
     if not sharded and jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
         return attend_sliced(q, k, v, visible, scale)
@@ -101,7 +119,7 @@ def attend_whole(
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
 ) -> Attended:
-    """`attend` with all heads at once."""
+    """`attend` with all heads at once; its arguments."""
     return _attended(q, k, v, visible[:, None], scale)
 
 
@@ -112,7 +130,7 @@ def attend_sliced(
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
 ) -> Attended:
-    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache."""
+    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments."""
     batch, n_head = q.shape[:2]
     visible = jnp.asarray(visible)
 

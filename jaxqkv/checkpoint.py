@@ -35,15 +35,24 @@ FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
 class Checkpoint:
-    """A config and its tensors. `shapes` and `dtypes` are by the keys that `tensor` takes."""
+    """A config and its tensors. Made by `open_checkpoint`.
+
+    Attributes:
+      spec: as the user gave it.
+      config: sizes and settings.
+      shapes, dtypes: of every tensor, by the keys that `tensor` takes; dtypes in safetensors' names (F16, BF16, …).
+      tokenizer_folder: where the tokenizer's files are, if they are here.
+      where: what an error about the tensors' names blames.
+      finite: that no tensor can have NaN or infinite values.
+    """
 
     spec: str
     config: Config
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     tokenizer_folder: Path | None
-    where: str  # what an error about the tensors' names blames
-    finite: bool = False  # that no tensor can have NaN or infinite values
+    where: str
+    finite: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +64,11 @@ class Checkpoint:
         return prefix + _as_path(base).resolve().name
 
     def tensor(self, key: str) -> np.ndarray:
-        """One tensor in the dtype that it is stored in; read-only."""
+        """One tensor in the dtype that it is stored in; read-only.
+
+        Raises:
+          CheckpointError: when that dtype is none of floating point.
+        """
         raise NotImplementedError
 
     def file_of(self, key: str) -> str:
@@ -67,7 +80,11 @@ class Checkpoint:
         raise NotImplementedError
 
     def tokenizer_source(self) -> Path | None:
-        """The folder with the tokenizer's files, or None when the checkpoint has none."""
+        """The folder with the tokenizer's files, or None when the checkpoint has none.
+
+        Raises:
+          CheckpointError: when they would have to be fetched, and cannot be.
+        """
         return self.tokenizer_folder
 
     def summary(self) -> dict[str, str]:
@@ -165,7 +182,11 @@ def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
 
 
 class MappedFile:
-    """A safetensors file, mapped into memory. The library checks the header; numpy maps the data."""
+    """A safetensors file, mapped into memory. The library checks the header; numpy maps the data.
+
+    Raises:
+      CheckpointError: when it is not a whole safetensors file.
+    """
 
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
@@ -186,6 +207,7 @@ class MappedFile:
             ) from None
 
     def tensor(self, key: str) -> np.ndarray:
+        """One tensor as a view of the file, in the dtype that it is stored in."""
         import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
 
         entry = self.header[key]
@@ -368,7 +390,14 @@ def fingerprint(path: Path, windows: int = 64, window: int = 65536) -> str:
 
 
 def save_checkpoint(folder: Path, config: Config, tensors: Mapping[str, np.ndarray], **extra: Any) -> None:
-    """Writes config.json and model.safetensors in Hugging Face's format; `extra` goes into the config."""
+    """Writes config.json and model.safetensors in Hugging Face's format.
+
+    Args:
+      folder: made if need be.
+      config: of the model.
+      tensors: by the names and in the shapes of the format, as `tensors_from_params` gives them.
+      extra: further entries of config.json.
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
+        """One line and status 2."""
         self.exit(2, f"jaxqkv: error: {message}; see {self.prog} --help\n")
 
 

@@ -43,6 +43,7 @@ class Config:
 
     @property
     def head_dim(self) -> int:
+        """Width of a head: that of the model over the number of heads."""
         return self.n_embd // self.n_head
 
     @property

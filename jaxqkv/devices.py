@@ -118,7 +118,11 @@ def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
 
 
 def check_split(parts: int, n_head: int, n_inner: int) -> None:
-    """Refuses to cut a head, or the hidden width into unequal parts."""
+    """Refuses to cut a head, or the hidden width into unequal parts.
+
+    Raises:
+      JaxqkvError: naming what does not divide.
+    """
     for name, size in (("heads", n_head), ("hidden dimensions of the MLP", n_inner)):
         if size % parts:
             raise JaxqkvError(f"a mesh of head={parts} cannot split {size} {name} evenly")

@@ -50,6 +50,7 @@ class SelfAttention(nn.Module):
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 
     def scale(self, layer: Int[Array, ""], dtype: jnp.dtype) -> float | Float[Array, ""]:
+        """What QKᵀ is multiplied by: 1/√head_dim and, in a GPT-2 that says so, 1/(layer + 1), or neither."""
         scale = self.config.head_dim**-0.5 if getattr(self.config, "scale_attn_weights", True) else 1.0
         if getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
             return scale / (layer + 1).astype(dtype)

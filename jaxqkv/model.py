@@ -156,7 +156,8 @@ def layerwise(
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
-    For statistics over many layers of what would not fit in memory together. Arguments as for `forward`.
+    For statistics over many layers of what would not fit in memory together. Arguments as for `forward`,
+    whose errors it raises when the first layer is asked for.
     """
     batch = as_batch(batch, config)
     captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
@@ -168,7 +169,13 @@ def layerwise(
 def hidden(
     params: Params, batch: BatchLike, config: Config, *, memory: int | None = None, mesh: Mesh | None = None
 ) -> Float[Array, "batch pos embed"]:
-    """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it."""
+    """The residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it.
+
+    Arguments as for `forward`; `memory` bounds the temporaries, not the result.
+
+    Raises:
+      JaxqkvError: on ids that do not exist, and text longer than the positions.
+    """
     batch = as_batch(batch, config)
     pieces: Sequence[Array | None] = ()
     for _, pieces, _ in _run(params, batch, config, frozenset(), (), memory=memory, mesh=mesh):  # noqa: B007
@@ -182,7 +189,13 @@ def hidden(
 def logits(
     params: Params, batch: BatchLike, config: Config, *, memory: int | None = None, mesh: Mesh | None = None
 ) -> Float[Array, "batch pos vocab"]:
-    """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`."""
+    """Next-token logits of GPT-2, through the tied embedding or the checkpoint's own `lm_head`.
+
+    Before the softmax, in nats up to a constant of each position. Arguments as for `forward`.
+
+    Raises:
+      JaxqkvError: for BERT, on ids that do not exist, and text longer than the positions.
+    """
     if not isinstance(config, GPT2Config):
         raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
     embedding = params["embed"]["wte"] if config.tie_word_embeddings else params["final"]["lm_head"]
@@ -346,7 +359,14 @@ def _checked_dtype(dtype: Any) -> np.dtype:
 
 
 class Model:
-    """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`."""
+    """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`.
+
+    Attributes:
+      checkpoint: where it comes from.
+      config: its sizes and settings.
+      weights: its tensors by name and by role, in the dtype of the arithmetic.
+      mesh: the devices that it runs on, if there are several.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
                  tokenizer: Tokenizer | None = None, mesh: Mesh | None = None):  # fmt: skip
@@ -379,7 +399,11 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, read at its first use."""
+        """The checkpoint's tokenizer, read at its first use.
+
+        Raises:
+          CheckpointError: when the checkpoint has none.
+        """
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.of(self.checkpoint)
         return self._tokenizer
@@ -392,7 +416,7 @@ class Model:
         truncate: bool = False,
         special_tokens: bool = True,
     ) -> Batch:
-        """Texts as a padded `Batch`; see `Tokenizer.batch`."""
+        """Texts as a padded `Batch`; arguments and errors as for `Tokenizer.batch`."""
         return self.tokenizer.batch(
             texts, self.config, padding_side=padding_side, truncate=truncate, special_tokens=special_tokens
         )
@@ -407,7 +431,7 @@ class Model:
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Every attention intermediate that is asked for; see `forward`."""
+        """Every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
         return forward(
             self._streamed(),
             batch,

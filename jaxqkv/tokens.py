@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 @struct.dataclass(repr=False)
 class Batch(showing.Arrays):
-    """Token ids of several texts. `mask` is True at real tokens; pads may stand on either side."""
+    """Token ids of several texts.
+
+    Attributes:
+      ids: int32; 0 at pads, where any id would do.
+      mask: True at real tokens; pads may stand on either side.
+      token_types: BERT's segments; 0 unless there are two.
+    """
 
     ids: Int[AnyArray, "batch pos"]
     mask: Bool[AnyArray, "batch pos"]
@@ -43,7 +49,12 @@ BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
 
 
 def as_batch(batch: BatchLike, config: Config) -> Batch:
-    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes."""
+    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes.
+
+    Raises:
+      JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token
+        types that do not go with them, and on more tokens than the model has positions.
+    """
     if not isinstance(batch, Batch):
         try:
             ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
@@ -83,7 +94,11 @@ class Tokenizer:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Tokenizer":
-        """The tokenizer that lies beside the checkpoint's weights."""
+        """The tokenizer that lies beside the checkpoint's weights.
+
+        Raises:
+          CheckpointError: when there is none, or it cannot be read.
+        """
         folder = checkpoint.tokenizer_source()
         if folder is None:
             raise CheckpointError(
@@ -94,7 +109,11 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], config: Config) -> "Tokenizer":
-        """From tokenizer.json; else from vocab.json and merges.txt (GPT-2) or vocab.txt (BERT)."""
+        """From tokenizer.json; else from vocab.json and merges.txt (GPT-2) or vocab.txt (BERT).
+
+        Raises:
+          CheckpointError: when the files are missing, broken, or of a larger vocabulary than the model's.
+        """
         from tokenizers import Tokenizer as Backend
 
         folder = Path(folder).expanduser()
@@ -140,7 +159,11 @@ class Tokenizer:
         return [self.backend.decode([int(i)], skip_special_tokens=False) for i in ids]
 
     def single_token(self, text: str) -> int:
-        """The id of a text that is one token; one that is not is refused with its pieces."""
+        """The id of a text that is one token.
+
+        Raises:
+          JaxqkvError: for one that is not, with its pieces.
+        """
         (ids,) = self.encode([text], special_tokens=False)
         if len(ids) != 1:
             pieces = ", ".join(repr(piece) for piece in self.tokens(ids)) or "nothing"

@@ -48,11 +48,20 @@ class Weights:
     """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
 
     Nothing is kept: every call reads from the file again, and what is stored in `dtype` already
-    comes as a read-only view of the mapped file, without a copy.
+    comes as a read-only view of the mapped file, without a copy. Asking for a layer or a name that the
+    model does not have is a `JaxqkvError`.
 
     A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
     `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,
     where the results show that there is something to find.
+
+    Attributes:
+      checkpoint: where they are read.
+      config: of the checkpoint.
+      dtype: of what is returned.
+
+    Raises:
+      CheckpointError: listing every tensor that is missing, unexpected, repeated or wrongly shaped.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: Any = np.float32):
@@ -146,7 +155,11 @@ class Weights:
         return showing.table(repr(self), ("tensor", "part", "shape", "dtype", "MB"), rows)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor by name, with or without the file's prefix, in the shape that the file has."""
+        """A tensor by name, with or without the file's prefix, in the shape that the file has.
+
+        Raises:
+          JaxqkvError: when there is none of that name.
+        """
         key = self._keys.get(weight_map.canonical(name, self._table.prefix), name)
         if key not in self.checkpoint.shapes:
             raise JaxqkvError(f"{self.checkpoint.spec}: no tensor named {name}; `names` lists them")
@@ -209,7 +222,7 @@ class Weights:
 
     @property
     def positions(self) -> Float[np.ndarray, "pos embed"]:
-        """The position embeddings."""
+        """The position embeddings, as the file has them."""
         return next(self[t.name] for t in self.inventory() if t.category == "Positional Embedding")
 
     def W_QKV(self, layer: int) -> Float[np.ndarray, "embed three_embed"]:
@@ -237,7 +250,10 @@ class Weights:
         return rule.apply(self[rule.key.format(layer=layer)])[place]
 
     def embed(self, tokens: Int[np.ndarray, " row"] | None = None) -> dict[str, Any]:
-        """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given."""
+        """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given.
+
+        Nested dicts in Flax's layout, as `forward` takes them; so are `layer`'s and `final`'s.
+        """
         if tokens is None:
             return self._read(self._table.embed)
         rule, *others = self._table.embed
@@ -284,7 +300,18 @@ def count_broken(tensor: np.ndarray) -> int:
 
 
 def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, np.ndarray]:
-    """The inverse of reading: canonical key → tensor, from parameters as `forward` takes them."""
+    """The inverse of reading: canonical key → tensor, from parameters as `forward` takes them.
+
+    Args:
+      params: `{"embed": …, "layers": [one dict a layer], "final": …}`.
+      config: of the model.
+
+    Returns:
+      Tensors in the shapes of the checkpoint's format, for `save_checkpoint`.
+
+    Raises:
+      CheckpointError: when there are not as many layers as the config says.
+    """
 
     def pick(tree: dict[str, Any], rule: weight_map.Rule) -> np.ndarray:
         parts = []

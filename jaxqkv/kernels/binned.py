@@ -22,6 +22,13 @@ def percentile_edges(values: Float[np.ndarray, "*shape"], bins: int) -> Float[np
     """Edges of `bins` bins with equally many values each: `numpy.percentile(values, linspace(0, 100, bins + 1))`.
 
     NaN is left out; no value at all gives edges of NaN. Edges repeat where many values are the same.
+
+    Args:
+      values: any shape, any unit.
+      bins: how many, at least one.
+
+    Returns:
+      Float64, `bins + 1` of them, rising, in the unit of `values`.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -34,7 +41,11 @@ def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edg
     """The bin of each value: bin i is [edge i, edge i+1), the last one closed; −1 outside and for NaN.
 
     Edges need not be equally spaced. Of repeated edges the bins between them are empty: a value on
-    an edge belongs to the bin above.
+    an edge belongs to the bin above. Compared in float64.
+
+    Args:
+      values: any shape.
+      edges: rising, in the unit of `values`; as `percentile_edges` gives them.
     """
     values = np.asarray(values, np.float64)
     bins = len(edges) - 1
@@ -57,6 +68,12 @@ def binned_moments(
       values: one sample, any unit.
       index: the bin of each value, from `bin_index`; those outside 0 … n_bin − 1 are left out.
       n_bin: how many bins there are.
+
+    Returns:
+      Three arrays `[bin]`: int32, and two of float32 in the unit of `values`.
+
+    Raises:
+      JaxqkvError: if there is not one bin for each value.
     """
     values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index, jnp.int32)
     if values.shape != index.shape or values.ndim != 1:

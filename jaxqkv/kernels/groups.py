@@ -35,6 +35,9 @@ def group_densities(
       x: samples of Q, K and V side by side.
       edges: equally spaced bin edges in −1…1.
       centred: correlation; else cosine similarity.
+
+    Returns:
+      `[6, bin]`, in the order of `GROUPS`; each of integral 1, or 0 for a group without a pair.
     """
     unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
     thirds = jnp.stack(jnp.split(unit, 3, axis=1))
@@ -53,11 +56,16 @@ def permute_entries(x: Float[AnyArray, "sample column"], key: Array) -> Float[Ar
 
     Args:
       x: samples.
-      key: from `jax.random.key`.
+      key: from `jax.random.key`; the same one gives the same order.
     """
     return jax.random.permutation(key, jnp.ravel(x)).reshape(x.shape)
 
 
 def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
-    """Density of the cosine similarities of all pairs of columns, each once."""
+    """Density of the cosine similarities of all pairs of columns, each once.
+
+    Args:
+      x: samples.
+      edges: equally spaced bin edges in −1…1.
+    """
     return density(column_cosine(x), edges, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))

@@ -52,7 +52,14 @@ def density_by_group(
 ) -> Float[Array, "group bin"]:
     """`density` of several samples in one pass: `group` says which of `n_group` a value belongs to.
 
-    Values whose group is not among 0 … n_group − 1 are left out.
+    Args:
+      values: any shape.
+      edges: as for `counts`.
+      group: of each value; those whose group is not among 0 … n_group − 1 are left out.
+      n_group: how many groups there are.
+
+    Returns:
+      `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
     return _normalised(_counts(values, _bounds(edges), group, n_group=n_group), edges)
 
@@ -71,6 +78,10 @@ def freedman_diaconis_histogram(
     On the host: the number of bins depends on the data, so a compiled kernel would be compiled anew
     for every sample. Heights are counts, or densities as in `density`; an empty sample gives one
     bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
+
+    Args:
+      values: any shape, any unit.
+      density: heights in 1/unit of `values`; else counts.
 
     Raises:
       NotDrawable: if a value is NaN or infinite.

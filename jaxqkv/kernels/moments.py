@@ -14,6 +14,11 @@ def deviations(
 
     The mean of many equal float32 numbers is not always that number. What is left of one rounding is
     no spread: differences within the last place of the largest value count as none.
+
+    Args:
+      x: any shape, any unit.
+      where: the values that count; the others give 0.
+      axis: that has a mean of its own at each place of the other axes; one mean of all unless given.
     """
     mask = jnp.broadcast_to(True if where is None else where, x.shape)
     n = jnp.maximum(mask.sum(axis=axis, keepdims=True), 1).astype(x.dtype)

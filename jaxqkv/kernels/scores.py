@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 
 def first_and_last(mask: Bool[AnyArray, "batch pos"]) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
-    """Positions of each sequence's first and last real token."""
+    """Positions of each sequence's first and last real token, from 0; pads may stand on either side."""
     pos = mask.shape[-1]
     return jnp.argmax(mask, axis=-1), pos - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
 
@@ -39,6 +39,10 @@ def last_token_scores(
         scores[b, h, g, p] = q[b, h, last] · k[b, g, p] / √head_dim
 
     at all real positions p but the first and the last, in one product.
+
+    Args:
+      q, k: of one layer.
+      mask: True at real tokens.
 
     Returns:
       Two samples over the same `[batch, query_head, key_head, pos]` scores: h = g and h ≠ g.
@@ -59,6 +63,10 @@ def causal_samples(
     pattern: Float[AnyArray, "batch head query key"], mask: Bool[AnyArray, "batch pos"]
 ) -> tuple[Sample, Sample, Sample]:
     """Three samples of a causal pattern, over all heads: probabilities in 0…1.
+
+    Args:
+      pattern: of one layer, causal.
+      mask: True at real tokens.
 
     Returns:
       final to previous: the last token to every earlier one, the first included, itself not;

@@ -43,6 +43,9 @@ def column_cosine_moments(
       x: one matrix; n columns give n(n−1)/2 cosines.
       ddof: 1 for the sample's standard deviation (the default), 0 for the population's.
       strips: how many strips the product is cut in.
+
+    Returns:
+      Two float32 scalars, in −1…1 and 0…1; 0 and 0 for a single column.
     """
     unit = unit_columns(x)
     n = x.shape[1]
@@ -66,7 +69,7 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
 def head_pair_masks(n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Which pairs of columns are within a head, and which across heads, each pair once.
 
-    Columns are heads side by side. Index 0: i < j in the same head (upper triangles of the diagonal
+    Columns are heads side by side, `head_dim` each. Index 0: i < j in the same head (upper triangles of the diagonal
     blocks). Index 1: head of i < head of j (the blocks above the diagonal).
     """
     column = jnp.arange(n_head * head_dim)

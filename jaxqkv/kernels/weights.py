@@ -34,6 +34,9 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
 
     As `scipy.stats.skew` and `scipy.stats.kurtosis` with their defaults; both are 0 for a normal
     distribution, and NaN where all values are the same.
+
+    Args:
+      values: any shape, any unit.
     """
     values = jnp.asarray(values, jnp.float32)
     centred = deviations(values)
@@ -77,7 +80,7 @@ def ks_normal(
 
 @jit
 def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
-    """Pearson's correlation of every row with the next; NaN beside a constant row."""
+    """Pearson's correlation of every row with the next, in −1…1; NaN beside a constant row."""
     centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
     # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant row.
     scaled = centred / jnp.abs(centred).max(axis=1, keepdims=True)

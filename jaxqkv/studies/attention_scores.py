@@ -32,6 +32,7 @@ from jaxqkv.kernels import (
     moments,
 )
 from jaxqkv.studies.options import load_model, pick_layer, read_text, stimuli
+from jaxqkv.tokens import Batch
 
 LAYER = 6
 SEED_GRID = (4, 4)
@@ -122,10 +123,12 @@ class Run:
         self.reductions: dict[str, dict[str, np.ndarray]] = {}
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest says of this run."""
         return {"checkpoint": [self.model.checkpoint.identity()], "layer": self.layer, "text": self.texts}
 
     @cached_property
-    def batch(self) -> Any:
+    def batch(self) -> Batch:
+        """The texts as ids; BERT's between [CLS] and [SEP]."""
         return self.model.tokenize(self.texts, special_tokens=not self.config.causal)
 
     def prepare(self, needs: Collection[str]) -> None:

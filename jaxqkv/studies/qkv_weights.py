@@ -117,6 +117,7 @@ class Run:
         self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in names]
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest says of this run."""
         checkpoints = [weights.checkpoint.identity() for weights in [*self.weights, *self.compared]]
         return {"checkpoint": checkpoints, "layer": self.layer}
 

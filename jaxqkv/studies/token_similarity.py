@@ -118,6 +118,7 @@ class Run:
         self.positions = np.array([places[number] for number in kept], np.int32)
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest says of this run."""
         return {
             "checkpoint": [self.model.checkpoint.identity()],
             "layer": self.layer,
@@ -129,6 +130,7 @@ class Run:
 
     @property
     def centred(self) -> bool:
+        """Whether similarity is correlation: the cosine of what is centred."""
         return self.measure == "correlation"
 
     def prepare(self, needs: Collection[str]) -> None:
@@ -169,10 +171,12 @@ class Run:
 
     @property
     def embed(self) -> int:
+        """Width of Q, of K and of V."""
         return self.config.n_embd
 
     @property
     def left_out(self) -> str:
+        """What a caption says of sentences that are not among the samples."""
         return f" {len(self.skipped)} sentences without the target were left out." if self.skipped else ""
 
 

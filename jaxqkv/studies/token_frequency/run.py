@@ -141,6 +141,7 @@ class Run:
         self.notes: list[str] = []
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest says of this run."""
         about = {
             "checkpoint": [self.model.checkpoint.identity()],
             "corpus": self.corpus.about,

@@ -75,6 +75,7 @@ class Tour(Compared):
 
     @property
     def config(self) -> Config:
+        """Of the checkpoint."""
         return self.weights.config
 
     @property
@@ -140,6 +141,7 @@ class Run:
         self.seed = options.seed
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest says of this run."""
         return {
             "checkpoint": [tour.weights.checkpoint.identity() for tour in self.tours],
             "layer": self.first.layer,

@@ -1,0 +1,101 @@
+"""The package as a whole: what it documents, and what it needs."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxqkv
+from jaxqkv.figures.registry import study
+
+# What the extras bring, and the only module that may need it.
+EXTRAS = ("torch", "transformers", "sklearn", "optax", "beartype", "mypy", "pytest", "_pytest", "xdist")
+NEEDS_EXTRA = "jaxqkv.torch_reference"
+MODULES = [module.name for module in pkgutil.walk_packages(jaxqkv.__path__, "jaxqkv.") if module.name != NEEDS_EXTRA]
+
+WITHOUT_EXTRAS = f"""
+import importlib, sys
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent)
+for name in {MODULES}:
+    importlib.import_module(name)
+try:
+    import {NEEDS_EXTRA}
+except ModuleNotFoundError as error:
+    print("absent:", error.name)
+sys.exit(importlib.import_module("jaxqkv.cli").main(sys.argv[1:]))
+"""
+
+
+def test_base_dependencies_suffice(tmp_path):
+    line = ["figures", "qkv-weights", "--demo", "--arrays-only", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, *line], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "absent: torch" in done.stdout
+    written = {path.stem: np.load(path) for path in (tmp_path / "out" / "qkv-weights").glob("*.npz")}
+    assert written.keys() == study("qkv-weights").figures.keys()
+    assert np.isfinite(written["2d"]["mean"]).all()
+
+
+def public_members():
+    """Every public function and class of the package, and the public methods and properties of the classes."""
+    for name in MODULES:
+        for key, member in vars(importlib.import_module(name)).items():
+            if key.startswith("_") or getattr(member, "__module__", None) != name:
+                continue
+            # A figure's title is where it is registered.
+            if callable(member) and hasattr(member, "__qualname__") and not key.startswith("figure_"):
+                yield f"{name}.{key}", member
+            if inspect.isclass(member):
+                for part, value in vars(member).items():
+                    own = isinstance(value, property) or getattr(value, "__module__", None) == name
+                    if own and not part.startswith("_") and not inspect.isclass(value):
+                        yield f"{name}.{key}.{part}", getattr(member, part)
+
+
+MEMBERS = dict(public_members())
+
+
+def test_the_public_members_are_found():
+    """Jitted kernels, classes, methods and properties among them."""
+    assert MEMBERS.keys() >= {
+        "jaxqkv.kernels.moments.moments",
+        "jaxqkv.kernels.similarity.head_pair_masks",
+        "jaxqkv.model.forward",
+        "jaxqkv.model.Model",
+        "jaxqkv.model.Model.run",
+        "jaxqkv.tokens.Batch.positions",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS))
+def test_it_is_documented_and_annotated(name):
+    member = MEMBERS[name]
+    text = inspect.getdoc(member)
+    assert text
+    assert not text.startswith(f"{name.rpartition('.')[2]}(")  # what `dataclass` writes where nothing is written
+    if isinstance(member, property):
+        assert inspect.signature(member.fget).return_annotation is not inspect.Signature.empty
+    elif not inspect.isclass(member):
+        signature = inspect.signature(member)
+        bare = [
+            p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
+        ]
+        assert bare == []
+        assert signature.return_annotation is not signature.empty
+
+
+def test_the_package_is_typed():
+    assert (Path(jaxqkv.__file__).parent / "py.typed").exists()
