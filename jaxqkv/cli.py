@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxqkv.errors
 from jaxqkv import console
-from jaxqkv.figures.gallery import FORMATS
+from jaxqkv.figures.drawing import FORMATS
 from jaxqkv.figures.style import THEMES
 
 if TYPE_CHECKING:

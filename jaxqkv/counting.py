@@ -118,7 +118,8 @@ def count_and_rows(
     key = {"version": VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab": vocab}
     counts_key, batch_key = key | {"tokens": tokens}, key | {"batch": batch, "length": length}
     keep_batch = cache and start is None and batch is not None and batch <= KEPT_ROWS
-    counts, rows = None, None
+    counts: TokenCounts | None = None
+    rows: Iterator[Row] | None = None
     if cache and tokens and (kept := _recall("counts", counts_key, "counts", "documents", "whole")):
         counts = TokenCounts(kept["counts"], int(kept["documents"]), bool(kept["whole"]))
         console.note(f"{counts.tokens:,} tokens of {corpus.name} were counted before; {NEW}")

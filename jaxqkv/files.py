@@ -13,10 +13,9 @@ from typing import Any
 
 from jaxqkv.errors import JaxqkvError
 
-try:
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # there is none on Windows
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ class LayerStream:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(pending))
         return read_after(pending, lambda: self._read(layer, None if traced else self._arena))
 
-    def check(self, stream: Sequence[Any], depth: int, made: bool) -> None:
+    def check(self, stream: list[Any], depth: int, made: bool) -> None:
         """Names the weights with NaN or infinite values that a run has used.
 
         To look at all weights would cost almost as much as to read them. The residual stream, which is

@@ -31,7 +31,8 @@ def _settings(theme: str) -> Iterator[None]:
     """Matplotlib's, for the block."""
     import matplotlib
 
-    with matplotlib.rc_context(style.settings(theme)), warnings.catch_warnings():
+    settings: Any = style.settings(theme)
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         # A checkpoint may have a name in any script; what the font lacks is drawn as an empty box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
@@ -60,7 +61,8 @@ def rendered(figure: "MatplotlibFigure", kind: str, theme: str) -> memoryview:
 
 def save_arrays(arrays: Mapping[str, Any], file: Any) -> None:
     """An .npz of a figure's arrays."""
-    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+    by_name: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(file, **by_name)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -90,7 +92,7 @@ class Figure:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.figure, self.arrays))
 
-    def save(self, path: str | os.PathLike) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the picture as .png, .svg or .pdf, or the arrays as .npz, by the name's ending."""
         path = Path(path)
         kind = path.suffix.removeprefix(".").lower()

@@ -164,7 +164,8 @@ def quantise(values: Float[np.ndarray, " pair"], low: float, high: float) -> UIn
 
 def shown_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Each token's text with nothing invisible in it; tokens that are pieces of a character say which."""
-    pieces, shown = tokenizer.tokens(ids), []
+    pieces = tokenizer.tokens(ids)
+    shown: list[str] = []
     while len(shown) < len(ids):
         start = len(shown)
         count, whole = 1, pieces[start]

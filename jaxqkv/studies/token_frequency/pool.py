@@ -44,7 +44,9 @@ class Pool:
             BINS: np.zeros((layers, 4, bins)),
         }
         self.lowest = np.full((layers, 4), np.inf)
-        self._each = {name: [np.zeros((0, *shape), dtype)] for name, (shape, dtype) in each.items()}
+        self._each: dict[str, list[np.ndarray]] = {
+            name: [np.zeros((0, *shape), dtype)] for name, (shape, dtype) in each.items()
+        }
 
     def __getitem__(self, name: str) -> np.ndarray:
         """What is kept of each sequence, `[sequence, …]`."""
@@ -146,9 +148,8 @@ class Pool:
             self._each = {name: [arrays[f"each {name}"]] for name in self._each}
             self.lowest, self.numbers = arrays[LOWEST], arrays["numbers"]
             self.place = Place(*arrays["place"].tolist())
-            counts = {name: arrays.get(f"count {name}") for name in ("counts", "documents", "whole")}
+            if "count counts" not in arrays:
+                return None
+            return TokenCounts(arrays["count counts"], int(arrays["count documents"]), bool(arrays["count whole"]))
         except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise JaxqkvError(f"{path}: not a saved state ({error}); leave --resume out to begin anew") from None
-        if counts["counts"] is None:
-            return None
-        return TokenCounts(counts["counts"], int(counts["documents"]), bool(counts["whole"]))

@@ -176,11 +176,11 @@ class Run:
         self.layers = list(range(self.config.n_layer)) if EVERY_LAYER in needs else few
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
         key = self._key(needs)
-        if self.state is not None and self.state.exists() and not self.resume:
+        if not self.resume and self.state is not None and self.state.exists():
             console.note(
                 f"{self.state} is of an interrupted run; --resume would go on from it, and this run begins anew"
             )
-        counts = self._resumed(key) if self.resume else None
+        counts = self._resumed(self.state, key) if self.resume and self.state is not None else None
         start = self._start()
         if counts is not None or start is not None:
             self.notes.append(f"{len(self.pool.numbers):,} sequences were run before; --resume goes on after them")
@@ -237,13 +237,13 @@ class Run:
             "sequences together": self.together,
         }
 
-    def _resumed(self, key: dict[str, Any]) -> TokenCounts | None:
+    def _resumed(self, state: Path, key: dict[str, Any]) -> TokenCounts | None:
         """The saved state taken up, if every process has one; its counts."""
-        there = distributed.gather(np.array([self.state.exists()]))
+        there = distributed.gather(np.array([state.exists()]))
         if not all(each.all() for each in there):
-            self.notes.append(f"there is no saved state in {self.state.parent}; the run begins with the first document")
+            self.notes.append(f"there is no saved state in {state.parent}; the run begins with the first document")
             return None
-        return self.pool.restore(self.state, key)
+        return self.pool.restore(state, key)
 
     def _start(self) -> Place | None:
         """Where all processes read on: at the place of the one that is least far; None for the beginning."""
@@ -255,7 +255,7 @@ class Run:
         self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...], key: dict[str, Any]
     ) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
-        saved = self.state is not None and self.batch_size > self.together * distributed.count()
+        state = self.state if self.batch_size > self.together * distributed.count() else None
         reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
         last_saved = time.monotonic()
         last_run = max(self.pool.numbers, default=-1)
@@ -270,11 +270,11 @@ class Run:
 
                 self._pool(chunk, self._reductions(chunk, reduce, progress) if names else {})
                 progress(1, 1)
-                if saved and time.monotonic() - last_saved > SAVE_EVERY:
-                    self.pool.save(self.state, key, counts)
+                if state is not None and time.monotonic() - last_saved > SAVE_EVERY:
+                    self.pool.save(state, key, counts)
                     last_saved = time.monotonic()
-        if saved:
-            self.pool.save(self.state, key, counts)
+        if state is not None:
+            self.pool.save(state, key, counts)
         self.pool = self.pool.joined()
 
     def _chunks(self, rows: Iterator[Row], binned: bool) -> Iterator[Chunk]:
@@ -325,8 +325,9 @@ class Run:
 
     def finish(self) -> None:
         """What was saved to go on from is needed no more: the figures are there."""
-        for path in self.state.parent.glob(".state*.npz"):
-            path.unlink(missing_ok=True)
+        if self.state is not None:
+            for path in self.state.parent.glob(".state*.npz"):
+                path.unlink(missing_ok=True)
 
     # --- for the figures ---
 
