@@ -6,7 +6,8 @@ from types import ModuleType
 from jaxqkv.activations import Activations, Attention
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-from jaxqkv.model import Model, forward, hidden, load, logits
+from jaxqkv.model import Model, load
+from jaxqkv.running import forward, hidden, logits
 from jaxqkv.tokens import Batch
 from jaxqkv.weights import Weights
 

@@ -6,8 +6,9 @@ import pytest
 from conftest import GPT2, write_folder
 
 import jaxqkv
+from jaxqkv.arguments import command_for, parse
 from jaxqkv.checkpoint import BUNDLED
-from jaxqkv.cli import command_for, main, parse
+from jaxqkv.cli import main
 from jaxqkv.errors import CheckpointError
 from jaxqkv.figures.registry import STUDIES, study
 

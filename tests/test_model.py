@@ -115,7 +115,7 @@ def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
 
 def test_last_layer_stops_at_what_is_needed(config, model):
     """The program of the last layer has no product with the MLP's weights when only q is asked for."""
-    from jaxqkv.model import _block
+    from jaxqkv.running import _block
 
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))

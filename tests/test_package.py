@@ -73,7 +73,7 @@ def test_the_public_members_are_found():
     assert MEMBERS.keys() >= {
         "jaxqkv.kernels.moments.moments",
         "jaxqkv.kernels.similarity.head_pair_masks",
-        "jaxqkv.model.forward",
+        "jaxqkv.running.forward",
         "jaxqkv.model.Model",
         "jaxqkv.model.Model.run",
         "jaxqkv.tokens.Batch.positions",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxqkv.cli import parser
+from jaxqkv.arguments import parser
 from jaxqkv.figures.registry import STUDIES, study
 
 ROOT = Path(__file__).parent.parent

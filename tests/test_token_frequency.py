@@ -383,7 +383,7 @@ class TestCommand:
         assert message in error
 
     def test_sizes_of_memory(self):
-        from jaxqkv.cli import _bytes
+        from jaxqkv.arguments import _bytes
 
         sizes = {"2GB": 2 * 10**9, "500MB": 5 * 10**8, "1.5 GiB": 3 << 29, "64k": 64_000, "7": 7, "3KiB": 3072}
         assert {text: _bytes(text) for text in sizes} == sizes

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxqkv import arguments
 from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.devices import make_mesh
 from jaxqkv.errors import JaxqkvError
@@ -36,11 +37,9 @@ def from_keywords(study: "Study", model: Any, given: Mapping[str, Any]) -> argpa
       model: a spec, a `Checkpoint`, a `Model`, several of them, or None for the study's own.
       given: values by the options' Python names; None is as if it were not there.
     """
-    from jaxqkv import cli
-
-    names = [name for name in study.options if name in cli.STUDY_OPTIONS and name != "resume"]
-    known = cli.COMMON_OPTIONS | {name: cli.STUDY_OPTIONS[name] for name in names}
-    options = cli.parse(["figures", study.name])
+    names = [name for name in study.options if name in arguments.STUDY_OPTIONS and name != "resume"]
+    known = arguments.COMMON_OPTIONS | {name: arguments.STUDY_OPTIONS[name] for name in names}
+    options = arguments.parse(["figures", study.name])
     options.out = None  # nothing is written
     for name, value in given.items():
         if name not in known:

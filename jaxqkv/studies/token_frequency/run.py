@@ -25,7 +25,7 @@ from jaxqkv.devices import execution, place_batch, precision
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
-from jaxqkv.model import Progress, Reducer
+from jaxqkv.running import Progress, Reducer
 from jaxqkv.studies.options import load_model, pick_layer
 from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool
 
