@@ -50,6 +50,10 @@ class FigureSpec:
     make: Callable[[Any], Display]
 
 
+def _leave(run: Any) -> None:
+    """What most studies have to do at the end of a run: nothing."""
+
+
 @dataclasses.dataclass
 class Study:
     """A published study: its name, its default checkpoints, its figures and how to run it.
@@ -64,7 +68,7 @@ class Study:
     demo: str
     run: Callable[[argparse.Namespace], Run]
     options: tuple[str, ...] = ()
-    finish: Callable[[Any], None] = lambda run: None
+    finish: Callable[[Any], None] = _leave
     figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable[[_Make], _Make]:
