@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
+from jaxqkv.errors import NotDrawable
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
-from jaxqkv.kernels import distribution_shape, ks_normal, require_finite
+from jaxqkv.kernels import distribution_shape, ks_normal
 from jaxqkv.studies.weight_tour.run import (
     COMPONENTS,
     ENDS,
@@ -42,7 +43,8 @@ def figure_weight_histogram(run: Run) -> Display:
     panels: list[Panel] = []
     texts, by_tour = [], {}
     for tour in run.tours:
-        require_finite(tour.wide)
+        if broken := int(np.sum(~np.isfinite(tour.wide))):
+            raise NotDrawable(f"weight-histogram: {broken:,} weights of {tour.where} are NaN or infinite")
     limits = reach(*(tour.wide for tour in run.tours))
     for tour in run.tours:
         heights, edges = np.histogram(tour.wide, bins=BINS, density=True)
