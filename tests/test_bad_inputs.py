@@ -4,6 +4,7 @@ import json
 import struct
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import GPT2, random_tensors, write_folder, write_word_tokenizer
@@ -12,6 +13,7 @@ import jaxqkv
 from jaxqkv.cli import main
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.figures.registry import STUDIES, study
+from jaxqkv.weights import count_broken
 
 WORDS = ["<unk>", " her", " saw", " told", "I", " cat", *(f" word{number}" for number in range(37))]
 # What each study takes besides the checkpoint, to run in a moment.
@@ -565,6 +567,21 @@ class TestNotFinite:
             model.run([[1, 7]], layers=0)
         with pytest.warns(JaxqkvWarning, match=r"in h.1.attn.c_attn.weight \(1 of"):
             model.hidden([[1, 2]])
+
+    def test_parameters_are_looked_at_before_they_are_handed_out(self, place):
+        tensors(spoil)(place / "model")
+        with pytest.warns(JaxqkvWarning, match=r"h.1.attn.c_attn.weight \(3 of 3,675\)"):
+            jaxqkv.load("./model").params()
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+    def test_broken_values_are_counted(self, dtype):
+        values = np.random.default_rng(0).standard_normal((31, 37)).astype(dtype)
+        values[0, :4] = np.finfo(np.float16).max, -np.finfo(np.float16).max, 0, 1e-8
+        assert count_broken(values) == 0
+        values[3, 5:8] = np.nan, np.inf, -np.inf
+        values[30, 36] = -np.array(np.nan, dtype)
+        assert count_broken(values) == 4
+        assert count_broken(np.full(5, np.finfo(np.float32).max, np.float32)) == 0
 
     def test_results_that_are_not_finite_by_themselves_are_no_news(self, place):
         result = jaxqkv.load("./model").run([[1, 2]], reduce=lambda a, mask: jax.numpy.log(0 * a.q.sum()))

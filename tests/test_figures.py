@@ -144,6 +144,46 @@ class TestDisplays:
         np.testing.assert_array_equal(histogram.lines[0].get_ydata(), [3, 4])
         assert [text.get_text() for text in histogram.texts] == ["skewed"]
 
+    def test_words_in_cells_are_readable_and_lines_are_between_them(self):
+        image = Image(values=np.array([[0.0, 10, 4]]), texts=[["a", "b", "c"]], cells=True, xticks=(0, 1, 2))
+        figure = Figure()
+        Display(arrays={}, panels=[[image]], caption="", size=(3, 2)).draw(figure)
+        (axes,) = figure.axes
+        words = {text.get_text(): (text.get_position(), text.get_color()) for text in axes.texts}
+        assert words == {"a": ((0, 0), "w"), "b": ((1, 0), "k"), "c": ((2, 0), "w")}
+        assert axes.get_xticks(minor=True).tolist() == [0.5, 1.5]
+        assert axes.get_yticks(minor=True).tolist() == []
+
+    def test_what_curves_are_drawn_over(self):
+        line = Line(x=np.arange(3), y=np.array([1.0, 10, 100]), error=np.ones(3))
+        options = {"integer_x": True, "log_y": True, "grid": True, "zero_x": True, "zero_y": True}
+        figure = Figure()
+        panel = Lines(lines=[line], yticks=(1, 100), **options)
+        Display(arrays={}, panels=[[panel]], caption="", size=(3, 2)).draw(figure)
+        (axes,) = figure.axes
+        curve, vertical, horizontal = (axes.lines[index] for index in (0, -2, -1))
+        np.testing.assert_array_equal(curve.get_ydata(), line.y)
+        assert (set(vertical.get_xdata()), set(horizontal.get_ydata())) == ({0}, {0})
+        assert axes.get_yscale() == "log"
+        assert axes.get_yticks().tolist() == [1, 100]
+        assert axes.xaxis.get_gridlines()[0].get_linestyle() == "--"
+
+    def test_every_value_of_a_sample_is_a_point(self):
+        samples = [np.arange(5.0), np.arange(9.0) + 10]
+        options = {"samples": samples, "names": ["a", "b"], "colors": ["r", "g"], "zero_y": True}
+        figure = Figure()
+        panels = [[Violins(**options, seed=seed) for seed in (0, 0, 1)]]
+        Display(arrays={}, panels=panels, caption="", size=(6, 4)).draw(figure)
+        for axes in figure.axes:
+            *points, zero = axes.lines
+            for place, line, sample in zip((1, 2), points, samples, strict=True):
+                np.testing.assert_array_equal(line.get_ydata(), sample)
+                assert (np.abs(line.get_xdata() - place) < 0.3).all()
+            assert set(zero.get_ydata()) == {0}
+        first, again, other = (axes.lines[0].get_xdata() for axes in figure.axes)
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).all()
+
     def test_boxes_and_violins(self):
         samples = [np.arange(5.0), np.arange(9.0) + 10]
         options = {"samples": samples, "names": ["a", "b"], "colors": ["r", "g"], "seed": 0, "points": False}
