@@ -142,6 +142,7 @@ class Model:
         stream = self._streamed()["layers"]
         for layer in set(range(self.config.n_layer)) - set(kept):
             kept[layer] = stream[layer]
+        self.weights.check_layers(range(self.config.n_layer))  # what computes with them knows no names
         return {
             "embed": self._embedding,
             "final": self._final,

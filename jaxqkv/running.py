@@ -230,11 +230,13 @@ def _run(
     depth = min(last + 1, config.n_layer)
     layers = params["layers"]
     results: list[Any] = []
+    entering: list[Array] = []  # what the last layer gets, where nothing goes on from it
     for layer in range(depth):
         busy = (stream, results)
         weights = layers.after(busy, layer) if isinstance(layers, LayerStream) else layers[layer]
         wanted = layer in selected
-        entering = list(stream)
+        if layer == last:
+            entering = list(stream)
         block = functools.partial(
             _block,
             weights,
@@ -256,8 +258,7 @@ def _run(
                 progress(layer * len(pieces) + index + 1, depth * len(pieces))
         yield layer, [_first(*pair, parts) for pair in zip(sizes, stream, strict=True)], _joined(results)
     if isinstance(layers, LayerStream):
-        made = depth <= last
-        layers.check(stream if made else entering, depth, made)
+        layers.check(entering or stream, depth, made=not entering)
 
 
 def _first(size: int, tree: Any, parts: int) -> Any:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int
 
 from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit, place_parameters
-from jaxqkv.weights import Weights
+from jaxqkv.devices import place_parameters
+from jaxqkv.weights import Weights, count_broken
 
 FEWEST_ROWS = 256  # of a token embedding that is read for one text
 ALIGNMENT = 64  # XLA's CPU backend takes host memory as it is when it begins at a multiple of this
@@ -112,11 +111,6 @@ class EmbeddingStream(Mapping[str, Any]):
         return to_device(self._weights.embed(tokens), mesh=self._mesh), places.reshape(ids.shape).astype(np.int32), size
 
 
-@jit
-def _all_finite(x: Float[Array, "batch pos embed"]) -> Bool[Array, ""]:
-    return jnp.isfinite(x).all()
-
-
 class LayerStream:
     """The layers' parameters in the course of one run.
 
@@ -166,7 +160,7 @@ class LayerStream:
         layers = range(depth)
         if any(isinstance(piece, jax.core.Tracer) for piece in stream) or self._weights.are_checked(layers):
             return
-        if all(bool(_all_finite(piece)) for piece in stream):
+        if not any(count_broken(np.asarray(piece)) for piece in stream):
             self._weights.trust_layers(layers if made else layers[:-1])
         self._weights.check_layers(layers)
 
