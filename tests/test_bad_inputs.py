@@ -24,8 +24,8 @@ STIMULI = {
     "weight-tour": [],
     "token-similarity": ["--sentences", "sentences.txt"],
 }
-OF_TEXT = ("attention-scores", "token-frequency", "token-similarity")
-COMMANDS = (*STUDIES, "info", "verify")
+OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
+COMMANDS = (*STUDIES, "info", "view", "verify")
 
 
 def line_of(command, spec, *more, options=None):
@@ -33,7 +33,8 @@ def line_of(command, spec, *more, options=None):
     if command in STUDIES:
         options = STIMULI[command] if options is None else options
         return ["figures", command, *more, "--model", spec, "--out", "out", "--arrays-only", *options]
-    return [command, spec, *(["--out", "out/verify.json"] if command == "verify" else []), *more]
+    own = {"view": ["--text", "I saw her cat", "--out", "out/attention.html"], "verify": ["--out", "out/verify.json"]}
+    return [command, spec, *own.get(command, []), *more]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def place(tmp_path, monkeypatch):
         for kind in ("npz", "png", "svg"):
             (folder / f"{first}.{kind}").write_bytes(b"earlier")
         (folder / "manifest.json").write_text(json.dumps({"figures": {first: {"title": "earlier"}}}))
-    for name in ("index.html", "verify.json"):
+    for name in ("index.html", "attention.html", "verify.json"):
         (tmp_path / "out" / name).write_text("earlier")
     monkeypatch.chdir(tmp_path)
     return tmp_path
