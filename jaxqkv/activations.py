@@ -35,9 +35,11 @@ DTypeLike = str | type | np.dtype[Any]
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
 
 
-@struct.dataclass(repr=False)
+@struct.dataclass
 class Attention(showing.Arrays):
     """What happens inside one layer; a field that was not asked for is None."""
+
+    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
 
     q: Float[Array, "batch head pos head_dim"] | None = None
     k: Float[Array, "batch head pos head_dim"] | None = None
@@ -58,12 +60,14 @@ class Attention(showing.Arrays):
         return jax.tree.map(lambda x: x.astype(dtype), self)
 
 
-@struct.dataclass(repr=False)
+@struct.dataclass
 class Activations(showing.Arrays):
     """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
 
     `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
     """
+
+    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
 
     mask: Bool[AnyArray, "batch pos"]
     q: Float[Array, "layer batch head pos head_dim"] | None = None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-@struct.dataclass(repr=False)
+@struct.dataclass
 class Batch(showing.Arrays):
     """Token ids of several texts.
 
@@ -33,6 +33,8 @@ class Batch(showing.Arrays):
       mask: True at real tokens; pads may stand on either side.
       token_types: BERT's segments; 0 unless there are two.
     """
+
+    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
 
     ids: Int[AnyArray, "batch pos"]
     mask: Bool[AnyArray, "batch pos"]
