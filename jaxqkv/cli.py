@@ -10,18 +10,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import jaxqkv.errors
 from jaxqkv import console
 from jaxqkv.arguments import STUDY_OPTIONS, command_for, parse, parser
+from jaxqkv.figures import manifest
 from jaxqkv.figures.drawing import FORMATS
-
-if TYPE_CHECKING:
-    from jaxqkv.figures.manifest import Record
-    from jaxqkv.figures.registry import FigureSpec, Study
+from jaxqkv.figures.registry import STUDIES, FigureSpec, Study, study
 
 # Of a clone: the benchmark and its baselines in PyTorch are not part of the installed package.
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -121,7 +119,6 @@ def _versions() -> dict[str, str]:
 
 def _list(options: argparse.Namespace) -> None:
     from jaxqkv.figures.panels import Table
-    from jaxqkv.figures.registry import STUDIES, study
 
     rows = [(name, spec.id, spec.title) for name in STUDIES for spec in study(name).figures.values()]
     document = [dict(zip(("study", "id", "title"), row, strict=True)) for row in rows]
@@ -173,8 +170,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _figures(options: argparse.Namespace) -> None:
     from jaxqkv import devices, distributed
-    from jaxqkv.figures import gallery, manifest
-    from jaxqkv.figures.registry import study
+    from jaxqkv.figures import gallery
 
     chosen = study(options.study)
     specs = chosen.select(options.ids)
@@ -202,9 +198,9 @@ def _figures(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt(done if record.finished else none) from None
 
 
-def _draw(options: argparse.Namespace, chosen: "Study", specs: Sequence["FigureSpec"], record: "Record") -> None:
+def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec], record: manifest.Record) -> None:
     from jaxqkv import distributed
-    from jaxqkv.figures import gallery, manifest
+    from jaxqkv.figures import gallery
     from jaxqkv.files import locked
 
     start = time.monotonic()
