@@ -81,7 +81,8 @@ def execution(mesh: Mesh | None) -> Execution:
 def rounded_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any) -> Any:
     """`jax.lax.dot_general` of float32 numbers rounded to bfloat16, with sums in float32."""
     if x.dtype == jnp.float32:
-        x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        # Rounded by name: of a conversion back and forth some compilers make nothing.
+        x, kernel = (jax.lax.reduce_precision(each, 8, 7).astype(jnp.bfloat16) for each in (x, kernel))
         options["preferred_element_type"] = jnp.float32
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
 

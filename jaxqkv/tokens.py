@@ -148,12 +148,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none."""
-        try:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
-        except TypeError:  # which names no text
-            for number, text in enumerate(texts):
-                _check_unicode(text, number)
-            raise
+        for number, text in enumerate(texts):
+            _check_unicode(text, number)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:

@@ -43,7 +43,7 @@ def write_page(path: Path, name: str, title: str, body: Iterable[str]) -> None:
         head = fill(_HEAD, policy=policy, title=title)
         file.write(f"{head}<style>{style}</style>\n</head>\n<body>\n".encode())
         for piece in body:
-            file.write(piece.encode())
+            file.write(piece.encode(errors="backslashreplace"))  # a file's name may be no Unicode
         file.write(f"<script>{script}</script>\n</body>\n</html>\n".encode())
 
 
