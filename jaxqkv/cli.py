@@ -188,14 +188,15 @@ def _figures(options: argparse.Namespace) -> None:
         distributed.start(options.coordinator, options.processes, options.process, options.patience)
     if not options.no_compilation_cache:
         devices.enable_compilation_cache()
-    folder = gallery.prepare_folder(options.out, chosen.name)
+    folder = options.out / chosen.name
     record = manifest.Record(folder, chosen.name)
     try:
+        gallery.prepare_folder(options.out, chosen.name)
         _draw(options, chosen, specs, record)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         done = f"{len(record.finished)} of {len(specs)} figures finished in {folder}: {', '.join(record.finished)}"
-        none = f"no figure was finished, and {folder} is as it was"
-        raise KeyboardInterrupt(done if record.finished else none) from None
+        none = stop.args or [f"no figure was finished, and {folder} is as it was"]
+        raise KeyboardInterrupt(done if record.finished else none[0]) from None
 
 
 def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec], record: manifest.Record) -> None:

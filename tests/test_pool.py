@@ -197,13 +197,17 @@ def interrupted_at(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_an_interrupted_run_goes_on_with_the_same_numbers(number, folder, corpus, tmp_path, monkeypatch, in_parts):
+def test_an_interrupted_run_goes_on_with_the_same_numbers(
+    number, folder, corpus, tmp_path, monkeypatch, in_parts, capsys
+):
     whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
     line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:
         interrupted_at(patched, number)
         assert main([*line, *corpus]) == 130
     assert state_of(tmp_path).exists() == (number > 1)
+    said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if number > 1 else "is as it was"
+    assert said in capsys.readouterr().err
     assert [path.name for path in state_of(tmp_path).parent.iterdir()] == [".state.npz"] * (number > 1)
     runs = interrupted_at(monkeypatch, None)
     same(whole, figures_of("token-frequency", tmp_path, folder, *corpus, "--resume"), exactly=True)

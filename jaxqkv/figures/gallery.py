@@ -17,13 +17,12 @@ from jaxqkv.files import locked, make_writable, replacing_all, undisturbed, writ
 ADVICE = "; choose another folder with --out"
 
 
-def prepare_folder(out: Path, study: str) -> Path:
+def prepare_folder(out: Path, study: str) -> None:
     """Makes `out/study` and proves that both can be written, before any work is done."""
     folder = out / study
     with written(folder, ADVICE):
         make_writable(folder)
         make_writable(out)
-    return folder
 
 
 def save_figure(

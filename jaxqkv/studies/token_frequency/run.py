@@ -203,7 +203,12 @@ class Run:
                     f"{self.corpus.name} has {counts.tokens:,} tokens, fewer than {self.tokens:,}; all are counted"
                 )
         if batched:
-            self._run_batch(rows, counts, names, key)
+            try:
+                self._run_batch(rows, counts, names, key)
+            except KeyboardInterrupt:
+                if self.state is None or not self.state.exists():
+                    raise
+                raise KeyboardInterrupt(f"no figure was finished; --resume goes on from {self.state}") from None
         if batched and counts is not None:
             self.left_out = int(self.pool.sums[LEFT_OUT])
             self.numbers["left out"] = self.left_out
