@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import jaxqkv.errors
-from jaxqkv import console
+from jaxqkv import console, interrupts
 from jaxqkv.arguments import STUDY_OPTIONS, command_for, parse, parser
 from jaxqkv.figures import manifest
 from jaxqkv.figures.drawing import FORMATS
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.arguments = arguments
     options.command_line = shlex.join(["jaxqkv", *arguments])
-    with warnings.catch_warnings(), np.errstate():
+    with warnings.catch_warnings(), np.errstate(), interrupts.heard():
         warnings.simplefilter("always", jaxqkv.errors.JaxqkvWarning)
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
         return _run(options)

@@ -4,9 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,20 +91,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: what is done there in a moment is done altogether."""
-    earlier = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
-        yield
-        return
-    caught: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-    if caught:
-        earlier(*caught[0])

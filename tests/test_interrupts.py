@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,16 +19,10 @@ from jaxqkv.figures.displays import Display
 from jaxqkv.figures.manifest import Record, listed_figures
 from jaxqkv.figures.panels import Table
 from jaxqkv.figures.registry import FigureSpec, study
-from jaxqkv.files import locked, replacing_all, undisturbed
+from jaxqkv.files import locked, replacing_all
+from jaxqkv.interrupts import heard, undisturbed
 
 WAIT = 120  # seconds; nothing here takes a tenth of it
-# Ctrl-C reaches the process whatever this one does with it.
-RUN = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from jaxqkv.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 # Ctrl-C reaches the process whatever this one does with it.
 RUN = """
 import signal, sys
@@ -255,6 +250,38 @@ def test_an_error_is_not_lost_to_ctrl_c(ctrl_c):
 
     with pytest.raises(ZeroDivisionError):
         fail()
+
+
+class Deaf:
+    """Ctrl-C comes while this is thrown away, where Python can raise nothing."""
+
+    def __init__(self, press):
+        self.press = press
+
+    def __del__(self):
+        self.press()
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost(ctrl_c, capfd):
+    """It ends what comes next, also where that waits for the system."""
+
+    def work():
+        with heard():
+            Deaf(ctrl_c)
+            select.select([], [], [], WAIT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_destructors_own_errors_are_shown_as_ever(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: shown.append(lost.exc_type))
+    with heard():
+        Deaf(lambda: 1 // 0)
+    assert shown == [ZeroDivisionError]
+    assert sys.unraisablehook.__name__ == "<lambda>"
 
 
 def test_files_that_belong_together_appear_together(tmp_path):

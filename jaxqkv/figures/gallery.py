@@ -12,7 +12,8 @@ from jaxqkv.figures.drawing import FORMATS, drawn, rendered, save_arrays
 from jaxqkv.figures.manifest import Record, listed_figures
 from jaxqkv.figures.pages import fill, write_page
 from jaxqkv.figures.registry import STUDIES, FigureSpec
-from jaxqkv.files import locked, make_writable, replacing_all, undisturbed, written
+from jaxqkv.files import locked, make_writable, replacing_all, written
+from jaxqkv.interrupts import undisturbed
 
 ADVICE = "; choose another folder with --out"
 
