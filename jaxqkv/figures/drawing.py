@@ -17,7 +17,7 @@ from jaxqkv import showing
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
-from jaxqkv.files import replacing
+from jaxqkv.files import replacing, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -99,14 +99,11 @@ class Figure:
         if kind not in (*FORMATS, "npz"):
             endings = ", ".join(f".{each}" for each in (*FORMATS, "npz"))
             raise JaxqkvError(f"{path}: a figure is saved as one of {endings}; give the name such an ending")
-        try:
-            with replacing(path) as file:
-                if kind == "npz":
-                    save_arrays(self.arrays, file)
-                else:
-                    file.write(rendered(self.figure, kind, self.theme))
-        except OSError as error:
-            raise JaxqkvError(f"{path}: cannot be written ({error.strerror})") from None
+        with written(path), replacing(path) as file:
+            if kind == "npz":
+                save_arrays(self.arrays, file)
+            else:
+                file.write(rendered(self.figure, kind, self.theme))
         return path
 
     def __repr__(self) -> str:
