@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxqkv.figures.panels import Image, Line, Panel
+from jaxqkv.figures.panels import Image, Line, Panel, extremes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ class Display:
       size: width and height in inches.
       title: above all panels.
       heights: of the rows, relative to each other; equal unless given.
-      legend: one legend below all panels, of the first one with named lines.
+      legend: one legend below all panels, of the first one with named lines, instead of their own.
       text: printed when the figure is made; a table, usually.
     """
 
@@ -48,7 +48,10 @@ class Display:
                 panel.draw(figure.add_subplot(grid[i, :] if panel.wide else grid[i, j]))
         if self.legend:
             handles, labels = next(filter(any, (axes.get_legend_handles_labels() for axes in figure.axes)))
-            figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3)
+            columns = min(len(labels), 4) if len(labels) % 3 else 3
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
+            for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+                legend.remove()
         if self.title:
             figure.suptitle(self.title)
 
@@ -71,12 +74,6 @@ def reach(*values: np.ndarray) -> tuple[float, float]:
     return smallest - margin, largest + margin
 
 
-def extremes(*values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest value that is finite; 0 and 1 where none is."""
-    finite = np.concatenate([each[np.isfinite(each)] for each in values])
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-
-
 def head_grid(n_head: int) -> tuple[int, int]:
     """Rows and columns that fit `n_head` panels, wider than high: 12 → 3×4, 16 → 4×4, 25 → 5×5."""
     rows = max(int(n_head**0.5), 1)
@@ -84,14 +81,22 @@ def head_grid(n_head: int) -> tuple[int, int]:
 
 
 def head_images(
-    heads: np.ndarray, tag: str, seed_grid: tuple[int, int], **image: Any
+    heads: np.ndarray, tag: str, original_grid: tuple[int, int], **image: Any
 ) -> tuple[list[Sequence[Panel]], str]:
-    """An image a head, in rows that fit their number, and what the caption says if the seed's grid is another."""
+    """An image a head, in rows that fit their number, and what the caption says if the original's grid is another."""
     rows, columns = head_grid(len(heads))
     panels = [Image(values=head, tag=f"{tag}{h}", xticks=(), yticks=(), **image) for h, head in enumerate(heads)]
-    seed = "×".join(map(str, seed_grid))
-    note = "" if (rows, columns) == seed_grid else f" ({rows}×{columns} heads; {seed} in the seed.)"
+    original = "×".join(map(str, original_grid))
+    note = "" if (rows, columns) == original_grid else f" ({rows}×{columns} heads; {original} in the original.)"
     return rows_of(panels, columns), note
+
+
+def layer_map(densities: np.ndarray, edges: np.ndarray, **image: Any) -> Image:
+    """Densities `[layer, bin]` as colours, a row a layer from the bottom up, over the bins between `edges`."""
+    extent = (float(edges[0]), float(edges[-1]), -0.5, len(densities) - 0.5)
+    return Image(
+        values=densities, extent=extent, origin="lower", vmin=0, ylabel="Transformer layer", integer_y=True, **image
+    )
 
 
 def layer_points(values: np.ndarray, marker: str, face: float = 1.0) -> list[Line]:

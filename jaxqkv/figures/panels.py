@@ -13,6 +13,7 @@ from jaxqkv.figures.style import LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # More points than this are drawn as pixels in svg and pdf.
 DENSE = 2000
@@ -59,11 +60,12 @@ class Image(Panel):
     extent: tuple[float, float, float, float] | None = None
     origin: Literal["upper", "lower"] = "upper"
     aspect: Literal["auto", "equal"] = "auto"
-    colorbar: str | bool = False  # True, or its label
+    colorbar: str = ""  # its label; pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
+    integer_y: bool = False
 
     def _draw(self, ax: "Axes") -> None:
         from matplotlib.patheffects import withStroke
@@ -95,9 +97,18 @@ class Image(Panel):
             effect = [withStroke(linewidth=3, foreground="k")]
             place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
             ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
+        if self.integer_y:
+            _integer_ticks(ax.yaxis)
         if self.colorbar:
-            label = self.colorbar if isinstance(self.colorbar, str) else ""
-            ax.figure.colorbar(image, ax=ax, pad=0.01, label=label)
+            ax.figure.colorbar(image, ax=ax, pad=0.01, label=self.colorbar, extend=self._beyond())
+
+    def _beyond(self) -> Literal["neither", "min", "max", "both"]:
+        """The ends of the colours that values lie beyond."""
+        below = self.vmin is not None and bool((self.values < self.vmin).any())
+        above = self.vmax is not None and bool((self.values > self.vmax).any())
+        if below and above:
+            return "both"
+        return "min" if below else "max" if above else "neither"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -121,11 +132,10 @@ class Line:
 class Lines(Panel):
     """Curves or points over a common axis, with a legend when they are named.
 
-    `colorbar` is the label of a scale for lines coloured in order by `cmap`, `scale` its two ends.
+    `colorbar` is the label of a scale for lines coloured in order by `cmap`: a step a line, numbered from 0.
     """
 
     lines: Sequence[Line]
-    legend: bool = True
     integer_x: bool = False
     log_y: bool = False
     grid: bool = False
@@ -133,13 +143,10 @@ class Lines(Panel):
     zero_y: bool = False  # and at y = 0
     colorbar: str = ""
     cmap: str = "plasma"
-    scale: tuple[float, float] = (0, 1)
 
     def _draw(self, ax: "Axes") -> None:
         from matplotlib import colormaps
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize, to_rgba
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.colors import to_rgba
 
         for line in self.lines:
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
@@ -162,10 +169,10 @@ class Lines(Panel):
                 ax.fill_between(line.x, line.y - line.band, line.y + line.band, color=color, alpha=0.25, linewidth=0)
             if line.error is not None:
                 ax.errorbar(line.x, line.y, line.error, fmt="none", color=color)
-        if self.legend and any(line.label for line in self.lines):
+        if any(line.label for line in self.lines):
             ax.legend(fontsize=9, handlelength=3)
         if self.integer_x:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            _integer_ticks(ax.xaxis, *extremes(*(line.x for line in self.lines)))
         if self.log_y:
             ax.set_yscale("log", nonpositive="mask")
         if self.grid:
@@ -175,8 +182,18 @@ class Lines(Panel):
         if self.zero_y:
             ax.axhline(0, linestyle="--", color="0.7", linewidth=1, zorder=-3)
         if self.colorbar:
-            mappable = ScalarMappable(Normalize(*self.scale), self.cmap)
-            ax.figure.colorbar(mappable, ax=ax, pad=0.02, label=self.colorbar)
+            self._draw_colorbar(ax)
+
+    def _draw_colorbar(self, ax: "Axes") -> None:
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import ListedColormap, Normalize
+
+        places = [line.color for line in self.lines if isinstance(line.color, float)]
+        steps = ListedColormap([colormaps[self.cmap](place) for place in places])
+        mappable = ScalarMappable(Normalize(-0.5, len(places) - 0.5), steps)
+        bar = ax.figure.colorbar(mappable, ax=ax, pad=0.02, label=self.colorbar)
+        _integer_ticks(bar.ax.yaxis)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -283,13 +300,11 @@ class StackedBars(Panel):
     colors: Sequence[str]
 
     def _draw(self, ax: "Axes") -> None:
-        from matplotlib.ticker import MaxNLocator
-
         base = np.zeros(len(self.x))
         for height, name, color in zip(self.heights, self.names, self.colors, strict=True):
             ax.bar(self.x, height, bottom=base, label=name, color=color, width=0.8)
             base += height
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _integer_ticks(ax.xaxis, *extremes(self.x))
         ax.set_ylim(0, 1.3 * base.max())  # room for the legend
         ax.legend(fontsize=9, ncols=len(self.names), loc="upper center")
 
@@ -358,6 +373,22 @@ class Table(Panel):
             ]
             lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
+
+
+def _integer_ticks(axis: "Axis", low: float | None = None, high: float | None = None) -> None:
+    """Ticks at whole numbers alone, from `low` to `high` where those are given, else in the axis's limits."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(integer=True, min_n_ticks=1)
+    axis.set_major_locator(locator)
+    if low is not None and high is not None:
+        axis.set_ticks([tick for tick in locator() if low <= tick <= high])
+
+
+def extremes(*values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value that is finite; 0 and 1 where none is."""
+    finite = np.concatenate([each[np.isfinite(each)] for each in values])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def plain(name: str) -> str:

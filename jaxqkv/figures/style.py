@@ -10,6 +10,8 @@ POINTS, FIRST = "0.45", "#d62728"
 QKV = {"Q": Q, "K": K, "V": V}
 # Pairs of Q, K and V: within a matrix in its colour, across two in one between theirs.
 GROUPS = {"QQ": Q, "KK": K, "VV": V, "QK": "#b8862f", "QV": "#8e5fb0", "KV": "#2f8f9b"}
+# Attention scores as they are everywhere here: scaled, and before any mask.
+SCORE = r"$\mathbf{QK^\top/\sqrt{d}}$"
 # Parts of a model.
 CATEGORIES = {
     "Token Embedding": "#4a78c9",
@@ -39,7 +41,7 @@ THEMES = tuple(_PAPER)
 
 
 def settings(theme: str) -> dict[str, Any]:
-    """`rcParams` of a theme; "dark" has the seeds' dark palette."""
+    """`rcParams` of a theme; "dark" has the originals' dark palette."""
     paper, ink = _PAPER[theme]
     return {
         "figure.facecolor": paper,

@@ -19,8 +19,8 @@ from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visi
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_points
-from jaxqkv.figures.panels import Image, Line, Lines, Violins
+from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_map, layer_points
+from jaxqkv.figures.panels import Image, Line, Lines, Violins, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     Sample,
@@ -35,7 +35,7 @@ from jaxqkv.studies.options import load_model, pick_layer, read_text, stimuli
 from jaxqkv.tokens import Batch
 
 LAYER = 6
-SEED_GRID = (4, 4)
+ORIGINAL_GRID = (4, 4)
 LAST_TOKEN_EDGES = np.linspace(-20, 20, 101)
 SCORE_EDGES = np.linspace(-15, 15, 201)
 SOFTMAX_BINS = 201
@@ -119,6 +119,8 @@ class Run:
         self.seed = options.seed
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         self.where = f"layer {self.layer} of {self.name}"
+        self.label = plain(self.name)
+        self.heading = f"Layer {self.layer} of {self.label}"
         self.texts = _texts(options)
         self.reductions: dict[str, dict[str, np.ndarray]] = {}
 
@@ -224,14 +226,15 @@ def figure_1(run: Run) -> Display:
 @STUDY.figure("3", "Q of every head of one layer", needs={LAYER_NEED})
 def figure_3(run: Run) -> Display:
     q = run.q[0][:, run.first_text]
-    panels, grid = head_images(q.swapaxes(1, 2), "Qh", SEED_GRID, vmin=-2, vmax=2, origin="lower")
+    panels, grid = head_images(q.swapaxes(1, 2), "Qh", ORIGINAL_GRID, vmin=-2, vmax=2, origin="lower")
     corner = panels[-1][0]
     corner.xlabel, corner.ylabel = "Token position", "Head dim"
     return Display(
         arrays={"q": q},
         panels=panels,
+        title=run.heading,
         caption=f"Q of every head of {run.where}, colours from −2 to 2.{grid}{run.layer_note}",
-        size=(12, 1.6 * len(panels)),
+        size=(12, 0.3 + 1.6 * len(panels)),
     )
 
 
@@ -257,17 +260,18 @@ def figure_4(run: Run) -> Display:
             colors=colors,
             seed=run.seed,
             zero_y=True,
-            ylabel=r"QK$^\top$ dot products",
+            ylabel=f"{style.SCORE} dot products",
             title="A) Raw attention scores",
         ),
-        Lines(lines=lines, xlabel="Dot product value", ylabel="Density", title="B) Distributions", zero_x=True),
+        Lines(lines=lines, xlabel=f"{style.SCORE} value", ylabel="Density", title="B) Distributions", zero_x=True),
     ]
     return Display(
         arrays=arrays,
         panels=[panels],
+        title=run.heading,
         caption=f"Scores of the last token's Q in every head with the K of every head, {run.where}, at all earlier "
         f"positions but the first: same head and different heads.{run.layer_note}",
-        size=(10, 4),
+        size=(10, 4.3),
     )
 
 
@@ -276,25 +280,23 @@ def figure_5a(run: Run) -> Display:
     run.need_tokens(3, "figure 5a")
     values = run.reductions["last token"]["density"]
     panels = [
-        Image(
-            values=values[:, group],
+        layer_map(
+            values[:, group],
+            LAST_TOKEN_EDGES,
             cmap="magma",
-            vmin=0,
             vmax=0.15,
-            origin="lower",
-            extent=(LAST_TOKEN_EDGES[0], LAST_TOKEN_EDGES[-1], 0, len(values)),
-            xlabel=r"$\mathbf{QK^\top}$ activation value",
-            ylabel="Transformer layer",
+            xlabel=f"{style.SCORE} activation value",
             title=("A) Within heads", "B) Across heads")[group],
-            colorbar="Density" if group else False,
+            colorbar="Density" if group else "",
         )
         for group in (0, 1)
     ]
     return Display(
         arrays={"edges": LAST_TOKEN_EDGES, "density": values},
         panels=[panels],
+        title=run.label,
         caption=f"Densities of figure 4's samples in each layer of {run.name}, colours from 0 to 0.15.",
-        size=(10, 4),
+        size=(10, 4.3),
     )
 
 
@@ -305,12 +307,13 @@ def figure_5b(run: Run) -> Display:
     mean, std = values.mean(axis=0), values.std(axis=0)
     groups = zip(mean, std, ("Within heads", "Across heads"), (style.WITHIN, style.ACROSS), strict=True)
     lines = [Line(x=LAST_TOKEN_EDGES[:-1], y=m, band=s, label=label, color=color) for m, s, label, color in groups]
-    panel = Lines(lines=lines, xlabel=r"$\mathbf{QK^\top}$ activation value", ylabel="Density", xlim=(-20, 20))
+    panel = Lines(lines=lines, xlabel=f"{style.SCORE} activation value", ylabel="Density", xlim=(-20, 20))
     return Display(
         arrays={"edges": LAST_TOKEN_EDGES, "mean": mean, "std": std},
         panels=[[panel]],
+        title=run.label,
         caption=f"Mean and standard deviation over the layers of {run.name} of figure 5a's densities.",
-        size=(10, 4),
+        size=(10, 4.3),
     )
 
 
@@ -326,33 +329,33 @@ def figure_6(run: Run) -> Display:
             lines=means,
             xlabel="Transformer layer",
             ylabel="Activation mean",
-            title=r"A) Means of $\mathbf{QK^\top}$",
+            title=f"A) Means of {style.SCORE}",
             integer_x=True,
         ),
         Lines(
             lines=layer_lines([SCORE_EDGES[:-1]] * n_layer, reduction["density"]),
             xlabel="Activation value",
             ylabel="Density",
-            title=r"B) Distributions of $\mathbf{QK^\top}$",
+            title=f"B) Distributions of {style.SCORE}",
         ),
         Lines(
             lines=layer_lines(reduction["softmax_edges"][:, :-1], reduction["softmax_density"]),
             xlabel="Softmax probability",
             ylabel="Density (log scale)",
-            title=r"C) Distributions of $\sigma(\mathbf{QK^\top})$",
+            title=rf"C) Distributions of $\sigma$({style.SCORE})",
             log_y=True,
             xlim=(0, 1),
             colorbar="Transformer layer",
-            scale=(0, n_layer),
         ),
     ]
     names = ("mean", "std", "density", "softmax_edges", "softmax_density")
     return Display(
         arrays={"edges": SCORE_EDGES} | {name: reduction[name] for name in names},
         panels=[panels],
+        title=run.label,
         caption=f"All scores of each layer of {run.name}, before any mask: mean ± sample standard deviation, "
         "densities, and densities of their unmasked softmax over keys.",
-        size=(12, 3.6),
+        size=(12, 3.9),
     )
 
 
@@ -376,7 +379,7 @@ def figure_7a(run: Run) -> Display:
             xlabel="Token position",
             ylabel="Token position",
             title=title,
-            colorbar=title[0] == "C",
+            colorbar="Attention weight" if title[0] == "C" else "",
         )
         for values, texts, title in zip((mask, mask, softmax), (words, infinite, shares), titles, strict=True)
     ]
@@ -405,9 +408,10 @@ def figure_7b(run: Run) -> Display:
     return Display(
         arrays=dict(zip(names, samples, strict=True)),
         panels=[[panel]],
+        title=run.heading,
         caption=f"Attention weights of {run.where}, all heads: the last token to every earlier one, every token but "
         f"the first to itself, the first to itself (always 1).{run.layer_note}",
-        size=(8, 4),
+        size=(8, 4.3),
     )
 
 
@@ -418,25 +422,23 @@ def figure_8(run: Run) -> Display:
     values = run.reductions["causal pattern"]["density"]
     titles = ("A) Final to previous", "B) Self-attention", "C) First to self")
     panels = [
-        Image(
-            values=values[:, index],
+        layer_map(
+            values[:, index],
+            PATTERN_EDGES,
             cmap="magma",
-            vmin=0,
             vmax=0.5,
-            origin="lower",
-            extent=(0, 1, 0, len(values)),
             xlabel="Softmax attention probability",
-            ylabel="Transformer layer",
             title=title,
-            colorbar="Density" if index == 2 else False,
+            colorbar="Density" if index == 2 else "",
         )
         for index, title in enumerate(titles)
     ]
     return Display(
         arrays={"edges": PATTERN_EDGES, "density": values},
         panels=[panels],
+        title=run.label,
         caption=f"Densities of figure 7b's samples in each layer of {run.name}, colours from 0 to 0.5.",
-        size=(12, 3.6),
+        size=(12, 3.9),
     )
 
 
@@ -464,7 +466,8 @@ def figure_9(run: Run) -> Display:
     return Display(
         arrays={"all_heads": all_heads, "mean_of_heads": mean_of_heads},
         panels=[panels],
+        title=run.heading,
         caption="QKᵀ of the whole width divided by √head_dim · n_head, and the mean over heads of the per-head "
         f"scores, {run.where}: the same number twice, up to rounding.{run.layer_note}",
-        size=(10, 4),
+        size=(10, 4.3),
     )

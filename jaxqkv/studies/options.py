@@ -1,4 +1,4 @@
-"""What the studies share: opening the checkpoints asked for, and the nearest of what the seed names."""
+"""What the studies share: opening the checkpoints asked for, and the nearest of what the originals name."""
 
 import argparse
 import dataclasses
@@ -175,14 +175,14 @@ def read_text(path: Path) -> str:
         raise JaxqkvError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def nearest_indices(wanted: Sequence[int], size: int, seed_size: int) -> list[int]:
-    """The seed's indices where the last exists, else those at the same fractions of the range, all of them."""
-    return list(wanted) if max(wanted) < size else [index * size // seed_size for index in wanted]
+def nearest_indices(wanted: Sequence[int], size: int, original_size: int) -> list[int]:
+    """The original's indices where the last exists, else those at the same fractions of the range, all of them."""
+    return list(wanted) if max(wanted) < size else [index * size // original_size for index in wanted]
 
 
-def nearest_index(wanted: int, size: int, seed_size: int) -> int:
+def nearest_index(wanted: int, size: int, original_size: int) -> int:
     """`nearest_indices` of one."""
-    return nearest_indices([wanted], size, seed_size)[0]
+    return nearest_indices([wanted], size, original_size)[0]
 
 
 @dataclasses.dataclass
@@ -247,11 +247,11 @@ def short_names(weights: Sequence[Weights]) -> list[str]:
 
 
 def pick_layer(options: argparse.Namespace, wanted: int, n_layer: int, name: str) -> tuple[int, str]:
-    """`--layer`, else the seed's layer, else the middle one; and what the caption says of it."""
+    """`--layer`, else the original's layer, else the middle one; and what the caption says of it."""
     if options.layer is not None:
         if not 0 <= options.layer < n_layer:
             raise JaxqkvError(f"--layer {options.layer}: the layers of {name} are 0 to {n_layer - 1}")
         return options.layer, ""
     if wanted < n_layer:
         return wanted, ""
-    return n_layer // 2, f" ({name} has no layer {wanted} as in the seed; the middle one is drawn.)"
+    return n_layer // 2, f" ({name} has no layer {wanted} as in the original; the middle one is drawn.)"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxqkv import console
 from jaxqkv.devices import jit
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_images, rows_of
+from jaxqkv.figures.displays import Display, head_images, layer_map, rows_of
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
@@ -36,7 +36,7 @@ from jaxqkv.studies.options import Compared, beside, open_compared, open_weights
 from jaxqkv.weights import Weights
 
 LAYER = 6
-SEED_GRID = (3, 4)
+ORIGINAL_GRID = (3, 4)
 WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
 COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 MATRICES = ("Q", "K", "V")
@@ -113,6 +113,7 @@ class Run:
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.names[0])
         self.where = f"layer {self.layer} of {self.names[0]}"
         self.label = plain(self.names[0])
+        self.heading = f"Layer {self.layer} of {self.label}"
         # Of every checkpoint of the study, then of those it is compared with.
         self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in names]
 
@@ -216,7 +217,7 @@ def _across_models(run: Run, need: str, caption: str) -> Display:
         mean, std = reductions[need]["mean"], reductions[need]["std"]
         arrays |= {f"mean_{name}": mean, f"std_{name}": std}
         rows.append(_mean_and_std(mean, std, title=plain(name)))
-    return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.4 + 2.4 * len(rows)))
+    return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.7 + 2.4 * len(rows)), legend=True)
 
 
 @STUDY.figure("1", "table of the models and their attention parameters")
@@ -248,14 +249,14 @@ def figure_2a(run: Run) -> Display:
         values=run.wide,
         vmin=-0.1,
         vmax=0.1,
-        colorbar=True,
+        colorbar="Weight value",
         vlines=(n_embd - 0.5, 2 * n_embd - 0.5),
         xticks=(),
         xlabel="Queries dimensions   |   Keys dimensions   |   Values dimensions",
         ylabel="Embeddings dimensions",
     )
     caption = f"Attention weights of {run.where}, colours from −0.1 to 0.1.{run.layer_note}"
-    return Display(arrays={"weights": run.wide}, panels=[[image]], caption=caption, size=(10, 3.4))
+    return Display(arrays={"weights": run.wide}, panels=[[image]], caption=caption, title=run.heading, size=(10, 3.7))
 
 
 @STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
@@ -286,16 +287,13 @@ def figure_2c(run: Run) -> Display:
         arrays[f"density{each.suffix}"] = values
         rows.append(
             [
-                Image(
-                    values=values[:, index],
-                    extent=(WEIGHT_EDGES[0], WEIGHT_EDGES[-1], 0, len(values)),
-                    origin="lower",
-                    vmin=0,
+                layer_map(
+                    values[:, index],
+                    WEIGHT_EDGES,
                     vmax=3.5,
                     title=_label(matrix) + (f" of {plain(each.name)}" if run.compared else ""),
                     xlabel="Weight value",
-                    ylabel="Layer",
-                    colorbar="Density" if index == 2 else False,
+                    colorbar="Density" if index == 2 else "",
                 )
                 for index, matrix in enumerate(MATRICES)
             ]
@@ -318,7 +316,6 @@ def figure_2d(run: Run) -> Display:
         arrays |= {f"mean{each.suffix}": mean, f"std{each.suffix}": std}
         own = _mean_and_std(mean, std)
         for panel in own if run.compared else ():
-            panel.legend = False  # there is one below both
             for line in panel.lines:
                 line.label += f" {plain(each.name)}"
                 line.linestyle = each.line
@@ -330,8 +327,8 @@ def figure_2d(run: Run) -> Display:
         panels=[panels],
         title=f"Means and standard deviations of attention weights{run.in_model}",
         caption=f"Mean and sample standard deviation of the weights of each layer of {run.beside}.",
-        size=(10, 3.4 if not run.compared else 3.8),
-        legend=bool(run.compared),
+        size=(10, 3.8),
+        legend=True,
     )
 
 
@@ -345,11 +342,13 @@ def figure_3(run: Run) -> Display:
 @STUDY.figure("4a", "W_Q of every head of one layer")
 def figure_4a(run: Run) -> Display:
     heads = run.first.W_Q(run.layer, by_head=True)
-    panels, grid = head_images(heads.swapaxes(1, 2), "H", SEED_GRID, vmin=-0.1, vmax=0.1)
+    panels, grid = head_images(heads.swapaxes(1, 2), "H", ORIGINAL_GRID, vmin=-0.1, vmax=0.1)
     corner = panels[-1][0]
     corner.xlabel, corner.ylabel = "Embeddings dimensions", "Head dimension"
     caption = f"W_Q of every head of {run.where}, transposed, colours from −0.1 to 0.1.{grid}{run.layer_note}"
-    return Display(arrays={"heads": heads}, panels=panels, caption=caption, size=(10, 1.7 * len(panels)))
+    return Display(
+        arrays={"heads": heads}, panels=panels, caption=caption, title=run.heading, size=(10, 0.3 + 1.7 * len(panels))
+    )
 
 
 @STUDY.figure("4b", "cosine similarity of the columns of head 0 of W_Q")
@@ -361,7 +360,7 @@ def figure_4b(run: Run) -> Display:
         Image(
             values=similarity,
             cmap="viridis",
-            colorbar=True,
+            colorbar="Cosine similarity",
             xlabel="Head dimension",
             ylabel="Head dimension",
             title="A) Cosine similarity matrix",
@@ -378,9 +377,8 @@ def figure_4b(run: Run) -> Display:
         f"Cosine similarities between the columns of W_Q of head 0, {run.where}; "
         f"the histogram (40 bins) is of the upper triangle.{run.layer_note}"
     )
-    return Display(
-        arrays={"similarity": similarity, "values": values}, panels=[panels], caption=caption, size=(10, 3.6)
-    )
+    arrays = {"similarity": similarity, "values": values}
+    return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(10, 3.9))
 
 
 @STUDY.figure("5a", "cosine similarities within and across heads of one layer")
@@ -402,7 +400,7 @@ def figure_5a(run: Run) -> Display:
         f"Cosine similarities of the columns of W_Q and W_K, {run.where}: pairs in the same head and pairs in "
         f"different heads, in Freedman–Diaconis bins, drawn at left edges.{run.layer_note}"
     )
-    return Display(arrays=arrays, panels=[panels], caption=caption, size=(12, 3.6))
+    return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(12, 3.9))
 
 
 @STUDY.figure("5b", "cosine similarities within and across heads by layer", needs={"head cosines"})
@@ -410,17 +408,14 @@ def figure_5b(run: Run) -> Display:
     values = run.reductions[0]["head cosines"]["density"]
     places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
     panels = [
-        Image(
-            values=values[:, matrix, group],
+        layer_map(
+            values[:, matrix, group],
+            COSINE_EDGES,
             cmap="magma",
-            vmin=0,
             vmax=7,
-            origin="lower",
-            extent=(COSINE_EDGES[0], COSINE_EDGES[-1], 0, len(values)),
             xlabel="Cosine similarity",
-            ylabel="Layer",
             title=f"{letter}) {_label('QK'[matrix])}: distributions {kind} heads",
-            colorbar="Density" if group else False,
+            colorbar="Density" if group else "",
         )
         for matrix, group, letter, kind in places
     ]
@@ -428,7 +423,8 @@ def figure_5b(run: Run) -> Display:
         arrays={"edges": COSINE_EDGES, "density": values},
         panels=rows_of(panels, 2),
         caption=f"Densities of the column cosines of each layer of {run.names[0]}, colours from 0 to 7.",
-        size=(10, 5.4),
+        title=run.label,
+        size=(10, 5.7),
     )
 
 
@@ -457,7 +453,9 @@ def figure_5c(run: Run) -> Display:
         arrays={"mean": mean, "std": std},
         panels=[panels],
         caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.names[0]}.",
-        size=(12, 3.8),
+        title=run.label,
+        size=(12, 4.4),
+        legend=True,
     )
 
 

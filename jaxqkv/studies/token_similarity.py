@@ -20,8 +20,8 @@ from jaxqkv.activations import AnyArray, Attention
 from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, layer_lines, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines
+from jaxqkv.figures.displays import Display, layer_lines, layer_map, rows_of
+from jaxqkv.figures.panels import Bars, Image, Line, Lines, plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     GROUPS,
@@ -39,9 +39,9 @@ LAYER = 6
 EDGES = np.linspace(-1, 1, 101)
 CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 HISTOGRAM_BINS = 100
-# The seed's choices, of 54 sentences and 768 dimensions.
+# The original's choices, of 54 sentences and 768 dimensions.
 SENTENCES, DIMENSIONS = (1, 40), (123, 700)
-SEED_SENTENCES, SEED_WIDTH = 54, 768
+ORIGINAL_SENTENCES, ORIGINAL_WIDTH = 54, 768
 PAIRS_SHOWN = 20_000
 MEASURES = ("correlation", "cosine")
 LAYER_NEED, GROUPS_NEED, LAMINAR_NEED = "samples of the layer", "densities by group", "laminar"
@@ -91,6 +91,8 @@ class Run:
         )
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         self.where = f"layer {self.layer} of {self.name}"
+        self.label = plain(self.name)
+        self.heading = f"Layer {self.layer} of {self.label}"
         self.sentences = [line for line in _sentences(options.sentences) if line.strip()]
         if not self.sentences:
             raise JaxqkvError(f"{options.sentences}: no sentence in it")
@@ -201,8 +203,8 @@ figure = STUDY.draw
 @STUDY.figure("pairs", "Q and K of the target in two sentences, and two dimensions over sentences", needs={LAYER_NEED})
 def figure_pairs(run: Run) -> Display:
     q, k = run.target[:, : run.embed], run.target[:, run.embed : 2 * run.embed]
-    one, two = (nearest_index(sentence, len(q), SEED_SENTENCES) for sentence in SENTENCES)
-    a, b = (nearest_index(dimension, run.embed, SEED_WIDTH) for dimension in DIMENSIONS)
+    one, two = (nearest_index(sentence, len(q), ORIGINAL_SENTENCES) for sentence in SENTENCES)
+    a, b = (nearest_index(dimension, run.embed, ORIGINAL_WIDTH) for dimension in DIMENSIONS)
     points: dict[str, Any] = {"marker": "o", "linestyle": ""}
     axes: dict[str, Any] = {"xlabel": f"Sentence {one} target token", "ylabel": f"Sentence {two} target token"}
     panels = [
@@ -218,9 +220,10 @@ def figure_pairs(run: Run) -> Display:
     return Display(
         arrays={"target": run.target},
         panels=[panels],
+        title=run.heading,
         caption=f"Q and K of the target {run.target_text!r} in sentences {one} and {two} (counted from 0), and its "
         f"Q dimensions {a} and {b} over {len(q)} sentences; {run.where}.{run.layer_note}{run.left_out}",
-        size=(12, 3.8),
+        size=(12, 4.1),
     )
 
 
@@ -235,7 +238,7 @@ def _matrix(run: Run, similarity: np.ndarray, what: str) -> Display:
             vmin=-0.4,
             vmax=0.4,
             aspect="equal",
-            colorbar=True,
+            colorbar=what,
             xlabel="Dimension (Q, K, V)",
             ylabel="Dimension (Q, K, V)",
         ),
@@ -244,10 +247,11 @@ def _matrix(run: Run, similarity: np.ndarray, what: str) -> Display:
     return Display(
         arrays={"similarity": similarity, "values": values, "counts": heights, "edges": edges},
         panels=[panels],
+        title=run.heading,
         caption=f"{what} between all dimensions of Q, K and V of the target {run.target_text!r} over "
         f"{len(run.sentences)} sentences, colours from −0.4 to 0.4, and the histogram of the upper triangle "
         f"({HISTOGRAM_BINS} bins); {run.where}.{run.layer_note}{run.left_out}",
-        size=(12, 4.4),
+        size=(12, 4.7),
     )
 
 
@@ -281,15 +285,16 @@ def figure_mask(run: Run) -> Display:
             title="Matrix mask",
             xlabel="Indices",
             ylabel="Indices",
-            colorbar=True,
+            colorbar="Product",
         ),
     ]
     return Display(
         arrays={"vector": vector, "matrix": matrix},
         panels=[panels],
+        title=run.label,
         caption="1, 2 and 3 for the dimensions of Q, K and V; their products above the diagonal name the groups: "
         f"QQ 1, QK 2, QV 3, KK 4, KV 6, VV 9. Sizes of {run.name}.",
-        size=(12, 4.2),
+        size=(12, 4.5),
     )
 
 
@@ -325,10 +330,11 @@ def figure_distributions(run: Run) -> Display:
     return Display(
         arrays={"edges": EDGES, "target": target, "non_target": non_target, "random": random},
         panels=rows_of(panels, 2),
+        title=run.heading,
         caption=f"Densities of the {run.measure} between dimensions over {len(run.sentences)} sentences, by group, for "
         f"the target {run.target_text!r} and the token before it; dashed, the cosine similarity after all entries of "
         f"the target were shuffled (seed {run.seed}), divided by 3; {run.where}.{run.layer_note}{run.left_out}",
-        size=(14, 6.4),
+        size=(14, 6.7),
     )
 
 
@@ -343,9 +349,10 @@ def figure_means(run: Run) -> Display:
     return Display(
         arrays={"mean": mean},
         panels=[[panel]],
+        title=run.heading,
         caption=f"Mean over {len(run.sentences)} sentences of every Q, K and V dimension of the target "
         f"{run.target_text!r}; {run.where}.{run.layer_note}{run.left_out}",
-        size=(10, 4),
+        size=(10, 4.3),
     )
 
 
@@ -363,9 +370,10 @@ def figure_pair_order(run: Run) -> Display:
     return Display(
         arrays={"values": values},
         panels=[[panel]],
+        title=run.heading,
         caption=f"The first {values.size:,} {run.measure}s between Q dimensions of the target {run.target_text!r}, in "
         f"the order of the upper triangle; {run.where}.{run.layer_note}{run.left_out}",
-        size=(10, 4),
+        size=(10, 4.3),
     )
 
 
@@ -379,15 +387,12 @@ def figure_laminar(run: Run) -> Display:
         row = []
         for group in ("QQ", "KV"):
             values = densities[:, index, order.index(group)]
-            image = Image(
-                values=values,
+            image = layer_map(
+                values,
+                EDGES,
                 cmap="magma",
-                vmin=0,
                 vmax=float(densities[:, :, order.index(group)].max()),
-                origin="lower",
-                extent=(EDGES[0], EDGES[-1], 0, n_layer),
                 xlabel=run.measure.capitalize(),
-                ylabel="Transformer layer",
                 title=f"{group}, {kind}",
                 colorbar="Density",
             )
@@ -399,7 +404,6 @@ def figure_laminar(run: Run) -> Display:
                 xlim=(-1, 1),
                 ylim=(0, None),
                 colorbar="Transformer layer",
-                scale=(0, n_layer),
             )
             row += [image, curves]
         rows.append(row)
@@ -428,6 +432,7 @@ def figure_laminar(run: Run) -> Display:
             "variance": variance,
         },
         panels=rows,
+        title=run.label,
         caption=f"Densities of the {run.measure} between Q dimensions (QQ) and between K and V dimensions (KV) in "
         f"every layer of {run.name}, for the target {run.target_text!r} and the token before it, over "
         f"{len(run.sentences)} sentences; mean and variance of the target's Q, K and V.{run.left_out}",

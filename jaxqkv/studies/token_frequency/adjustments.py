@@ -41,10 +41,11 @@ def figure_1(run: Run) -> Display:
     return Display(
         arrays={"counts": counts, "log_frequency": log_frequency, "documents": run.counts.documents},
         panels=[[panel]],
+        title=run.label,
         caption=f"Natural logarithm of each token's share of {run.counts.tokens:,} tokens, from "
         f"{run.counts.documents:,} documents of {run.corpus.name}, by the tokenizer of {run.name}; "
         f"{seen.size:,} of {counts.size:,} tokens occur.{whole}",
-        size=(10, 3),
+        size=(10, 3.3),
         text=Table(heading=("token", "occurrences", "share"), rows=rows).text(),
     )
 
@@ -65,9 +66,10 @@ def figure_2(run: Run) -> Display:
     return Display(
         arrays={"ids": ids},
         panels=[[image]],
+        title=run.label,
         caption=f"Token indices of the batch: the first {length} tokens of the first {size} documents of "
         f"{run.corpus.name} that have as many.",
-        size=(8, 4),
+        size=(8, 4.3),
     )
 
 
@@ -97,10 +99,12 @@ def figure_4a(run: Run) -> Display:
             "left_out": run.left_out,
         },
         panels=[panels],
+        title=run.label,
         caption="Logarithm of the norm of what attention adds to the residual stream, against the token's log "
         f"frequency, in the first, middle and last layer of {run.name}; crosses, the first position; r over the "
         f"others.{undefined(r)}{run.of_batch}",
-        size=(12, 3.4),
+        size=(12, 4.2),
+        legend=True,
     )
 
 
@@ -118,8 +122,9 @@ def figure_4b(run: Run) -> Display:
     return Display(
         arrays={"r": r, "left_out": run.left_out},
         panels=[[panel]],
+        title=run.label,
         caption=f"Figure 4a's correlation in each layer of {run.name}.{undefined(r)}{run.of_batch}",
-        size=(8, 3),
+        size=(8, 3.3),
     )
 
 

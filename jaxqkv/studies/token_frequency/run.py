@@ -23,6 +23,7 @@ from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
 from jaxqkv.counting import Place, Row, TokenCounts, count_and_rows
 from jaxqkv.devices import execution, place_batch, precision
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures.panels import plain
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
 from jaxqkv.running import Progress, Reducer
@@ -119,6 +120,7 @@ class Run:
         self.model = load_model(options, STUDY, stream=None)
         self.config = self.model.config
         self.name = self.model.checkpoint.name
+        self.label = plain(self.name)
         default = PYTHON_DOCS if options.demo else DEFAULT
         self.corpus = open_corpus(
             options.corpus or default,

@@ -53,8 +53,9 @@ def figure_5a(run: Run) -> Display:
     return Display(
         arrays={"pair_log_frequency": sums, "left_out": run.left_out},
         panels=[[image]],
+        title=run.label,
         caption=f"Sum of the log frequencies of every pair of tokens of the first sequence.{run.of_batch}",
-        size=(6, 5),
+        size=(6, 5.3),
     )
 
 
@@ -68,7 +69,7 @@ def figure_5b(run: Run) -> Display:
         Line(x=a[k], y=b[k], color=color, size=3, alpha=0.5, marker="o", linestyle="")
         for a, b, k, color in zip(sums, scores, known, _sequence_colors(run), strict=True)
     ]
-    panel = Lines(lines=lines, xlabel=SUM, ylabel=r"$\mathbf{QK^\top}$", title=f"Layer {run.score_layer}")
+    panel = Lines(lines=lines, xlabel=SUM, ylabel=style.SCORE, title=f"Layer {run.score_layer}")
     return Display(
         arrays={
             "pair_log_frequency": sums[known],
@@ -78,10 +79,11 @@ def figure_5b(run: Run) -> Display:
             "left_out_pairs": int((~known).sum()),
         },
         panels=[[panel]],
+        title=run.label,
         caption=f"Mean over heads of the scores in layer {run.score_layer} of {run.name} against the sum of the pair's "
         f"log frequencies, every {EVERY}th pair of every sequence, a colour a sequence.{pairs}{run.of_batch}"
         f"{run.score_note}",
-        size=(7, 4.6),
+        size=(7, 4.9),
     )
 
 
@@ -103,9 +105,10 @@ def figure_5_edges(run: Run) -> Display:
     return Display(
         arrays={"percentile_edges": percentile, "linear_edges": linear, "left_out": run.left_out},
         panels=[[panel]],
+        title=run.label,
         caption=f"Edges of {BINS} bins of the sums of log frequencies of the last sequence's pairs: equally many pairs "
         f"a bin, against equal widths; dashed, where they would be the same.{run.of_batch}",
-        size=(6, 5),
+        size=(6, 5.3),
     )
 
 
@@ -124,7 +127,7 @@ def figure_5c(run: Run) -> Display:
                 for x, y, color in zip(centres, values, _sequence_colors(run), strict=True)
             ],
             xlabel="Token pair log-probability",
-            ylabel=rf"$\mathbf{{QK^\top}}$ {name}",
+            ylabel=f"{style.SCORE} {name}",
             title=f"{letter}) {title} scores by token probabilities, layer {run.binned_layer}",
         )
         for letter, values, name, title in (
@@ -135,9 +138,10 @@ def figure_5c(run: Run) -> Display:
     return Display(
         arrays={"centres": centres, "mean": mean, "std": std, "layer": run.binned_layer, "left_out": run.left_out},
         panels=[panels],
+        title=run.label,
         caption=f"Mean and population standard deviation of the scores (mean over heads) in layer {run.binned_layer} "
         f"of {run.name}, in {BINS} bins of equally many pairs, a colour a sequence.{run.of_batch}{run.binned_note}",
-        size=(11, 3.6),
+        size=(11, 3.9),
     )
 
 
@@ -147,44 +151,41 @@ def figure_5d(run: Run) -> Display:
     r_mean, r_std = (np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in moments)
     x = np.arange(len(r_mean))
     lines = [
-        Line(x=x, y=r_std, label=r"$\mathbf{QK^\top}$ standard deviation", color=style.STD, marker="o"),
-        Line(x=x, y=r_mean, label=r"$\mathbf{QK^\top}$ mean", color=style.MEAN, marker="s"),
+        Line(x=x, y=r_std, label=f"{style.SCORE} standard deviation", color=style.STD, marker="o"),
+        Line(x=x, y=r_mean, label=f"{style.SCORE} mean", color=style.MEAN, marker="s"),
     ]
     panel = Lines(
         lines=lines,
         xlabel="Batch sequence number",
         ylabel="Correlation coefficient",
-        title=r"Relations between token frequencies and QK$^\top$ features",
+        title=f"Relations between token frequencies and {style.SCORE} features",
         integer_x=True,
         zero_y=True,
     )
     return Display(
         arrays={"r_mean": r_mean, "r_std": r_std, "layer": run.binned_layer, "left_out": run.left_out},
         panels=[[panel]],
+        title=f"Layer {run.binned_layer} of {run.label}",
         caption=f"Correlation over the bins of figure 5c of their centres with the mean and with the standard "
         f"deviation of the score, by sequence.{undefined(r_mean, r_std)}{run.of_batch}{run.binned_note}",
-        size=(8, 3.2),
+        size=(8, 4),
+        legend=True,
     )
 
 
 @STUDY.figure("6", "binned scores by layer", needs={COUNTS, BINNED, EVERY_LAYER})
 def figure_6(run: Run) -> Display:
-    n_layer = run.config.n_layer
     centres, mean, std = run.pool.binned()
     r_mean, r_std = (
         np.asarray(_row_correlations(centres.astype(np.float32), y.astype(np.float32))) for y in (mean, std)
     )
-    shared: dict[str, Any] = {
-        "xlabel": "Token pair log-probability",
-        "colorbar": "Transformer layer",
-        "scale": (0, n_layer),
-    }
+    shared: dict[str, Any] = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer"}
     curves: list[Panel] = []
     for letter, values, name in (("A", mean, "mean"), ("B", std, "standard deviation")):
         lines = layer_lines(centres, values)
         for line in lines:
             line.marker = "."
-        title = rf"{letter}) $\mathbf{{QK^\top}}$ {name}"
+        title = f"{letter}) {style.SCORE} {name}"
         curves.append(Lines(lines=lines, ylabel=name.capitalize(), title=title, **shared))
     points: list[Panel] = []
     for letter, values, name, marker in (("C", r_mean, "mean", "s"), ("D", r_std, "standard deviation", "o")):
@@ -208,9 +209,10 @@ def figure_6(run: Run) -> Display:
             "left_out": run.left_out,
         },
         panels=[curves, points],
+        title=run.label,
         caption=f"Figure 5c's means and standard deviations in each layer of {run.name}, averaged over the sequences, "
         f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch}",
-        size=(12, 6.4),
+        size=(12, 6.7),
     )
 
 

@@ -8,12 +8,12 @@ from jaxtyping import Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, rows_of, symmetric
+from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Image, Line, Lines, Panel, Pie, StackedBars, Table
 from jaxqkv.kernels import neighbour_correlations
 from jaxqkv.studies.options import nearest_indices
 from jaxqkv.studies.weight_tour.run import (
-    SEED_WIDTH,
+    ORIGINAL_WIDTH,
     STUDY,
     Run,
     Tour,
@@ -120,16 +120,17 @@ def figure_architecture(run: Run) -> Display:
 
 
 def _dimensions(tour: Tour, wanted: Sequence[int]) -> list[int]:
-    return nearest_indices(wanted, tour.config.n_embd, SEED_WIDTH)
+    return nearest_indices(wanted, tour.config.n_embd, ORIGINAL_WIDTH)
 
 
 def _moved(run: Run, wanted: Sequence[int]) -> str:
-    """What a caption says of dimensions that a narrower model does not have."""
+    """What a caption says of dimensions that a narrower model does not have, once for all models of a width."""
+    narrow = {tour.config.n_embd: _dimensions(tour, wanted) for tour in run.tours}
     return "".join(
-        f" ({tour.name} has {tour.config.n_embd} dimensions: shown are those at the seed's fractions of the width, "
-        f"{', '.join(map(str, _dimensions(tour, wanted)))} for {', '.join(map(str, wanted))}.)"
-        for tour in run.tours
-        if _dimensions(tour, wanted) != list(wanted)
+        f" (Of {width} dimensions are shown those at the original's fractions of the width: "
+        f"{', '.join(map(str, shown))} for {', '.join(map(str, wanted))}.)"
+        for width, shown in narrow.items()
+        if shown != list(wanted)
     )
 
 
@@ -178,8 +179,11 @@ def figure_position_dimension(run: Run) -> Display:
     )
 
 
-def _dimension_panels(run: Run, chosen: Callable[[Tour], list[tuple[int, str]]], title: str) -> list[Panel]:
+def _dimension_panels(
+    run: Run, chosen: Callable[[Tour], list[tuple[int, str]]], title: Callable[[Tour], str]
+) -> list[Panel]:
     """A panel a checkpoint with a curve for each of its chosen dimensions."""
+    ylim = reach(*(tour.positions[:, [dimension for dimension, _ in chosen(tour)]] for tour in run.tours))
     return [
         Lines(
             lines=[
@@ -188,7 +192,8 @@ def _dimension_panels(run: Run, chosen: Callable[[Tour], list[tuple[int, str]]],
             ],
             xlabel="Position",
             ylabel="Value",
-            title=f"{title}, {tour.label}",
+            title=title(tour),
+            ylim=ylim,
             grid=True,
         )
         for tour in run.tours
@@ -204,12 +209,13 @@ def figure_position_dimensions(run: Run) -> Display:
         dimensions = [dimension for dimension, _ in chosen(tour)]
         return {"dimensions": np.array(dimensions), "values": tour.positions[:, dimensions].T}
 
-    panels = _dimension_panels(run, chosen, "Position embedding values")
+    panels = _dimension_panels(run, chosen, lambda tour: f"Position embedding values, {tour.label}")
     return Display(
         arrays=run.arrays(arrays),
         panels=rows_of(panels, 1),
         caption=f"Three dimensions of the position embeddings of {run.names}.{_moved(run, DIMENSIONS)}",
         size=(10, 4 * len(panels)),
+        legend=len({tuple(_dimensions(tour, DIMENSIONS)) for tour in run.tours}) == 1,
     )
 
 
@@ -218,20 +224,25 @@ def figure_position_variance(run: Run) -> Display:
     def chosen(tour: Tour) -> list[tuple[int, str]]:
         order = np.argsort(_variance(tour), kind="stable")
         places = {"Low": 0, "Middle": len(order) // 2, "High": -1}
-        return [(int(order[i]), f"{name} variance (dimension {order[i]})") for name, i in places.items()]
+        return [(int(order[i]), f"{name} variance") for name, i in places.items()]
+
+    def title(tour: Tour) -> str:
+        return f"{tour.label}: dimensions {', '.join(str(dimension) for dimension, _ in chosen(tour))}"
 
     def arrays(tour: Tour) -> dict[str, Any]:
         dimensions = [dimension for dimension, _ in chosen(tour)]
         values = tour.positions[:, dimensions].T
         return {"dimensions": np.array(dimensions), "values": values, "variance": _variance(tour)}
 
-    panels = _dimension_panels(run, chosen, "Dimensions with different variances")
+    panels = _dimension_panels(run, chosen, title)
     return Display(
         arrays=run.arrays(arrays),
         panels=rows_of(panels, 1),
-        caption=f"The dimensions of the position embeddings of {run.names} whose variance over positions is lowest, "
-        "in the middle and highest.",
+        caption="The dimensions of the position embeddings whose variance over positions is lowest, in the middle and "
+        f"highest: of {run.names}.",
+        title="Dimensions with different variances",
         size=(10, 4 * len(panels)),
+        legend=True,
     )
 
 

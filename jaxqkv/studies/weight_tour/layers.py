@@ -15,8 +15,8 @@ from jaxqkv.kernels import distribution_shape, ks_normal
 from jaxqkv.studies.weight_tour.run import (
     COMPONENTS,
     ENDS,
+    ORIGINAL_WIDTH,
     ROWS,
-    SEED_WIDTH,
     STATISTICS,
     STUDY,
     Run,
@@ -137,11 +137,13 @@ Window = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _windows(shape: tuple[int, int]) -> list[Window]:
-    """The seed's windows; those at the same fractions of a matrix in which they do not all fit."""
+    """The original's windows; those at the same fractions of a matrix in which they do not all fit."""
     axes = []
-    for bounds, size, seed_size in zip(zip(*WINDOWS, strict=True), shape, (SEED_WIDTH, 3 * SEED_WIDTH), strict=True):
+    for bounds, size, original_size in zip(
+        zip(*WINDOWS, strict=True), shape, (ORIGINAL_WIDTH, 3 * ORIGINAL_WIDTH), strict=True
+    ):
         ends = np.ravel(bounds)
-        axes.append((ends if ends.max() <= size else ends * size // seed_size).tolist())
+        axes.append((ends if ends.max() <= size else ends * size // original_size).tolist())
     rows, columns = ([(ends[0], ends[1]), (ends[2], ends[3])] for ends in axes)
     return list(zip(rows, columns, strict=True))
 
@@ -163,7 +165,7 @@ def figure_weights_zoom(run: Run) -> Display:
             row.append(_weight_image(tour.wide[top:bottom, left:right], title, (left, right, bottom, top), limits))
         rows.append(row)
     small = [tour.name for tour in run.tours if tuple(_windows(tour.wide.shape)) != WINDOWS]
-    note = f" (In {', '.join(small)}, at the same fractions as the seed's windows of 768 × 2,304.)" if small else ""
+    note = f" (In {', '.join(small)}, at the same fractions as the original's windows of 768 × 2,304.)" if small else ""
     return Display(
         arrays=run.arrays(arrays),
         panels=rows,
@@ -260,7 +262,8 @@ def figure_layer_statistics(run: Run) -> Display:
         panels=rows_of(panels, 2),
         caption="Mean, population standard deviation, maximum and minimum of W_Q, W_K and W_V together, by layer of "
         f"{run.names}.",
-        size=(12, 7),
+        size=(12, 7.4 if len(run.tours) > 1 else 7),
+        legend=len(run.tours) > 1,
     )
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, extremes, rows_of
-from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel
+from jaxqkv.figures.displays import Display, rows_of
+from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel, extremes
 from jaxqkv.studies.weight_tour.run import ENDS, SIGNATURE, STUDY, Run, Tour
 
 
@@ -135,7 +135,7 @@ def figure_training_signature(run: Run) -> Display:
                         marker=style.MARKERS[matrix],
                     )
                 )
-        panels.append(Lines(lines=lines, xlabel="Layer", ylabel=title, title=title, integer_x=True, legend=False))
+        panels.append(Lines(lines=lines, xlabel="Layer", ylabel=title, title=title, integer_x=True))
     return Display(
         arrays=run.arrays(lambda tour: tour.reductions[SIGNATURE]),
         panels=rows_of(panels, 2),

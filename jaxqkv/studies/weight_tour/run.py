@@ -21,7 +21,7 @@ from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, 
 from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
 
 LAYER = 0
-SEED_WIDTH = 768
+ORIGINAL_WIDTH = 768
 ENDS = 3  # layers at either end of the model that are shown
 
 # Reductions of layers that figures need; the components of a few layers, the others of all.
