@@ -1,15 +1,8 @@
 """GPT-2 and BERT in JAX with every attention intermediate as a return value."""
 
 import importlib
-from types import ModuleType
-
-from jaxqkv.activations import Activations, Attention
-from jaxqkv.checkpoint import Checkpoint, open_checkpoint
-from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-from jaxqkv.model import Model, load
-from jaxqkv.running import forward, hidden, logits
-from jaxqkv.tokens import Batch
-from jaxqkv.weights import Weights
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -30,15 +23,35 @@ __all__ = [
     "open_checkpoint",
 ]
 
-# Imported when they are first used: what they bring takes longer to load than the rest.
-_SUBMODULES = ("corpus", "figures", "kernels", "studies")
+if TYPE_CHECKING:
+    from jaxqkv import corpus, devices, figures, kernels, studies  # noqa: F401
+    from jaxqkv.activations import Activations, Attention
+    from jaxqkv.checkpoint import Checkpoint, open_checkpoint
+    from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
+    from jaxqkv.model import Model, load
+    from jaxqkv.running import forward, hidden, logits
+    from jaxqkv.tokens import Batch
+    from jaxqkv.weights import Weights
+else:
+    # Imported when they are first used, so that the command answers at once to what needs no JAX.
+    _HOMES = {
+        "activations": ("Activations", "Attention"),
+        "checkpoint": ("Checkpoint", "open_checkpoint"),
+        "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
+        "model": ("Model", "load"),
+        "running": ("forward", "hidden", "logits"),
+        "tokens": ("Batch",),
+        "weights": ("Weights",),
+    }
+    _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
+    def __getattr__(name: str) -> Any:
+        if name in _HOME_OF:
+            globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+            return globals()[name]
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__} has no attribute {name}")
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__} has no attribute {name}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOME_OF, "corpus", "devices", "figures", "kernels", "studies"})

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import functools
+import io
+import os
 import shlex
 import sys
 import time
@@ -10,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -25,6 +27,20 @@ from jaxqkv.figures.registry import STUDIES, FigureSpec, Study, study
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
+def command(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command as a process of its own: ends it, with the status that `main` returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no character for stops no figure
+            stream.reconfigure(errors="backslashreplace")
+    status = main(arguments)
+    if status:  # XLA may still be compiling or computing, and Python cannot be taken down around it
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, 2 for an error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -32,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _bench(arguments[arguments.index("bench") + 1 :])
     options = parse(arguments)
     if options.version:
-        print("\n".join(f"{name} {version}" for name, version in _versions().items()))
-        return 0
+        options.command = "version"
     if options.command is None:
         parser().print_help()
         return 2
@@ -71,9 +86,6 @@ def _run(options: argparse.Namespace) -> int:
         if options.debug:
             _leave_job(options, 1, error)
             raise
-        if isinstance(error, BrokenPipeError) and options.command != "figures":  # `jaxqkv list | head`
-            sys.stderr.close()
-            return 0
         message = str(error)
         if not isinstance(error, jaxqkv.errors.JaxqkvError):
             what = jaxqkv.errors.printable(jaxqkv.errors.first_line(error))
@@ -85,7 +97,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _action(command: str) -> Callable[[argparse.Namespace], int | None]:
     """What does a command's work and gives its exit status; None for 0."""
-    return {"figures": _figures, "list": _list, "info": _info, "view": _view, "verify": _verify}[command]
+    return {
+        "figures": _figures,
+        "list": _list,
+        "info": _info,
+        "view": _view,
+        "verify": _verify,
+        "version": _version,
+    }[command]
 
 
 def _leave_job(options: argparse.Namespace, status: int, shown: Exception | None = None) -> None:
@@ -115,6 +134,10 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"jaxqkv": jaxqkv.__version__} | {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+
+
+def _version(options: argparse.Namespace) -> None:
+    _show(options, _versions(), lambda: "\n".join(f"{name} {version}" for name, version in _versions().items()))
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -207,7 +230,8 @@ def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec
     start = time.monotonic()
     run = chosen.run(options)
     record.about = {"seed": options.seed} | _about_run(options) | run.describe()
-    _say(f"{chosen.name}: {', '.join(checkpoint['checkpoint'] for checkpoint in record.about['checkpoint'])}")
+    names = [jaxqkv.errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
+    _say(f"{chosen.name}: {', '.join(names)}")
     run.prepare(chosen.needs(specs))
     if distributed.index() > 0:  # the first process has everything, and writes it
         return
@@ -254,17 +278,23 @@ def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec
 def _show(options: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:
     """The result of a command: a text for people, with --json a document for programs, with --quiet nothing."""
     if options.json:
-        print(console.as_json(document), flush=True)
+        _print(console.as_json(document))
     elif not options.quiet:
         _say(text())
 
 
 def _say(text: str) -> None:
-    """Prints, unless told to be quiet; a reader who has gone away (`| head`) does not stop the figures."""
-    if console.is_quiet():
-        return
-    with contextlib.suppress(BrokenPipeError):
+    """Prints what may come from a checkpoint, unless told to be quiet."""
+    if not console.is_quiet():
+        _print("\n".join(map(jaxqkv.errors.escaped, text.split("\n"))))
+
+
+def _print(text: str) -> None:
+    """A reader who has gone away (`| head`) does not stop the figures."""
+    try:
         print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
 
 
 def _about_run(options: argparse.Namespace) -> dict[str, Any]:
@@ -283,4 +313,4 @@ def _about_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -31,12 +31,18 @@ class JaxqkvWarning(UserWarning):
 
 def printable(text: str) -> str:
     """Text that may come from a file or a checkpoint, as one line that moves no cursor, and not endless."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    text = escaped(text)
     if len(text) > LONGEST:
         half = LONGEST // 2
         text = f"{text[:half]} … ({len(text) - 2 * half:,} characters) … {text[-half:]}"
     return text
+
+
+def escaped(text: str) -> str:
+    """Text with escape sequences for what is no printable character."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def listed(things: Sequence[str], separator: str = ", ") -> str:

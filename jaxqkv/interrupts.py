@@ -1,12 +1,12 @@
-"""Ctrl-C: held back where something has to be done altogether, and not lost where Python cannot raise it."""
+"""Ctrl-C, and being told to end: held back where something has to be done altogether, and never lost."""
 
 import _thread
 import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 # Seconds until a lost Ctrl-C is tried again.
 AGAIN = 0.05
@@ -14,27 +14,37 @@ AGAIN = 0.05
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: what is done there in a moment is done altogether."""
-    earlier = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
+    """An interruption waits for the end of the block: what is done there in a moment is done altogether."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    earlier: dict[int, Callable[..., Any]] = {}
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if callable(handler := signal.getsignal(each)):
+            earlier[each] = handler
     caught: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    for number in earlier:
+        signal.signal(number, lambda *arguments: caught.append(arguments))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     if caught:
-        earlier(*caught[0])
+        earlier[caught[0][0]](*caught[0])
 
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Ctrl-C in a destructor or in a callback of the garbage collector, of which JAX has one, counts as well.
+    """In the block every interruption is a `KeyboardInterrupt`.
 
-    Python can only print what is raised there, and goes on. In the block, Ctrl-C comes again a moment later.
+    So is SIGTERM, by which `timeout` and a cluster's scheduler end what takes too long. And Ctrl-C in a destructor
+    or in a callback of the garbage collector, of which JAX has one: Python can only print what is raised there, and
+    goes on; here Ctrl-C comes again a moment later.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     others = sys.unraisablehook
     pending: list[threading.Timer] = []
 
@@ -47,12 +57,21 @@ def heard() -> Iterator[None]:
         pending[-1].start()
 
     sys.unraisablehook = unraisable
+    ends = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ends:
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
+        if ends:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.unraisablehook = others
         for timer in pending:
             timer.cancel()
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _press(thread: int) -> None:

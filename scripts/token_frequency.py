@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxqkv.cli import main
+from jaxqkv.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(["figures", "token-frequency", *sys.argv[1:]]))
+    command(["figures", "token-frequency", *sys.argv[1:]])

@@ -3,6 +3,7 @@
 import gc
 import json
 import struct
+from xml.etree import ElementTree
 
 import jax
 import ml_dtypes
@@ -350,6 +351,19 @@ def test_a_checkpoint_may_have_any_name(place, capsys):
     assert main(line) == 0
     assert capsys.readouterr().err == ""
     assert json.loads((place / "out/qkv-weights/manifest.json").read_text())["checkpoint"][0]["checkpoint"] == name
+
+
+def test_a_checkpoints_name_moves_no_cursor(place, capsys):
+    """Escape sequences and line breaks are shown as such, on the terminal and in every picture."""
+    name = "a\x1b[31mred\nx"
+    (place / "model").rename(place / name)
+    assert main(["figures", "qkv-weights", "1", "2b", "--model", name, "--out", "out", "--format", "svg"]) == 0
+    assert main(["info", name]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line.isprintable()
+    for id in ("1", "2b"):
+        picture = ElementTree.parse(place / f"out/qkv-weights/{id}.svg")
+        assert r"a\x1b[31mred\nx" in "".join(picture.getroot().itertext())
 
 
 @pytest.mark.parametrize("ids", [[[1, 43]], [[-1, 2]], [[2**40]]])

@@ -1,3 +1,4 @@
+import os
 import shlex
 import subprocess
 import sys
@@ -13,8 +14,15 @@ from jaxqkv.errors import CheckpointError
 from jaxqkv.figures.registry import STUDIES, study
 
 
-def in_a_process(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+def in_a_process(*arguments, env=None):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def test_version(capsys):
@@ -128,6 +136,20 @@ def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "2d.npz"]
 
 
+@pytest.mark.parametrize("arguments", ["--version", "list", "info demo-gpt2 --json"])
+def test_a_reader_who_leaves_is_no_error(arguments):
+    command = f"set -o pipefail; {sys.executable} -m jaxqkv.cli {arguments} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_terminal_without_the_characters_stops_nothing(tmp_path):
+    folder = str(write_folder(tmp_path / "模型", GPT2))
+    done = in_a_process("-m", "jaxqkv.cli", "info", folder, env={"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0, done.stderr
+    assert r"\u6a21\u578b" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "info", "./nowhere"], ["info", "./nowhere", "--debug"]])
 def test_debug_shows_the_traceback(arguments):
     with pytest.raises(CheckpointError):
@@ -142,10 +164,9 @@ def test_no_command_prints_the_help(capsys):
 def test_the_package_is_light_to_import():
     """Nothing heavy comes with `import jaxqkv`; what draws, tokenizes or downloads loads on first use."""
     heavy = ("matplotlib", "datasets", "tokenizers", "huggingface_hub", "tqdm", "torch")
-    code = f"import sys, jaxqkv; print([m for m in {heavy} if m in sys.modules])"
-    assert in_a_process("-c", code).stdout.strip() == "[]"
-    quick = "import sys, jaxqkv.errors, jaxqkv.cli; print('matplotlib' in sys.modules)"
-    assert in_a_process("-c", quick).stdout.strip() == "False"
+    for used, more in (("jaxqkv.load", ()), ("jaxqkv.cli", ("jax", "flax", "scipy"))):
+        code = f"import sys, jaxqkv; {used}; print([m for m in {heavy + more} if m in sys.modules])"
+        assert in_a_process("-c", code).stdout.strip() == "[]"
 
 
 def test_script_of_the_study(tmp_path):

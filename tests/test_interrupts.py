@@ -27,8 +27,8 @@ WAIT = 120  # seconds; nothing here takes a tenth of it
 RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from jaxqkv.cli import main
-sys.exit(main(sys.argv[1:]))
+from jaxqkv.cli import command
+command()
 """
 
 
@@ -117,6 +117,32 @@ def test_ctrl_c_before_the_first_figure(command, tmp_path):
     assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is as it was\n"
     assert out == ""
     assert list((tmp_path / "out" / "attention-scores").iterdir()) == []
+
+
+@pytest.mark.parametrize("delay", [0, 0.2, 0.5])
+def test_ctrl_c_while_xla_compiles(command, tmp_path, delay):
+    """It waits for no compilation, and does not crash over one."""
+    process = command("figures", "qkv-weights", "--out", "out", "--demo", "--no-compilation-cache", "--arrays-only")
+    until(lambda: (tmp_path / "out" / "qkv-weights").is_dir(), process)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert err.startswith("jaxqkv: interrupted; ")
+
+
+def test_an_end_from_outside_is_told_as_ctrl_c_is(command, tmp_path):
+    """SIGTERM, as a scheduler sends it."""
+    ids = list(study("qkv-weights").figures)
+    process = command("figures", "qkv-weights", "--out", "out", "--model", "model", "--dpi", "300")
+    folder = tmp_path / "out" / "qkv-weights"
+    until((folder / f"{ids[1]}.npz").exists, process)
+    process.terminate()
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    finished = [id for id in ids if id in check_whole(folder)]
+    assert 2 <= len(finished) < len(ids)
+    assert err.startswith(f"jaxqkv: interrupted; {len(finished)} of {len(ids)} figures finished in out/qkv-weights: ")
 
 
 def test_two_runs_at_once_into_one_folder(command, tmp_path):
@@ -299,11 +325,12 @@ def test_files_that_belong_together_appear_together(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"earlier"}
 
 
-@pytest.mark.parametrize("command", ["list", "info", "verify"])
+@pytest.mark.parametrize("command", ["list", "info", "view", "verify"])
 def test_other_commands_say_it_too(command, monkeypatch, capsys):
     def press(options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"jaxqkv.cli._{command}", press)
-    assert jaxqkv.cli.main([command, *(["demo-gpt2"] if command != "list" else [])]) == 130
+    more = {"list": [], "view": ["demo-gpt2", "--text", "a"]}.get(command, ["demo-gpt2"])
+    assert jaxqkv.cli.main([command, *more]) == 130
     assert capsys.readouterr().err == "jaxqkv: interrupted\n"

@@ -150,6 +150,6 @@ def test_the_caption_says_which_layer(tmp_path):
         captions.append((manifest["layer"], manifest["figures"]["2a"]["caption"]))
     assert captions[0][0] == 1
     assert "layer 1 of tiny" in captions[0][1]
-    assert "tiny has no layer 6 as in the seed" in captions[0][1]
+    assert "tiny has no layer 6 as in the original" in captions[0][1]
     assert captions[1][0] == 0
     assert "no layer 6" not in captions[1][1]

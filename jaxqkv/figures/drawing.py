@@ -110,11 +110,8 @@ class Figure:
         rows = [(name, str(list(array.shape)), str(array.dtype)) for name, array in self.arrays.items()]
         return "\n".join([f"Figure {self._heading}", *showing.aligned(rows)])
 
-    def _repr_png_(self) -> bytes:
-        return bytes(rendered(self.figure, "png", self.theme))
-
     def _repr_html_(self) -> str:
-        picture = base64.b64encode(self._repr_png_()).decode()
+        picture = base64.b64encode(rendered(self.figure, "png", self.theme)).decode()
         width = round(96 * self.figure.get_figwidth())  # a browser's inch; more dots than that make it sharp
         return (
             f'<figure style="margin: 0"><img src="data:image/png;base64,{picture}" '

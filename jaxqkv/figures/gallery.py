@@ -37,11 +37,12 @@ def save_figure(
     """
     begin = time.monotonic()
     folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *formats)]
+    pictures = draw(display, formats, theme, dpi)
     with written(folder / spec.id, ADVICE), contextlib.ExitStack() as alone:
-        with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *pictures, listing):
+        with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *files, listing):
             save_arrays(display.arrays, arrays)
-            if formats:
-                draw(display, dict(zip(formats, pictures, strict=True)), theme, dpi)
+            for file, picture in zip(files, pictures, strict=True):
+                file.write(picture)
             alone.enter_context(locked(folder))
             alone.enter_context(undisturbed())
             record.drawing += time.monotonic() - begin
@@ -52,11 +53,12 @@ def save_figure(
         record.finished[spec.id] = entry
 
 
-def draw(display: Display, files: Mapping[str, Any], theme: str, dpi: int) -> None:
-    """The display, drawn once and written to a file for each format."""
+def draw(display: Display, formats: Sequence[str], theme: str, dpi: int) -> list[memoryview]:
+    """The display, drawn once: the bytes of a file in each format."""
+    if not formats:
+        return []
     figure = drawn(display, theme, dpi)
-    for kind, file in files.items():
-        file.write(rendered(figure, kind, theme))
+    return [rendered(figure, kind, theme) for kind in formats]
 
 
 _BODY = """<h1>jaxqkv figures</h1>

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jaxqkv.errors import escaped
 from jaxqkv.figures.style import LineStyle
 
 if TYPE_CHECKING:
@@ -363,10 +364,10 @@ class Table(Panel):
 
     def text(self) -> str:
         """The same table for a terminal."""
-        columns = list(zip(self.heading, *self.rows, strict=True))
-        widths = [max(map(len, column)) for column in columns]
+        rows = [[escaped(cell) for cell in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.heading, *rows, strict=True)]
         lines = []
-        for row in (self.heading, ["-" * width for width in widths], *self.rows):
+        for row in (self.heading, ["-" * width for width in widths], *rows):
             cells = [
                 cell.ljust(width) if column < self.left else cell.rjust(width)
                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -392,5 +393,5 @@ def extremes(*values: np.ndarray) -> tuple[float, float]:
 
 
 def plain(name: str) -> str:
-    """A name that is shown as it is, not read as mathematics."""
-    return name.replace("$", r"\$")
+    """A name that is shown as it is, not read as mathematics, and in one line."""
+    return escaped(name).replace("$", r"\$")

@@ -11,7 +11,7 @@ from benchmarks.measuring import BenchmarkError, Whole, array_difference
 from jaxqkv.studies.options import stimuli
 
 IMPORTS = {
-    "jaxqkv": "import jaxqkv",
+    "jaxqkv": "from jaxqkv import load",
     "tuned": "import torch; from transformers import GPT2Model",
     "notebook": "import numpy, torch; from transformers import AutoModelForCausalLM",
 }
