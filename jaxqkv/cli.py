@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import jaxqkv.errors
-from jaxqkv import console, interrupts
+from jaxqkv import console, interrupts, showing
 from jaxqkv.arguments import STUDY_OPTIONS, command_for, parse, parser
 from jaxqkv.figures import manifest
 from jaxqkv.figures.drawing import FORMATS
@@ -172,7 +172,7 @@ def _view(options: argparse.Namespace) -> None:
     drawn = write_view(options.out, model, text, options.layers, options.command_line)
     size = options.out.stat().st_size
     document = {"drawn": drawn, "checkpoint": model.checkpoint.identity(), "page": str(options.out), "bytes": size}
-    _show(options, document, lambda: f"{drawn}; {size / 1e6:.1f} MB, see {options.out}")
+    _show(options, document, lambda: f"{drawn}; {showing.megabytes(size)} MB, see {options.out}")
 
 
 def _verify(options: argparse.Namespace) -> int:

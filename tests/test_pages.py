@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from browser import Browser
-from conftest import BERT, GPT2, changed, write_folder
+from conftest import BERT, GPT2, changed, random_tensors, write_folder
 from test_view import HOSTILE, TEXT, attention_of, write_checkpoint
 
 import jaxqkv
@@ -58,8 +58,9 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
-    line = ["figures", "qkv-weights", "1", "2d", "4b", "--out", str(folder / "figures"), "--dpi", "90", "--model"]
-    assert main([*line, str(write_folder(folder / "<script>hacked=1<", GPT2))]) == 0
+    model = str(write_folder(folder / "<script>hacked=1<", GPT2))
+    for study, *ids in (("qkv-weights", "1", "2d", "4b"), ("weight-tour", "architecture", "--compare", model)):
+        assert main(["figures", study, *ids, "--out", str(folder / "figures"), "--dpi", "90", "--model", model]) == 0
     return folder / "figures" / "index.html"
 
 
@@ -134,6 +135,21 @@ def test_the_enlarged_head_is_on_the_screen(tab, tiny):
     page.theme(dark=True)
     page.wait("getComputedStyle(document.body).backgroundColor === 'rgb(26, 27, 30)'")
     np.testing.assert_allclose(centres()[seen], shades_of_scores(scores[1, 3], seen, DARK)[seen], rtol=0, atol=3)
+
+
+def test_what_is_no_number_is_marked_and_said(tab, tmp_path):
+    tensors = random_tensors(GPT2)
+    tensors["h.1.attn.c_attn.weight"][3, 5] = np.nan
+    model = jaxqkv.load(write_checkpoint(tmp_path / "tiny", tensors=tensors))
+    with pytest.warns(jaxqkv.JaxqkvWarning, match=r"h\.1\.attn\.c_attn\.weight"):
+        view.write_view(tmp_path / "attention.html", model, TEXT)
+    page = tab(tmp_path / "attention.html", ready=DRAWN)
+    seen = np.tril(np.ones((11, 11), bool))
+    assert_drawn(canvas(page, f"{head(1, 0)} canvas"), np.broadcast_to([0xC2, 0x18, 0x5B], (11, 11, 3)), seen)
+    assert len(np.unique(canvas(page, f"{head(1, 1)} canvas")[seen], axis=0)) > 20
+    page.click(head(2, 4))
+    assert page.evaluate("document.getElementById('said').textContent").endswith("has no weight that is a number.")
+    assert {token["number"] for token in tokens(page)} == {"NaN"}
 
 
 def tokens(page):
@@ -330,7 +346,40 @@ def test_the_gallery_opens_pictures_in_full(tab, gallery):
     assert page.evaluate("document.querySelector('#large img').alt") == (
         "Figure 2d of qkv-weights: mean and standard deviation of W_Q, W_K and W_V by layer"
     )
-    page.click("#large img")
+    page.click("#large .close")
+    assert not page.evaluate("document.getElementById('large').open")
+
+
+def assert_undistorted(page, natural):
+    """The large picture has the shape of the file; how many of its own pixels a pixel of it is across."""
+    _, _, width, height = page.box("#large img")
+    assert abs(width / height / (natural[0] / natural[1]) - 1) < 0.01
+    return width / natural[0]
+
+
+@pytest.mark.parametrize("figure", ["qkv-weights-2d", "weight-tour-architecture"])  # a wide one and a tall one
+@pytest.mark.parametrize("window", [(1280, 900), (1000, 500), (400, 800)])
+def test_the_gallery_s_large_pictures_keep_their_shape(tab, gallery, figure, window):
+    """Whole in a wide window, and in full after one more click, which keeps in sight what was clicked."""
+    page = tab(gallery, width=window[0], height=window[1])
+    page.box(f"#{figure} img")
+    page.wait(f"document.querySelector('#{figure} img').naturalWidth > 0")
+    natural = [page.evaluate(f"document.querySelector('#{figure} img').natural{side}") for side in ("Width", "Height")]
+    page.click(f"#{figure} img")
+    page.wait("document.querySelector('#large img').naturalWidth > 0")
+    scale = assert_undistorted(page, natural)
+    assert scale <= 1 or window[0] == 400  # on a phone it is larger than the screen, and moves
+    page.click("#large img", across=0.7, down=0.6)
+    box = page.evaluate(
+        "(() => { const b = document.querySelector('#large img').getBoundingClientRect();"
+        "return [b.x + 0.7 * b.width, b.y + 0.6 * b.height]; })()"
+    )
+    assert 0 <= box[0] <= window[0]
+    assert 0 <= box[1] <= window[1]
+    assert assert_undistorted(page, natural) == pytest.approx(1, abs=0.01)
+    page.click("#large .size")
+    assert assert_undistorted(page, natural) == pytest.approx(scale)
+    page.press("Escape")
     assert not page.evaluate("document.getElementById('large').open")
 
 

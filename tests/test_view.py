@@ -58,7 +58,7 @@ class Blocks(HTMLParser):
 def decoded(head):
     """Values of a head's visible pairs, as the page has them."""
     levels = np.frombuffer(base64.b64decode(head["values"]), "<u2")
-    return head["low"] + levels / 65535 * (head["high"] - head["low"])
+    return head["low"] + levels / 65534 * (head["high"] - head["low"])
 
 
 def attention_of(model, text):
@@ -95,10 +95,10 @@ def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
             assert block["scores"][head]["low"] == pytest.approx(truth.min(), abs=1e-5)
             assert block["scores"][head]["high"] == pytest.approx(truth.max(), abs=1e-5)
             # What the page states, and float32's rounding.
-            limit = (truth.max() - truth.min()) / 131070 + 1e-5 * np.abs(truth).max()
+            limit = (truth.max() - truth.min()) / 131068 + 1e-5 * np.abs(truth).max()
             np.testing.assert_allclose(decoded(block["scores"][head]), truth, rtol=0, atol=limit)
             truth = pattern[layer, head][seen]
-            np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131070 + 1e-6)
+            np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131068 + 1e-6)
             assert (block["pattern"][head]["low"], block["pattern"][head]["high"]) == (0, 1)
     embedded = sum(len(head["values"]) for layer in shown for kind in data[f"layer-{layer}"].values() for head in kind)
     assert embedded == view.page_bytes(config, len(shown), len(expected))
@@ -108,9 +108,9 @@ def test_the_nearest_level_is_taken():
     values = np.random.default_rng(0).normal(0, 3, 1009).astype(np.float32)
     low, high = float(values.min()), float(values.max())
     levels = view.quantise(values, low, high)
-    assert (levels.min(), levels.max()) == (0, 65535)
-    error = np.abs(low + levels / 65535 * (high - low) - values)
-    assert error.max() <= (high - low) / 131070 * (1 + 1e-9)
+    assert (levels.min(), levels.max()) == (0, 65534)
+    error = np.abs(low + levels / 65534 * (high - low) - values)
+    assert error.max() <= (high - low) / 131068 * (1 + 1e-9)
     assert not view.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
 
 
@@ -171,7 +171,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(write_checkpoint(tmp_path / "tiny"))
     assert main(["view", folder, "--text", TEXT, "--layers", "2", "1"]) == 0
-    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.0 MB, see attention.html")
+    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.032 MB, see attention.html")
     page = (tmp_path / "attention.html").read_text()
     assert Blocks(page).data["page"]["layers"] == [1, 2]
     assert "<dd>1, 2 (of 3)</dd>" in page
@@ -209,12 +209,26 @@ def test_an_error_leaves_no_page(arguments, message, tmp_path, capsys):
     assert refused(tmp_path, capsys, *arguments) == message
 
 
-def test_weights_that_are_not_finite_are_named(tmp_path, capsys):
+def test_weights_that_are_not_finite_are_computed_and_named(tmp_path, capsys):
+    """One of W_Q, in a column of head 0: that head's scores are no numbers, nor is anything in later layers."""
     tensors = random_tensors(GPT2)
     tensors["h.1.attn.c_attn.weight"][3, 5] = np.nan
-    message = refused(tmp_path, capsys, "--text", TEXT, tensors=tensors)
-    assert message.startswith("tiny: ")
-    assert message.endswith(" scores of layer 1 are NaN or infinite")
+    folder = write_checkpoint(tmp_path / "tiny", tensors=tensors)
+    assert main(["view", str(folder), "--text", TEXT, "--out", str(tmp_path / "page.html")]) == 0
+    assert "NaN or infinite values in h.1.attn.c_attn.weight (1 of 3,675)" in capsys.readouterr().err
+    page = (tmp_path / "page.html").read_text()
+    blocks = Blocks(page).data
+
+    def share(head):
+        return (np.frombuffer(base64.b64decode(head["values"]), "<u2") == view.BROKEN).mean()
+
+    layers = [blocks[f"layer-{layer}"] for layer in range(3)]
+    broken = np.array([[[share(head) for head in layer[kind]] for kind in ("scores", "pattern")] for layer in layers])
+    expected = np.zeros((3, 2, 5))
+    expected[1, :, 0] = expected[2] = 1
+    np.testing.assert_array_equal(broken, expected)
+    pairs = 11 * 12 // 2
+    assert f"{6 * pairs} scores are NaN or infinite" in page
 
 
 def test_a_page_that_would_be_too_large_is_refused_with_what_fits(tmp_path, capsys, monkeypatch):

@@ -69,7 +69,8 @@ _BODY = """<h1>jaxqkv figures</h1>
 <dialog id="large" aria-label="Figure in full">
 <figure>
 <img alt="">
-<figcaption><span></span><a>Open the file</a></figcaption>
+<figcaption><span></span><button type="button" class="size">Full size</button><a>Open the file</a>
+<button type="button" class="close">Close</button></figcaption>
 </figure>
 </dialog>
 """

@@ -1,8 +1,8 @@
 """`jaxqkv view`: one interactive page with the attention of every head to one text.
 
-Scores and patterns are embedded as 16-bit levels: `low + level / 65535 · (high - low)`, little-endian, in
-base64, a head's visible pairs query by query. A weight's range is 0 to 1, a score's that of its head. Pairs
-that a causal mask hides are left out. Layers are run and written one after another.
+Scores and patterns are embedded as 16-bit levels: `low + level / 65534 · (high - low)`, little-endian, in
+base64, a head's visible pairs query by query; level 65535 is what is no finite number. A weight's range is 0 to 1,
+a score's that of its head. Pairs that a causal mask hides are left out. Layers are run and written one after another.
 """
 
 import base64
@@ -19,10 +19,11 @@ from jaxqkv.attention import visible_keys
 from jaxqkv.config import Config
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.pages import fill, json_block, part, write_page
+from jaxqkv.figures.panels import extremes
 from jaxqkv.model import Model
 from jaxqkv.tokens import Batch, Tokenizer
 
-LEVELS = 65535
+LEVELS, BROKEN = 65534, 65535
 # Of a page's values; browsers open it in a second or two.
 LIMIT_BYTES = 64_000_000
 # Pieces of one character that are looked for, where a tokenizer has cut it into bytes.
@@ -34,9 +35,14 @@ _FOOTER = """<footer>
 <p>In a token <code>·</code> is a space, <code>↵</code> a line break, <code>⇥</code> a tab; characters that do not
 show are named, as <code>U+200B</code>, and 1/4 after a character is the first of four tokens that it is cut into.</p>
 <p>Weights and scores are embedded as 16-bit numbers: weights are within 0.000008 of those that the model computed
-(float32), scores within 1/131,070 of their head's range, here at most {{error}}.</p>
+(float32), scores within 1/131,068 of their head's range, here at most {{error}}.</p>
 <p>Made by jaxqkv {{version}}: <code>{{command}}</code></p>
 </footer>
+"""
+
+
+_LOST = """<p class="hatched"><i class="broken"></i>{{lost}} scores are NaN or infinite: they, and the weights that
+depend on them, have this colour and read NaN.</p>
 """
 
 
@@ -54,8 +60,7 @@ def write_view(path: Path, model: Model, text: str, layers: Collection[int] | No
       What was drawn, in a line.
 
     Raises:
-      JaxqkvError: for a text that is empty or too long for the model or the page, layers that do not
-        exist, and scores that are not finite.
+      JaxqkvError: for a text that is empty or too long for the model or the page, and layers that do not exist.
     """
     chosen = range(model.config.n_layer) if layers is None else sorted(set(layers))
     batch = tokenized(model, text, len(chosen))
@@ -123,17 +128,17 @@ def _body(model: Model, text: str, batch: Batch, layers: Sequence[int], command:
     page = {"tokens": tokens, "layers": list(layers), "heads": config.n_head, "causal": config.causal}
     yield json_block("page", page)
     seen = np.asarray(visible_keys(batch.mask, config.causal))[0]
-    error = 0.0
+    error, lost = 0.0, 0
     run = model.layerwise(batch, capture={"scores", "pattern"}, layers=list(layers))
     for layer, attention in console.bar(run, total=len(layers), desc="layers", unit="layer"):
         scores, pattern = (np.asarray(x[0], np.float32) for x in (attention.scores, attention.pattern))
-        lost = int((~np.isfinite(scores[:, seen])).sum())
-        if lost:
-            raise JaxqkvError(f"{model.checkpoint.name}: {lost:,} scores of layer {layer} are NaN or infinite")
-        heads = [_embedded(head, *_range(head)) for head in scores[:, seen]]
+        lost += int((~np.isfinite(scores[:, seen])).sum())
+        heads = [_embedded(head, *extremes(head)) for head in scores[:, seen]]
         error = max(error, *((head["high"] - head["low"]) / (2 * LEVELS) for head in heads))
         weights = [_embedded(head, 0.0, 1.0) for head in pattern[:, seen]]
         yield json_block(f"layer-{layer}", {"scores": heads, "pattern": weights})
+    if lost:
+        yield fill(_LOST, lost=f"{lost:,}")
     yield fill(_FOOTER, error=f"{error:.1g}", version=__version__, command=command)
 
 
@@ -144,10 +149,6 @@ def _identity(model: Model) -> str:
     return f"{model.checkpoint.name} ({', '.join(details)})"
 
 
-def _range(values: Float[np.ndarray, " pair"]) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
-
-
 def _embedded(values: Float[np.ndarray, " pair"], low: float, high: float) -> dict[str, Any]:
     """One head's visible values, as the page's script reads them."""
     levels = quantise(values, low, high)
@@ -155,11 +156,10 @@ def _embedded(values: Float[np.ndarray, " pair"], low: float, high: float) -> di
 
 
 def quantise(values: Float[np.ndarray, " pair"], low: float, high: float) -> UInt16[np.ndarray, " pair"]:
-    """The nearest of 65,536 levels from `low` to `high`: off by 1/131,070 of the range at most."""
-    if high == low:
-        return np.zeros(values.shape, np.uint16)
-    fraction = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-    return np.rint(fraction * LEVELS).astype(np.uint16)
+    """The nearest of 65,535 levels from `low` to `high`, off by 1/131,068 of the range at most; else `BROKEN`."""
+    finite = np.isfinite(values)
+    fraction = np.where(finite, values.astype(np.float64) - low, 0) / (high - low or 1)
+    return np.where(finite, np.rint(np.clip(fraction, 0, 1) * LEVELS), BROKEN).astype(np.uint16)
 
 
 def shown_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -4,7 +4,8 @@
 // What Python wrote: the tokens, which layers, how many heads, and whether later tokens are hidden.
 const page = JSON.parse(document.getElementById("page").textContent);
 const size = page.tokens.length;
-const LEVELS = 65535;
+const LEVELS = 65534;
+const BROKEN = 65535; // what is no finite number
 const SHOWN = 10; // rows of the table
 const state = { kind: "pattern", row: 0, head: 0, pinned: size - 1, hovered: null, key: null };
 const byId = (id) => document.getElementById(id);
@@ -35,30 +36,33 @@ let large = null;
 
 function value(kind, query, key) {
   const { low, high } = entry(kind, state.row, state.head);
-  return low + (large[kind][firstOf(query) + key] / LEVELS) * (high - low);
+  const level = large[kind][firstOf(query) + key];
+  return level === BROKEN ? NaN : low + (level / LEVELS) * (high - low);
 }
 
-// ---- Shades: 256 colours between three, and which of them a level has.
+// ---- Shades: 256 colours between three and one for no number, and which of them a level has.
 
-const palette = new Uint8Array(256 * 3);
-const packed = new Uint32Array(256);
-const shade = { pattern: new Uint8Array(LEVELS + 1), scores: new Uint8Array(LEVELS + 1) };
+const palette = new Uint8Array(257 * 3);
+const packed = new Uint32Array(257);
+const shade = { pattern: new Uint16Array(BROKEN + 1), scores: new Uint16Array(BROKEN + 1) };
 for (let level = 0; level <= LEVELS; level++) {
   shade.pattern[level] = Math.round(255 * Math.sqrt(level / LEVELS)); // small weights are seen too
   shade.scores[level] = Math.round((255 * level) / LEVELS);
 }
+shade.pattern[BROKEN] = shade.scores[BROKEN] = 256;
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  const stops = ["--low", "--middle", "--high"].map((name) => {
+  const [broken, ...stops] = ["--broken", "--low", "--middle", "--high"].map((name) => {
     const number = parseInt(style.getPropertyValue(name).trim().slice(1), 16);
     return [number >> 16, (number >> 8) & 255, number & 255];
   });
-  for (let i = 0; i < 256; i++) {
+  for (let i = 0; i < 257; i++) {
     const place = (2 * i) / 255;
     const at = Math.min(Math.floor(place), 1);
     for (let c = 0; c < 3; c++) {
-      palette[3 * i + c] = Math.round(stops[at][c] + (place - at) * (stops[at + 1][c] - stops[at][c]));
+      const between = Math.round(stops[at][c] + (place - at) * (stops[at + 1][c] - stops[at][c]));
+      palette[3 * i + c] = i < 256 ? between : broken[c];
     }
     packed[i] = ((255 << 24) | (palette[3 * i + 2] << 16) | (palette[3 * i + 1] << 8) | palette[3 * i]) >>> 0;
   }
@@ -247,12 +251,15 @@ function read() {
   mark.style.top = `${(100 * query) / size}%`;
   mark.style.height = `${100 / size}%`;
 
-  const order = [...Array(count).keys()].sort((one, other) => value(kind, query, other) - value(kind, query, one));
+  const rank = (key) => (Number.isNaN(value(kind, query, key)) ? -Infinity : value(kind, query, key));
+  const order = [...Array(count).keys()].sort((one, other) => rank(other) - rank(one) || 0);
   const top = order.slice(0, SHOWN);
   byId("said").textContent = `${quoted(query)}, position ${query}, ` + (state.key !== null && state.key < count
     ? `to ${quoted(state.key)}, position ${state.key}: weight ${weightText(value("pattern", query, state.key))}, score ${scoreText(value("scores", query, state.key))}.`
     : state.key !== null
       ? `does not see ${quoted(state.key)}, position ${state.key}: it comes later.`
+      : rank(top[0]) === -Infinity
+        ? `has no ${kind === "pattern" ? "weight" : "score"} that is a number.`
       : kind === "pattern"
         ? `attends most to ${quoted(top[0])}, weight ${weightText(value("pattern", query, top[0]))}.`
         : `has its highest score, ${scoreText(value("scores", query, top[0]))}, with ${quoted(top[0])}.`);

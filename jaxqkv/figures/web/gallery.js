@@ -5,6 +5,14 @@ const dialog = document.getElementById("large");
 const picture = dialog.querySelector("img");
 const title = dialog.querySelector("span");
 const file = dialog.querySelector("a");
+const size = dialog.querySelector(".size");
+
+// As large as it is, or as the window lets it be; the point at these fractions of it stays in sight.
+function resize(full, across = 0.5, down = 0.5) {
+  picture.classList.toggle("full", full);
+  size.textContent = full ? "Fit the window" : "Full size";
+  dialog.scrollTo(across * picture.clientWidth - dialog.clientWidth / 2, down * picture.clientHeight - dialog.clientHeight / 2);
+}
 
 // Without this script, and with the keys that open tabs, the links open the files.
 for (const link of document.querySelectorAll("a.enlarge")) {
@@ -19,11 +27,15 @@ for (const link of document.querySelectorAll("a.enlarge")) {
     title.textContent = link.closest("figure").querySelector("h3").textContent;
     file.href = link.href;
     dialog.showModal();
-    dialog.scrollTo(0, 0);
+    resize(false, 0, 0);
   });
 }
+picture.addEventListener("click", (event) => {
+  resize(!picture.classList.contains("full"), event.offsetX / picture.clientWidth, event.offsetY / picture.clientHeight);
+});
+size.addEventListener("click", () => resize(!picture.classList.contains("full")));
 dialog.addEventListener("click", (event) => {
-  if (!event.target.closest("a")) dialog.close(); // gives the focus back, as Escape does
+  if (!event.target.closest("a, img, .size")) dialog.close(); // gives the focus back, as Escape does
 });
 
 for (const button of document.querySelectorAll("button.copy")) {
