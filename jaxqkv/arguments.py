@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxqkv.errors import printable
 from jaxqkv.figures.drawing import FORMATS
+from jaxqkv.figures.registry import STUDIES
 from jaxqkv.figures.style import THEMES
 
 FIGURES_EXAMPLE = """examples:
@@ -33,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line and status 2."""
-        self.exit(2, f"jaxqkv: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"jaxqkv: error: {printable(message)}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,15 +57,15 @@ def parser() -> argparse.ArgumentParser:
 
     figures = command("figures", "draw the figures of a study", FIGURES_EXAMPLE)
     figures.add_argument("study", metavar="STUDY", help="one of those that `jaxqkv list` names")
-    figures.add_argument("ids", metavar="ID", nargs="*", help="figures to draw; all of the study unless given")
+    figures.add_argument("ids", metavar="ID", nargs="*", default=[], help="figures to draw (default all of the study)")
     figures.add_argument(
         "--model", nargs="+", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC"
     )
     for name, extra in COMMON_OPTIONS.items():
         figures.add_argument(f"--{name}", **extra)
-    stimuli = figures.add_argument_group("stimuli of some studies")
+    own = figures.add_argument_group("options of some studies")
     for name, extra in STUDY_OPTIONS.items():
-        stimuli.add_argument(f"--{name.replace('_', '-')}", **extra)
+        own.add_argument(f"--{name.replace('_', '-')}", **extra)
     job = figures.add_argument_group("several processes of one job (token-frequency)")
     job.add_argument("--distributed", action="store_true", default=None, help="join the job; the first draws")
     job.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process, where SLURM and such do not say")
@@ -216,11 +218,16 @@ STUDY_OPTIONS: dict[str, dict[str, Any]] = {
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; figure ids may stand before and after the options."""
     top = parser()
+    if arguments and arguments[0] in STUDIES:
+        top.exit(2, f"jaxqkv: error: {arguments[0]} is a study; jaxqkv figures {shlex.join(arguments)} draws it\n")
     options, rest = top.parse_known_args(arguments)
     if rest and (options.command != "figures" or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        said = f"unrecognized arguments: {' '.join(rest)}"
+        if getattr(options, "text", None) and not rest[0].startswith("-"):
+            said += "; quote a text of several words"
+        top.exit(2, f"jaxqkv: error: {printable(said)}; see jaxqkv {options.command} --help\n")
     if rest:
-        options.ids += rest
+        options.ids = [*options.ids, *rest]
     return options
 
 

@@ -12,6 +12,7 @@ An index cannot name files outside its folder. Links in the folder are followed 
 are its owner's, and the hub's cache consists of them.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -24,13 +25,16 @@ import numpy as np
 
 from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
-from jaxqkv.errors import CheckpointError, first_line, listed, printable
+from jaxqkv.errors import CheckpointError, NoTokenizer, first_line, listed, printable
+from jaxqkv.files import read_whole
 
 BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
 HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
+# Of a safetensors header or of an index, whose largest have a few.
+MOST_HEADER_BYTES = 30_000_000
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
@@ -127,6 +131,8 @@ def open_checkpoint(
     if isinstance(spec, Checkpoint):
         return spec
     spec = os.fspath(spec)
+    if not spec:
+        raise CheckpointError("the name of the checkpoint is empty; give a hub id, a folder or demo-gpt2")
     if spec.startswith("random:"):
         return RandomCheckpoint(spec, seed, revision)
     if spec in BUNDLED:
@@ -174,11 +180,14 @@ def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = (
             "not in the local cache, and the hub cannot be reached; go online once, or copy the checkpoint "
-            "to a folder and give its path, or try demo-gpt2, demo-bert or random:gpt2, which need no download"
+            "to a folder and give its path"
         )
+        if "config.json" in patterns:
+            reason += ", or try demo-gpt2, demo-bert or random:gpt2, which need no download"
     except Exception as error:  # the HTTP library below the hub's differs by version
         reason = f"cannot be fetched from the hub ({type(error).__name__}: {first_line(error)})"
-    raise CheckpointError(f"{spec}: {reason}")
+    near = difflib.get_close_matches(spec, {*BUNDLED, *KNOWN} - {spec}, n=1, cutoff=0.8) if spec not in KNOWN else []
+    raise CheckpointError(f"{spec}: {reason}" + "".join(f"; did you mean {name}?" for name in near))
 
 
 class MappedFile:
@@ -193,12 +202,18 @@ class MappedFile:
 
         self.path = path
         try:
-            with safe_open(path, framework="np"):
-                pass  # lengths, offsets and overlaps are checked here
+            if path.exists() and not path.is_file():
+                raise ValueError("it is no regular file")
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
+                if length > MOST_HEADER_BYTES:
+                    raise ValueError(f"header of {length:,} bytes")
+                with safe_open(path, framework="np"):
+                    pass  # lengths, offsets and overlaps are checked here
                 self.header: dict[str, Any] = json.loads(file.read(length))
             self.header.pop("__metadata__", None)
+            if not all(isinstance(entry, dict) for entry in self.header.values()):
+                raise ValueError("a tensor is not described by an object")
             self.start = 8 + length
             self.bytes = np.memmap(path, np.uint8, mode="r")
         except (SafetensorError, OSError, ValueError) as error:
@@ -253,7 +268,7 @@ class FolderCheckpoint(Checkpoint):
         if not index.exists():
             self._refuse_without_safetensors()
         try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            places = json.loads(read_whole(index, MOST_HEADER_BYTES).decode())["weight_map"]
             shards: dict[str, list[str]] = {}
             for key, name in places.items():
                 shards.setdefault(os.fspath(name), []).append(key)
@@ -263,6 +278,8 @@ class FolderCheckpoint(Checkpoint):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise CheckpointError(f"{index}: names a file outside its folder: {name!r}")
+            if path.suffix != ".safetensors" or any(sign in name for sign in "*?["):  # patterns of what is fetched
+                raise CheckpointError(f"{index}: names what is no safetensors file: {name!r}")
         absent = [name for name in shards if not self._has(name)]
         if absent and self.hub:
             _download(self.spec, self.revision, tuple(shards))
@@ -298,7 +315,7 @@ class FolderCheckpoint(Checkpoint):
         return str(self._files[key].path)
 
     def summary(self) -> dict[str, str]:
-        files = [f"{printable(path.name)} ({path.stat().st_size / 2**20:,.1f} MiB)" for path in self.files]
+        files = [f"{printable(path.name)} ({showing.megabytes(path.stat().st_size)} MB)" for path in self.files]
         revision = {"revision": self.folder.name} if self.hub else {}
         return {"files": ", ".join(files), **revision} | super().summary()
 
@@ -345,7 +362,7 @@ class RandomCheckpoint(Checkpoint):
             try:
                 return _download(self.base, self._revision, TOKENIZER_FILES)
             except CheckpointError as error:
-                raise CheckpointError(
+                raise NoTokenizer(
                     f"{self.spec}: text needs the tokenizer of {error}; or give a folder with tokenizer files "
                     "(--tokenizer FOLDER, in the library tokenizer=)"
                 ) from None

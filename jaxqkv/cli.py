@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import io
+import logging
 import os
 import shlex
 import sys
@@ -21,7 +22,7 @@ from jaxqkv import console, interrupts, showing
 from jaxqkv.arguments import STUDY_OPTIONS, command_for, parse, parser
 from jaxqkv.figures import manifest
 from jaxqkv.figures.drawing import FORMATS
-from jaxqkv.figures.registry import STUDIES, FigureSpec, Study, study
+from jaxqkv.figures.registry import STUDIES, FigureSpec, Run, Study, study
 
 # Of a clone: the benchmark and its baselines in PyTorch are not part of the installed package.
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(["jaxqkv", *arguments])
     with warnings.catch_warnings(), np.errstate(), interrupts.heard():
         warnings.simplefilter("always", jaxqkv.errors.JaxqkvWarning)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a folder of its own that it cannot write, say
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
         return _run(options)
 
@@ -197,6 +199,9 @@ def _figures(options: argparse.Namespace) -> None:
 
     chosen = study(options.study)
     specs = chosen.select(options.ids)
+    single = [text for text in options.text or () if len(text.split()) == 1]
+    if len(single) > 1:
+        console.note(f"--text: {len(options.text)} texts, one of each word; quote a text of several words")
     for name in ("model", "compare"):  # they take several values, and figure ids after them too
         taken = [spec for spec in getattr(options, name) or () if spec in chosen.figures and not Path(spec).exists()]
         if taken:
@@ -217,21 +222,36 @@ def _figures(options: argparse.Namespace) -> None:
         gallery.prepare_folder(options.out, chosen.name)
         _draw(options, chosen, specs, record)
     except KeyboardInterrupt as stop:
-        done = f"{len(record.finished)} of {len(specs)} figures finished in {folder}: {', '.join(record.finished)}"
-        none = stop.args or [f"no figure was finished, and {folder} is as it was"]
-        raise KeyboardInterrupt(done if record.finished else none[0]) from None
+        done = "no figure was finished" + (f", and {folder} is as it was" if not stop.args else "")
+        if record.finished:
+            done = f"{len(record.finished)} of {len(specs)} figures finished in {folder}: {', '.join(record.finished)}"
+        raise KeyboardInterrupt(done, *stop.args) from None
 
 
 def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec], record: manifest.Record) -> None:
-    from jaxqkv import distributed
-    from jaxqkv.figures import gallery
-    from jaxqkv.files import locked
-
     start = time.monotonic()
     run = chosen.run(options)
     record.about = {"seed": options.seed} | _about_run(options) | run.describe()
     names = [jaxqkv.errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
     _say(f"{chosen.name}: {', '.join(names)}")
+    try:
+        _draw_all(options, chosen, specs, record, run, start)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*chosen.goes_on(run)) from None
+
+
+def _draw_all(
+    options: argparse.Namespace,
+    chosen: Study,
+    specs: Sequence[FigureSpec],
+    record: manifest.Record,
+    run: Run,
+    start: float,
+) -> None:
+    from jaxqkv import distributed
+    from jaxqkv.figures import gallery
+    from jaxqkv.files import locked
+
     run.prepare(chosen.needs(specs))
     if distributed.index() > 0:  # the first process has everything, and writes it
         return
@@ -247,10 +267,9 @@ def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec
             try:
                 display = spec.make(run)
             except jaxqkv.errors.NotDrawable as error:
-                if spec.id in options.ids or len(specs) == 1:
-                    raise
                 left_out[spec.id] = str(error)
-                print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
+                if len(specs) > 1:
+                    print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
                 continue
             if display.text:
                 _say(display.text)
@@ -261,6 +280,8 @@ def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec
         if record.finished:
             with locked(options.out):  # of several runs at once, the last one's page shows what all have finished
                 page = gallery.write_gallery(options.out)
+    if len(specs) == 1 and left_out:
+        raise jaxqkv.errors.JaxqkvError(f"{specs[0].id} is not drawn: {left_out[specs[0].id]}")
     if not record.finished:
         raise jaxqkv.errors.JaxqkvError(f"no figure of {chosen.name} can be drawn of this")
     chosen.finish(run)
@@ -273,6 +294,8 @@ def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec
     drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
     times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
     _show(options, document, lambda: f"{drawn}; {times}; see {page}")
+    if missed := [id for id in left_out if id in options.ids]:
+        raise jaxqkv.errors.JaxqkvError(f"of the figures asked for, {', '.join(missed)} cannot be drawn of this")
 
 
 def _show(options: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:

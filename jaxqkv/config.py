@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxqkv.errors import CheckpointError
+from jaxqkv.files import read_whole
 
 # Hugging Face's names for activations, by the formula that they mean.
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 ACTIVATIONS = dict.fromkeys(GELU_TANH, "gelu_tanh") | {"gelu": "gelu_erf", "relu": "relu"}
 # Numbers above these are no sizes of a model, and would fill the memory before anything else fails.
 MOST_LAYERS, LARGEST = 10_000, 2**31 - 1
+# Of a config.json, whose like have a few thousand.
+MOST_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Config:
     keys: ClassVar[Mapping[str, str]]
     # Keys that change the numbers → the only values that are implemented; a missing key means the first.
     only: ClassVar[Mapping[str, tuple[Any, ...]]]
+    # Other names that transformers has for some keys.
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     @property
     def head_dim(self) -> int:
@@ -76,6 +81,12 @@ class GPT2Config(Config):
         "n_inner": "n_inner",
         "activation": "activation_function",
         "layer_norm_epsilon": "layer_norm_epsilon",
+    }
+    aliases: ClassVar = {
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
     }
     only: ClassVar = {"reorder_and_upcast_attn": (False,), "add_cross_attention": (False,), "pruned_heads": ({}, None)}
 
@@ -130,6 +141,11 @@ def parse_config(data: Any, where: str) -> Config:
     for key, allowed in cls.only.items():
         if key in data and data[key] not in allowed:
             raise CheckpointError(f"{where}: {key} = {data[key]!r} is not supported, only {allowed[0]!r}")
+    for alias, key in cls.aliases.items():
+        if alias in data and data[alias] != data.get(key):
+            raise CheckpointError(
+                f"{where}: {alias} = {data[alias]!r} contradicts {key} = {data.get(key)!r}, which means the same"
+            )
     if data.get("quantization_config"):
         raise CheckpointError(f"{where}: quantization_config is not supported; use an unquantised checkpoint")
 
@@ -180,10 +196,12 @@ def parse_config(data: Any, where: str) -> Config:
 def read_config(path: Path) -> Config:
     """Reads a `config.json`. Raises `CheckpointError` naming the file and the reason."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_whole(path, MOST_BYTES).decode())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder holds config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     return parse_config(data, str(path))
 

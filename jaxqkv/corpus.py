@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,13 @@ def _files(spec: str) -> list[Path]:
 def _rows(kind: str, file: Path, **options: Any) -> Iterator[dict[str, Any]]:
     """A file's rows, by one of the formats of `datasets`."""
     datasets = _datasets()
+    data_files = [glob.escape(str(file.resolve()))]
     try:
-        yield from datasets.load_dataset(
-            kind, data_files=[glob.escape(str(file.resolve()))], split="train", streaming=True, **options
-        )
+        # What `datasets` keeps of a file is not used again, and its own cache may be read-only.
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from datasets.load_dataset(
+                kind, data_files=data_files, split="train", streaming=True, cache_dir=scratch, **options
+            )
     except UnicodeDecodeError as error:
         raise CorpusError(f"{file}: not UTF-8 text (byte {error.start} of a block)") from None
     except OSError as error:

@@ -17,6 +17,10 @@ class CheckpointError(JaxqkvError):
     """A checkpoint that cannot be found, read or understood."""
 
 
+class NoTokenizer(CheckpointError):
+    """A checkpoint without a tokenizer, as folders may be, and fresh ones out of the hub's reach."""
+
+
 class CorpusError(JaxqkvError):
     """Documents that cannot be found or read, or are too few."""
 

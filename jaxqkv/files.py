@@ -50,6 +50,20 @@ def written(what: Path, advice: str = "") -> Iterator[None]:
         raise JaxqkvError(f"{what}: cannot be written ({error.strerror or error}){advice}") from None
 
 
+def read_whole(path: Path, most: int) -> bytes:
+    """A file's content, if that is no more than `most` bytes.
+
+    Raises:
+      OSError: also where a pipe or a device is, which may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:,.0f} MB", str(path))
+        return file.read()
+
+
 def refuse_folder(path: Path) -> None:
     """Raises OSError where a file is to be and a folder is."""
     if path.is_dir():

@@ -18,10 +18,14 @@ from jaxqkv import showing
 from jaxqkv.activations import AnyArray
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.config import BertConfig, Config
-from jaxqkv.errors import CheckpointError, JaxqkvError
+from jaxqkv.errors import CheckpointError, JaxqkvError, NoTokenizer, first_line
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+# Of a text of one batch: a thousand tokens have a few thousand.
+MOST_CHARACTERS = 5_000_000
 
 
 @struct.dataclass
@@ -79,7 +83,8 @@ def as_batch(batch: BatchLike, config: Config) -> Batch:
 
 def _check_ids(ids: AnyArray, config: Config) -> None:
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-        raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}")
+        hint = "; `tokenize` makes them of texts" if ids.dtype.kind in "UO" else ""
+        raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}{hint}")
     if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
         raise JaxqkvError(
             f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
@@ -103,11 +108,13 @@ class Tokenizer:
         """
         folder = checkpoint.tokenizer_source()
         if folder is None:
-            raise CheckpointError(
-                f"{checkpoint.spec}: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt; "
-                "give a folder that has with tokenizer="
+            raise NoTokenizer(
+                f"{checkpoint.spec}: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt; give a folder "
+                "that has (--tokenizer FOLDER, in the library tokenizer=)"
             )
-        return cls.from_folder(folder, checkpoint.config)
+        tokenizer = cls.from_folder(folder, checkpoint.config)
+        tokenizer.where = checkpoint.spec
+        return tokenizer
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], config: Config) -> "Tokenizer":
@@ -131,8 +138,8 @@ class Tokenizer:
                 backend = _byte_level_bpe(vocab)
         except CheckpointError:
             raise
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise CheckpointError(f"{folder}: tokenizer files cannot be read ({error})") from None
+        except BaseException as error:
+            raise _as_error(error, f"{folder}: tokenizer files cannot be read") from None
         tokens = max(backend.get_vocab().values(), default=-1) + 1
         if tokens > config.vocab_size:
             raise CheckpointError(
@@ -147,10 +154,17 @@ class Tokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none."""
+        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none.
+
+        Raises:
+          JaxqkvError: for a text that is not valid Unicode, and where the tokenizer fails.
+        """
         for number, text in enumerate(texts):
             _check_unicode(text, number)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+        except BaseException as error:
+            raise _as_error(error, f"{self.where}: the tokenizer fails") from None
         return [encoding.ids for encoding in encodings]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -190,11 +204,20 @@ class Tokenizer:
         Raises:
           JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        try:
+            texts = [texts] if isinstance(texts, str) else list(texts)
+        except TypeError:
+            raise JaxqkvError(f"expected a text or a list of texts, not {type(texts).__name__}") from None
         if not all(isinstance(text, str) for text in texts):
             raise JaxqkvError("expected a text or a list of texts; token ids go to the model as they are")
         if not texts:
             raise JaxqkvError("no text to tokenize: the list is empty")
+        for number, text in enumerate(texts):
+            if len(text) > MOST_CHARACTERS:
+                raise JaxqkvError(
+                    f"text {number} has {len(text):,} characters, far more than the model's {config.n_positions} "
+                    "positions hold; shorten it"
+                )
         if padding_side not in ("left", "right"):
             raise JaxqkvError(f"padding_side is 'left' or 'right', not {padding_side!r}")
         bare = self.encode(texts, special_tokens=False)
@@ -206,16 +229,28 @@ class Tokenizer:
             if len(ids) > config.n_positions and not truncate:
                 raise JaxqkvError(
                     f"text {number} has {len(ids)} tokens, more than the model's {config.n_positions} positions; "
-                    "shorten it, or pass truncate=True"
+                    "shorten it (in the library truncate=True does)"
                 )
         closed = len(rows[0]) > len(bare[0])
         rows = [_cut(ids, config.n_positions, keep_last=closed) for ids in rows]
         width = max(map(len, rows))
         padded, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
         for row, tokens in enumerate(rows):
+            if max(tokens) >= config.vocab_size:
+                raise CheckpointError(
+                    f"{self.where}: the tokenizer makes token {max(tokens)}, the model has {config.vocab_size}; "
+                    "they do not belong together"
+                )
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             padded[row, where], mask[row, where] = tokens, True
         return Batch(ids=padded, mask=mask, token_types=np.zeros_like(padded))
+
+
+def _as_error(error: BaseException, what: str) -> BaseException:
+    """What to raise: `tokenizers` raises bare Exception, and panics as something that is not even that."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        return error
+    return CheckpointError(f"{what} ({first_line(error)})")
 
 
 def _check_unicode(text: str, number: int) -> None:

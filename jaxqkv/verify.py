@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float
 from jaxqkv import console
 from jaxqkv.checkpoint import Checkpoint
 from jaxqkv.devices import precision
-from jaxqkv.errors import CheckpointError, JaxqkvError
+from jaxqkv.errors import JaxqkvError, NoTokenizer
 from jaxqkv.figures.panels import Table
 from jaxqkv.files import replacing, written
 from jaxqkv.model import Model
 from jaxqkv.studies.options import stimuli
 from jaxqkv.tokens import Batch, Tokenizer
+from jaxqkv.weights import Weights
 
 # `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm.
 TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden")
@@ -70,7 +71,7 @@ def batch_of(checkpoint: Checkpoint, texts: list[str] | None) -> tuple[Batch, st
     chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
     try:
         tokenizer = Tokenizer.of(checkpoint)
-    except CheckpointError:
+    except NoTokenizer:
         if texts:
             raise
         generator = np.random.default_rng(0)
@@ -167,6 +168,7 @@ def _double_precision() -> Iterator[None]:
 
 def report(checkpoint: Checkpoint, texts: list[str] | None, dtype: str) -> dict[str, Any]:
     """`compare` with its tolerance and its verdict, as it is saved."""
+    Weights(checkpoint)  # what is wrong with them is said before anything is made of the texts
     batch, what = batch_of(checkpoint, texts)
     tolerance = TOLERANCES["bfloat16"] if dtype == "bfloat16" else TOLERANCES[precision()]
     tensors = {}

@@ -136,7 +136,7 @@ class Weights:
             "  attention": f"{sizes['Attention']:,}",
             "  MLP": f"{sizes['Feed Forward']:,}",
             "  norms": f"{sizes['Layer Norm']:,}",
-            "stored as": f"{', '.join(self.stored)}, {self.nbytes / 2**20:,.1f} MiB in {self.dtype}",
+            "stored as": f"{', '.join(self.stored)}, {showing.megabytes(self.nbytes)} MB in {self.dtype}",
             **self.checkpoint.summary(),
         }
 

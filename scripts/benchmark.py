@@ -26,11 +26,12 @@ from benchmarks.cases import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
 
 import jaxqkv
+from jaxqkv.arguments import Parser
 from jaxqkv.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
 from jaxqkv.config import GPT2Config, read_config
 from jaxqkv.corpus import PYTHON_DOCS, open_corpus
 from jaxqkv.devices import cache_folder
-from jaxqkv.files import replacing
+from jaxqkv.files import make_writable, replacing, written
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = Path(__file__).with_name("benchmark.json")
@@ -220,7 +221,7 @@ def _processor() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
+    top = Parser(prog="jaxqkv bench", description=__doc__.splitlines()[0])
     top.add_argument("--cases", nargs="+", metavar="WORD", help="only cases whose names contain one of these")
     top.add_argument("--list", action="store_true", help="name the cases and end")
     sizes = top.add_mutually_exclusive_group()
@@ -240,16 +241,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     absent = [name for name in ("torch", "transformers", "sklearn") if importlib.util.find_spec(name) is None]
-    if absent:
-        print(f"benchmark: error: {', '.join(absent)} missing; pip install -e '.[torch]'", file=sys.stderr)
+    if absent and not options.list:
+        print(f"jaxqkv: error: {', '.join(absent)} missing; pip install -e '.[torch]'", file=sys.stderr)
         return 2
     try:
         return _run(options)
     except (BenchmarkError, jaxqkv.JaxqkvError, OSError, ValueError) as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
+        print(f"jaxqkv: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"benchmark: interrupted; what was measured is in {options.out}, --add goes on", file=sys.stderr)
+        print(f"jaxqkv: interrupted; what was measured is in {options.out}, --add goes on", file=sys.stderr)
         return 130
 
 
@@ -269,7 +270,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.list:
             print("\n".join(chosen))
             return 0
-        options.out.mkdir(parents=True, exist_ok=True)
+        with written(options.out, "; choose another folder with --out"):
+            make_writable(options.out)
         measured = about(options, device)
         measured["cases"] = _kept(options.out, measured, order) if options.add else []
         for name in chosen:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import struct
 from xml.etree import ElementTree
 
@@ -172,6 +173,26 @@ def index(**places):
     return damage
 
 
+def enlarged(name, size):
+    """Damage: a file of that many bytes, most of which the disk need not have."""
+
+    def damage(folder):
+        with (folder / name).open("ab") as file:
+            file.truncate(size)
+
+    return damage
+
+
+def pipe(name):
+    """Damage: in the place of a file a pipe that nobody writes to."""
+
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 def gone(folder):
     folder.rename(folder.with_name("elsewhere"))
 
@@ -205,6 +226,9 @@ CHECKPOINTS = {
     "header of 2**62 bytes": (weights(safetensors(b"{}", length=2**62)), NOT_WHOLE),
     "header is a list": (weights(safetensors(b"[1, 2]")), NOT_WHOLE),
     "header is no text": (weights(safetensors(b"\xff\xfe{}")), NOT_WHOLE),
+    "header of 40 MB": (weights(safetensors(b"{}", length=40_000_000)), "(header of 40,000,000 bytes)"),
+    "a tensor described by a list": (weights(safetensors({"wte.weight": ["F32", [2], [0, 8]]}, bytes(8))), NOT_WHOLE),
+    "a pipe for weights": (pipe("model.safetensors"), NOT_WHOLE + " (it is no regular file)"),
     "overlapping offsets": (weights(offsets((0, 8), (4, 12))), NOT_WHOLE),
     "offsets with a gap": (weights(offsets((0, 4), (8, 16))), NOT_WHOLE),
     "offsets past the end": (weights(offsets((0, 8), (8, 1 << 40))), NOT_WHOLE),
@@ -225,9 +249,13 @@ CHECKPOINTS = {
         text("config.json", '{"n_layer": ' + "9" * 9999 + "}"),
         "config.json: not readable as JSON",
     ),
+    "config of a gigabyte": (enlarged("config.json", 10**9), "config.json: cannot be read (it is larger than 10 MB)"),
+    "config is a pipe": (pipe("config.json"), "model/config.json: cannot be read (it is no regular file)"),
     "config is a list": (text("config.json", "[]"), "model/config.json: expected a JSON object, found list"),
     "another architecture": (config(model_type="llama"), "model_type is 'llama'; supported are 'gpt2' and 'bert'"),
     "no head count": (config(n_head=None), "model/config.json: n_head is missing"),
+    "two head counts": (config(num_attention_heads=7), "num_attention_heads = 7 contradicts n_head = 5, which means"),
+    "two depths": (config(num_hidden_layers=2), "config.json: num_hidden_layers = 2 contradicts n_layer = 3"),
     "heads that do not divide": (config(n_head=4), "n_embd = 35 is not a multiple of n_head = 4"),
     "a width that is not the tensors'": (config(n_embd=40), NO_FIT + "wrong shape h.0.attn.c_attn.bias [105], config"),
     "an inner width that is not": (config(n_inner=31), "h.0.mlp.c_fc.bias [29], config says [31]"),
@@ -238,8 +266,10 @@ CHECKPOINTS = {
     "more positions than there are": (config(n_positions=18), "wrong shape wpe.weight [17, 35], config says [18, 35]"),
     "index out of its folder": (index(x="../part.safetensors"), "names a file outside its folder"),
     "index to nowhere": (index(x="n.safetensors"), "names files that are not there: n.safetensors"),
-    "index to a name too long": (index(x="n" * 5000), "names files that are not there"),
-    "index to no name": (index(x=""), "names files that are not there"),
+    "index to a name too long": (index(x="n" * 5000 + ".safetensors"), "names files that are not there"),
+    "index to no name": (index(x=""), "names what is no safetensors file: ''"),
+    "index to a pickle": (index(x="pytorch_model.bin"), "names what is no safetensors file: 'pytorch_model.bin'"),
+    "index to a pattern": (index(x="*.safetensors"), "names what is no safetensors file: '*.safetensors'"),
     "index with a tensor too many": (index(x="part.safetensors"), "the index places x here, and it is not"),
 }
 
@@ -264,6 +294,20 @@ def test_broken_checkpoint_in_the_library(place, what):
 
 # --- tokenizers and texts, for what reads text ---
 
+
+def tokenizer(**changes):
+    """Damage: other entries in tokenizer.json, and in its parts."""
+
+    def damage(folder):
+        path = folder / "tokenizer.json"
+        data = json.loads(path.read_text())
+        for key, value in changes.items():
+            data[key] = data[key] | value if isinstance(data[key], dict) else value
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
 TOKENIZERS = {
     "none": (text("tokenizer.json", None), "./model: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt"),
     "another model's": (
@@ -272,6 +316,14 @@ TOKENIZERS = {
     ),
     "no JSON": (text("tokenizer.json", "{"), "model: tokenizer files cannot be read"),
     "half of one": (text("tokenizer.json", '{"version": "1.0", "model": {"type": "WordLevel"'), "cannot be read"),
+    "one that panics when it is read": (
+        tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}),
+        "model: tokenizer files cannot be read",
+    ),
+    "one without the word for all others": (
+        tokenizer(model={"unk_token": "?", "vocab": {" her": 1, "I": 4}}),
+        "model: the tokenizer fails (",
+    ),
 }
 
 
@@ -281,6 +333,13 @@ def test_broken_tokenizer(place, capsys, command, what):
     damage, message = TOKENIZERS[what]
     damage(place / "model")
     refuse(place, capsys, line_of(command, "./model"), message)
+
+
+@pytest.mark.parametrize("what", [what for what in TOKENIZERS if what != "none"])
+def test_verify_takes_no_broken_tokenizer_for_none(place, capsys, what):
+    damage, message = TOKENIZERS[what]
+    damage(place / "model")
+    refuse(place, capsys, line_of("verify", "./model"), message)
 
 
 def long_text(place):
@@ -303,6 +362,7 @@ TEXTS = {
     "empty": (lambda place: ["--text", ""], "text 0 is empty: it gives no token"),
     "empty, of several": (lambda place: ["--text", "I", ""], "text 1 is empty"),
     "enormous": (long_text, "text 0 has 100001 tokens, more than the model's 17 positions"),
+    "far too long": (in_a_file(bytes(5_000_001)), "text.txt: has more than 5 MB"),
     "half a character": (half_a_character, "text 1 is not valid Unicode: character 3 is half of one"),
     "no such file": (lambda place: ["--text-file", "nowhere.txt"], "nowhere.txt: cannot be read (No such file"),
     "a folder": (lambda place: ["--text-file", "model"], "model: cannot be read (Is a directory)"),
@@ -321,7 +381,7 @@ SENTENCES = {
     "empty": ("", "sentences.txt: no sentence in it"),
     "without the target": ("I saw her\nI saw word1\n", "sentence 1 ('I saw word1') lacks the target ' her'"),
     "beginning with the target": ("I saw her\n her cat\n", "has nothing before the target"),
-    "one alone": ("I saw her cat\n", "1 sentences have the target ' her'; two or more are needed"),
+    "one alone": ("I saw her cat\n", "two or more sentences with the target ' her' are needed, not 1"),
 }
 
 
@@ -330,6 +390,20 @@ def test_bad_sentences(place, capsys, what):
     content, message = SENTENCES[what]
     (place / "sentences.txt").write_text(content)
     refuse(place, capsys, line_of("token-similarity", "./model"), message)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (" her", "sentence 1 ('I saw word1') lacks the target ' her', and so it is with 1 more; --skip-missing"),
+        ("her", "sentence 0 ('I saw her') lacks the target 'her', and so it is with 2 more; did you mean ' her', with"),
+        ("", "'' is not one token of ./model but 0: nothing"),
+    ],
+)
+def test_a_target_that_is_not_there(place, capsys, target, message):
+    write_word_tokenizer(place / "model", [*WORDS[:-1], "her"])
+    (place / "sentences.txt").write_text("I saw her\nI saw word1\nI saw word2\n")
+    refuse(place, capsys, [*line_of("token-similarity", "./model"), "--target", target], message)
 
 
 @pytest.mark.parametrize("name", ["demo-gpt2", "demo-bert"])
@@ -400,6 +474,9 @@ def test_unknown_layer_in_the_library(place):
         (["figures", "attention"], "no study attention; did you mean attention-scores"),
         (["figures", "xyz"], "no study xyz; there is qkv-weights, attention-scores"),
         (["figures", "qkv-weights", "7x"], "qkv-weights has no figure 7x"),
+        (["figures", "qkv-weights", "2C"], "qkv-weights has no figure 2C; did you mean 2c?"),
+        (["info", ""], "the name of the checkpoint is empty; give a hub id, a folder or demo-gpt2"),
+        (["info", "demo-gtp2"], "need no download; did you mean demo-gpt2?"),
         (["figures", "qkv-weights", "--demo", "--model", "gpt2"], "--demo and --model exclude each other"),
         (["figures", "qkv-weights", "--demo", "--text", "x"], "qkv-weights takes no --text"),
         (["figures", "weight-tour", "--demo", "--compare", "./nowhere"], "./nowhere: no such folder"),

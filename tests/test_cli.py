@@ -81,6 +81,12 @@ def test_info(capsys, tmp_path):
         (["figures", "qkv-weights", "--demo", "--nothing"], "unrecognized arguments: --nothing"),
         (["list", "more"], "unrecognized arguments: more"),
         (["draw"], "argument COMMAND: invalid choice: 'draw'"),
+        (["figures"], "the following arguments are required: STUDY; see"),
+        (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
+        (
+            ["view", "demo-gpt2", "--text", "I", "saw her"],
+            "arguments: saw her; quote a text of several words; see jaxqkv view",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line_too(arguments, message, capsys):
@@ -128,6 +134,25 @@ def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
     monkeypatch.setattr("jaxqkv.cli._list", fail)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == "jaxqkv: error: MemoryError: no room (--debug shows where)\n"
+
+
+def test_words_that_have_become_texts_are_told(tmp_path, capsys):
+    line = ["figures", "attention-scores", "3", "--demo", "--arrays-only", "--out", str(tmp_path), "--text"]
+    assert main([*line, "I", "saw", "her"]) == 0
+    assert capsys.readouterr().err == "jaxqkv: --text: 3 texts, one of each word; quote a text of several words\n"
+    assert main([*line, "I saw her", "Yes"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
+    """Of the figures asked for: it is said why, the others are drawn, and the status tells that one is missing."""
+    line = ["figures", "attention-scores", "3", "4", "6", "--demo", "--arrays-only", "--out", str(tmp_path)]
+    assert main([*line, "--text", "Yes"]) == 2
+    assert {path.stem for path in tmp_path.glob("*/*.npz")} == {"3", "6"}
+    assert capsys.readouterr().err.splitlines() == [
+        "jaxqkv: 4 is not drawn: figure 4 needs a text of 3 tokens or more, not 1",
+        "jaxqkv: error: of the figures asked for, 4 cannot be drawn of this",
+    ]
 
 
 def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):

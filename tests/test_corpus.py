@@ -44,6 +44,19 @@ class TestText:
         read = open_corpus(write(tmp_path / "a.txt", self.TEXT))
         assert list(read) == list(read)
 
+    def test_a_cache_of_the_hub_s_that_cannot_be_made(self, tmp_path):
+        """As on a cluster whose home is read-only: files are read all the same."""
+        path = write(tmp_path / "a.txt", self.TEXT)
+        (tmp_path / "file").write_text("in the way")
+        code = "import sys; from jaxqkv import corpus; sys.exit(list(corpus.open_corpus(sys.argv[1])) != [sys.argv[2]])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), self.TEXT],
+            env=os.environ | {"HF_HOME": str(tmp_path / "file" / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
     def test_names_with_signs_of_patterns(self, tmp_path):
         assert list(open_corpus(write(tmp_path / "a [1]*?.txt", "text"))) == ["text"]
 

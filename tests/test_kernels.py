@@ -387,6 +387,33 @@ class TestWeights:
         )
         assert kernels.spectrum(np.zeros((3, 5), np.float32)) == (0, 0)
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_no_rank_of_what_is_not_finite(self, value):
+        matrix = np.eye(3, 5, dtype=np.float32)
+        matrix[1, 2] = value
+        assert np.isnan(kernels.spectrum(matrix)).all()
+
+
+@pytest.mark.parametrize("edges", [[1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0, 5.0], [0.0, np.nan]])
+def test_edges_that_are_none(edges):
+    for given in (np.array(edges), jax.numpy.asarray(edges)):
+        with pytest.raises(ValueError, match="two or more, equally spaced and increasing"):
+            kernels.density(np.zeros(3, np.float32), given)
+
+
+def test_edges_as_rounded_as_float32_is():
+    values = np.random.default_rng(5).normal(1000.5, 0.2, 997).astype(np.float32)
+    edges = np.linspace(1000, 1001, 201, dtype=np.float32)
+    expected = np.histogram(values, edges)[0]
+    for given in (edges, jax.numpy.asarray(edges)):
+        np.testing.assert_array_equal(kernels.counts(values, given), expected)
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+def test_columns_that_are_no_heads(heads):
+    with pytest.raises(ValueError, match=rf"columns are {heads} heads side by side, got \[7, 15\]"):
+        kernels.head_pair_densities(np.ones((7, 15), np.float32), heads, np.linspace(-1, 1, 11))
+
 
 def test_kernels_of_weights_vmap_over_layers():
     layers = np.random.default_rng(6).normal(size=(3, ROWS, COLUMNS)).astype(np.float32)

@@ -13,6 +13,7 @@ import jaxqkv
 from jaxqkv.cli import main
 from jaxqkv.counting import Place, TokenCounts
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.figures import gallery
 from jaxqkv.studies.token_frequency import run as study_run
 from jaxqkv.studies.token_frequency.pool import ENDS, Pool
 
@@ -231,6 +232,45 @@ def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, 
         assert state_of(tmp_path).read_bytes() == before
 
 
+def test_a_state_is_left_to_the_run_that_it_is_of(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+    """Another one may draw into the same folder meanwhile."""
+    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 3)
+        assert main([*line, *corpus]) == 130
+    before = state_of(tmp_path).read_bytes()
+    capsys.readouterr()
+    assert main([*line[:2], "1", *line[2:], *corpus]) == 0
+    assert capsys.readouterr().err == ""
+    assert state_of(tmp_path).read_bytes() == before
+    runs = interrupted_at(monkeypatch, None)
+    assert main([*line, *corpus, "--resume"]) == 0
+    assert len(runs) == 5
+    assert not state_of(tmp_path).exists()
+
+
+def test_a_run_that_is_interrupted_while_it_draws_goes_on_too(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    save = gallery.save_figure
+
+    def interrupted(display, spec, *arguments):
+        if spec.id == "4a":
+            raise KeyboardInterrupt
+        save(display, spec, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gallery, "save_figure", interrupted)
+        assert main([*line, *corpus]) == 130
+    folder_of = state_of(tmp_path).parent
+    assert capsys.readouterr().err == (
+        f"jaxqkv: interrupted; 2 of 10 figures finished in {folder_of}: 1, 2; "
+        f"--resume goes on from {state_of(tmp_path)}\n"
+    )
+    runs = interrupted_at(monkeypatch, None)
+    assert main([*line, *corpus, "--resume"]) == 0
+    assert runs == []
+
+
 def test_a_run_that_begins_anew_says_so(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
     line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:
@@ -253,6 +293,7 @@ import gc, json, sys, tracemalloc
 import jax
 from jaxqkv import counting
 from jaxqkv.cli import main
+from jaxqkv.figures import gallery
 from jaxqkv.studies.token_frequency import run
 
 def anonymous():

@@ -189,14 +189,16 @@ def test_sentences_without_the_target(folder, tmp_path, capsys):
     line += ["--out", str(tmp_path / "out")]
     assert main(line) == 2
     err = capsys.readouterr().err
-    assert "sentence 1 (' her cat') has nothing before the target ' her', and 1 others do; --skip-missing" in err
+    assert (
+        "sentence 1 (' her cat') has nothing before the target ' her', and so it is with 1 more; --skip-missing" in err
+    )
     assert main([*line, "--skip-missing"]) == 0
     manifest = json.loads((tmp_path / "out/token-similarity/manifest.json").read_text())
     assert manifest["skipped"] == [" her cat", "a cat run"]
     assert "2 sentences without the target were left out" in manifest["figures"]["means"]["caption"]
     path.write_text("a cat\n")
     assert main([*line, "--skip-missing"]) == 2
-    assert "0 sentences have the target" in capsys.readouterr().err
+    assert "two or more sentences with the target" in capsys.readouterr().err
     path.write_text("\n")
     assert main(line) == 2
     assert "no sentence in it" in capsys.readouterr().err

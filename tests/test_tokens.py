@@ -7,7 +7,7 @@ from conftest import BERT, GPT2, changed, write_folder
 
 import jaxqkv
 from jaxqkv.checkpoint import BUNDLED
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import CheckpointError, JaxqkvError
 from jaxqkv.tokens import Tokenizer
 
 MERGES = ["Ġ h", "h e", "Ġ t", "Ġt he", "Ġh e"]
@@ -77,6 +77,7 @@ def test_too_long_is_refused_or_cut(bert_files):
         ("", {}, "text 0 is empty"),
         (["cat", "  "], {}, "text 1 is empty"),
         ("cat", {"padding_side": "both"}, "padding_side is 'left' or 'right', not 'both'"),
+        (["cat", "cat" * 2_000_000], {}, "text 1 has 6,000,000 characters, far more than the model's 17 positions"),
     ],
 )
 def test_nothing_to_tokenize(bert_files, texts, options, message):
@@ -101,6 +102,26 @@ def test_tokenizers_that_do_not_fit(bert_files, tmp_path_factory):
         Tokenizer.from_folder(folder, GPT2)
     with pytest.raises(JaxqkvError, match=r"has no tokenizer\.json"):
         jaxqkv.load(write_folder(folder / "x", GPT2)).tokenize("cat")
+
+
+def test_a_tokenizer_that_panics(tmp_path):
+    """Which is no `Exception` there: at the text, and so at no earlier time."""
+    settings = json.loads((BUNDLED["demo-gpt2"] / "tokenizer.json").read_text())
+    settings["normalizer"] = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer.from_folder(tmp_path, jaxqkv.load("demo-gpt2").config)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: the tokenizer fails \("):
+        tokenizer.encode(["cat"])
+
+
+@pytest.mark.parametrize("number", [11, 2**32 - 1])
+def test_a_special_token_that_the_model_does_not_have(bert_files, number):
+    settings = json.loads(Tokenizer.from_folder(bert_files, BERT).backend.to_str())
+    settings["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [number]
+    (bert_files / "tokenizer.json").write_text(json.dumps(settings))
+    config = changed(BERT, vocab_size=11)
+    with pytest.raises(CheckpointError, match=f"the tokenizer makes token {number}, the model has 11; they do not"):
+        Tokenizer.from_folder(bert_files, config).batch("cat", config)
 
 
 @pytest.mark.parametrize("name", sorted(BUNDLED))

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxqkv.files import read_whole
+
 NAME = "manifest.json"
+MOST_BYTES = 100_000_000
 # What an entry may hold, by the type that its reader counts on.
 ENTRY = {"title": str, "caption": str, "files": list, "command": str, "run": dict}
 
@@ -58,7 +61,7 @@ class Record:
 def listed_figures(path: Path) -> dict[str, dict[str, Any]]:
     """The figures that a manifest lists, with what they are counted on to have; none where it cannot be read."""
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        figures = json.loads(read_whole(path, MOST_BYTES).decode())["figures"]
         return {id: entry for id, entry in figures.items() if _is_entry(entry)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

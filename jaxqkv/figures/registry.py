@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ STUDIES = {
 _Make = TypeVar("_Make", bound=Callable[[Any], Display])
 
 
+@runtime_checkable
 class Run(Protocol):
     """A study's computation: what its figures are functions of."""
 
@@ -54,12 +55,17 @@ def _leave(run: Any) -> None:
     """What most studies have to do at the end of a run: nothing."""
 
 
+def _from_the_beginning(run: Any) -> list[str]:
+    """What most studies have to say of an interrupted run: nothing."""
+    return []
+
+
 @dataclasses.dataclass
 class Study:
     """A published study: its name, its default checkpoints, its figures and how to run it.
 
     `options` are the arguments of the command that this study takes and others may not; `finish` is
-    called with the run when its figures are written.
+    called with the run when its figures are written, and `goes_on` says of an interrupted one how it goes on.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Study:
     run: Callable[[argparse.Namespace], Run]
     options: tuple[str, ...] = ()
     finish: Callable[[Any], None] = _leave
+    goes_on: Callable[[Any], list[str]] = _from_the_beginning
     figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def figure(self, id: str, title: str, needs: Collection[str] = ()) -> Callable[[_Make], _Make]:
@@ -92,7 +99,15 @@ class Study:
         """What a run has to prepare for these figures."""
         return frozenset().union(*(spec.needs for spec in specs))
 
-    def draw(self, id: str | Sequence[str], *, model: Any = None, **options: Any) -> Figure | list[Figure]:
+    @overload
+    def draw(self, id: str, *, model: Any = None, **options: Any) -> Figure: ...
+
+    @overload
+    def draw(self, id: list[str] | tuple[str, ...], *, model: Any = None, **options: Any) -> list[Figure]: ...
+
+    def draw(
+        self, id: str | list[str] | tuple[str, ...], *, model: Any = None, **options: Any
+    ) -> Figure | list[Figure]:
         """Draws a figure of this study, as `jaxqkv figures` does, and gives it instead of writing files.
 
         Args:
@@ -107,6 +122,8 @@ class Study:
         """
         from jaxqkv.studies.options import from_keywords
 
+        if not isinstance(id, str | list | tuple):
+            raise JaxqkvError(f"a figure's id is a text, as {next(iter(self.figures))!r}, not {id!r}")
         ids = [id] if isinstance(id, str) else list(id)
         specs = self.select(ids)
         chosen = from_keywords(self, model, options)
@@ -130,5 +147,6 @@ def study(name: str) -> Study:
 
 def nearest(name: str, names: Collection[str]) -> str:
     """What an error about an unknown name ends with."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    same = [each for each in names if each.casefold() == name.casefold()]
+    near = same or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names)}"

@@ -26,6 +26,9 @@ def counts(
       values: any shape.
       edges: equally spaced and increasing, `bin + 1` of them, in the unit of `values`.
       where: the values that count; all of them unless given.
+
+    Raises:
+      ValueError: for edges that are not two or more, equally spaced and increasing. (Inside `jax.jit` nobody looks.)
     """
     group = None if where is None else jnp.where(where, 0, -1)
     return _counts(values, _bounds(edges), group, n_group=1)[0]
@@ -64,7 +67,23 @@ def density_by_group(
     return _normalised(_counts(values, _bounds(edges), group, n_group=n_group), edges)
 
 
+def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
+    """Edges as an array, that bins can lie between."""
+    if isinstance(edges, jax.core.Tracer):
+        return edges
+    if not isinstance(edges, jax.Array):
+        edges = np.asarray(edges, np.float64)
+    places = np.asarray(edges, np.float64)
+    if places.ndim == 1 and places.size > 1 and places[0] < places[-1]:
+        # By less than half a bin from equal spacing, so that the index arithmetic is off by one bin at most.
+        off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
+        if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
+            return edges
+    raise ValueError("edges of bins are two or more, equally spaced and increasing")
+
+
 def _normalised(inside: Int[Array, "group bin"], edges: Float[AnyArray, "edge"]) -> Float[Array, "group bin"]:
+    edges = _checked(edges)
     widths = jnp.diff(edges) if isinstance(edges, jax.Array) else np.diff(edges)
     total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
     return inside.astype(jnp.float32) / total / jnp.asarray(widths, jnp.float32)[None]
@@ -113,6 +132,7 @@ def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
 
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     """Float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
+    edges = _checked(edges)
     if isinstance(edges, jax.Array):
         edges = edges.astype(jnp.float32)
         return edges.at[-1].set(jnp.nextafter(edges[-1], jnp.float32(jnp.inf)))

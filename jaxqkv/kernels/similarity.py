@@ -90,7 +90,12 @@ def head_pair_densities(
 
     Returns:
       density `[2, bin]`, mean `[2]`, std `[2]`; index 0 within heads, 1 across heads.
+
+    Raises:
+      ValueError: for columns that are not as many for every head, and edges that are no edges.
     """
+    if np.ndim(x) != 2 or n_head < 1 or x.shape[1] % n_head:
+        raise ValueError(f"expected a matrix whose columns are {n_head} heads side by side, got {list(np.shape(x))}")
     cosine = column_cosine(x)
     within, across = head_pair_masks(n_head, x.shape[1] // n_head)
     group = jnp.where(within, 0, jnp.where(across, 1, -1))

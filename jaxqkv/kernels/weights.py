@@ -130,11 +130,12 @@ def spectrum(x: Float[AnyArray, "row column"]) -> tuple[Float[Array, ""], Float[
 
         effective rank = exp(−Σ p log p),    p = σ / Σσ
 
-    from 1 for a matrix of rank one to min(row, column) for an orthogonal one; 0 for a matrix of zeros.
+    from 1 for a matrix of rank one to min(row, column) for an orthogonal one; 0 for a matrix of zeros, NaN for one
+    with NaN or infinite values.
     Source of the effective rank: Roy and Vetterli 2007, "The effective rank".
     """
     values = jnp.linalg.svd(jnp.asarray(x, jnp.float32), compute_uv=False)
     total = values.sum()
     p = values / jnp.where(total > 0, total, 1)
     entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum()
-    return jnp.where(total > 0, jnp.exp(entropy), 0), values[0]
+    return jnp.where(jnp.isfinite(total), jnp.where(total > 0, jnp.exp(entropy), 0), jnp.nan), values[0]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from jaxqkv.figures.registry import Study
 
 
+# Of a text or of sentences.
+MOST_BYTES = 5_000_000
 # What is decided when a model is loaded; the first when a checkpoint is opened.
 LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
 
@@ -168,7 +170,11 @@ def stimuli(name: str) -> list[str]:
 def read_text(path: Path) -> str:
     """A text file of the user's."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise JaxqkvError(f"{path}: has more than {MOST_BYTES / 1e6:.0f} MB; no model here reads so long a text")
+        return content.decode()
     except OSError as error:
         raise JaxqkvError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

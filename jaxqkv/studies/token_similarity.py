@@ -87,7 +87,7 @@ class Run:
         self.seed, self.measure, self.target_text = (
             options.seed,
             options.measure or MEASURES[0],
-            options.target or " her",
+            " her" if options.target is None else options.target,
         )
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         self.where = f"layer {self.layer} of {self.name}"
@@ -106,15 +106,18 @@ class Run:
         places = [find_token(ids, token) for ids in rows]
         bad = [number for number, place in enumerate(places) if place is None or place < 1]
         if bad and not self.skip_missing:
-            number = bad[0]
+            number, target = bad[0], self.target_text
             reason = "lacks" if places[number] is None else "has nothing before"
+            more = f", and so it is with {len(bad) - 1} more" if len(bad) > 1 else ""
+            advice = "--skip-missing (in the library skip_missing=True) leaves such sentences out"
+            if not target.startswith(" ") and f" {target}" in self.sentences[number]:
+                advice = f"did you mean {f' {target}'!r}, with the space before it?"
             raise JaxqkvError(
-                f"sentence {number} ({self.sentences[number]!r}) {reason} the target {self.target_text!r}, "
-                f"and {len(bad) - 1} others do; --skip-missing leaves such sentences out"
+                f"sentence {number} ({self.sentences[number]!r}) {reason} the target {target!r}{more}; {advice}"
             )
         kept = [number for number in range(len(rows)) if number not in set(bad)]
         if len(kept) < 2:
-            raise JaxqkvError(f"{len(kept)} sentences have the target {self.target_text!r}; two or more are needed")
+            raise JaxqkvError(f"two or more sentences with the target {self.target_text!r} are needed, not {len(kept)}")
         self.skipped = [self.sentences[number] for number in bad]
         self.sentences = [self.sentences[number] for number in kept]
         self.positions = np.array([places[number] for number in kept], np.int32)

@@ -138,7 +138,7 @@ class Pool:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             other = json.loads(str(arrays["key"]))
-            changed = [name for name in key if other.get(name) != json.loads(json.dumps(key[name]))]
+            changed = [name for name in key if other.get(name) != key[name]]
             if changed:
                 raise JaxqkvError(
                     f"{path}: the saved state is of another run (another {', '.join(changed)}); "
@@ -153,3 +153,13 @@ class Pool:
             return TokenCounts(arrays["count counts"], int(arrays["count documents"]), bool(arrays["count whole"]))
         except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise JaxqkvError(f"{path}: not a saved state ({error}); leave --resume out to begin anew") from None
+
+
+def saved_key(path: Path) -> dict[str, Any] | None:
+    """What run a file of `Pool.save` is of; None where there is none."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            key: dict[str, Any] = json.loads(str(file["key"]))
+            return key
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None

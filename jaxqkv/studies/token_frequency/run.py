@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
 from jaxqkv.running import Progress, Reducer
 from jaxqkv.studies.options import load_model, pick_layer
-from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool
+from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool, saved_key
 
 TOKENS, BATCH = 1_000_000, 64
 MEMORY = 2_000_000_000
@@ -139,6 +140,7 @@ class Run:
         self.shown = [0, depth // 2, depth - 1]
         self.resume = bool(options.resume)
         self.state = self._state(options.out)
+        self.key: dict[str, Any] = {}
         self.numbers: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -169,6 +171,11 @@ class Run:
         """Sequences in a chunk."""
         return TOGETHER * (1 if self.model.mesh is None else self.model.mesh.shape["data"])
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether the batch takes more than a chunk in each process, so that its state is saved."""
+        return self.batch_size > self.together * distributed.count()
+
     def prepare(self, needs: Collection[str]) -> None:
         """One pass over the corpus, and the model run on it as it is read, to the last layer that is needed."""
         batched = bool(set(needs) - {COUNTS})
@@ -177,11 +184,13 @@ class Run:
         few = sorted({layer for name in names for layer in chosen[name]})
         self.layers = list(range(self.config.n_layer)) if EVERY_LAYER in needs else few
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
-        key = self._key(needs)
-        if not self.resume and self.state is not None and self.state.exists():
-            console.note(
-                f"{self.state} is of an interrupted run; --resume would go on from it, and this run begins anew"
-            )
+        key = self.key = self._key(needs)
+        if not self.resume and self.state is not None and (other := saved_key(self.state)):
+            if other == key:
+                note = "is of an interrupted run; --resume would go on from it, and this run begins anew"
+                console.note(f"{self.state} {note}")
+            elif batched and self.in_parts:
+                console.note(f"{self.state} is of another run, interrupted or still running; this one replaces it")
         counts = self._resumed(self.state, key) if self.resume and self.state is not None else None
         start = self._start()
         if counts is not None or start is not None:
@@ -205,12 +214,7 @@ class Run:
                     f"{self.corpus.name} has {counts.tokens:,} tokens, fewer than {self.tokens:,}; all are counted"
                 )
         if batched:
-            try:
-                self._run_batch(rows, counts, names, key)
-            except KeyboardInterrupt:
-                if self.state is None or not self.state.exists():
-                    raise
-                raise KeyboardInterrupt(f"no figure was finished; --resume goes on from {self.state}") from None
+            self._run_batch(rows, counts, names, key)
         if batched and counts is not None:
             self.left_out = int(self.pool.sums[LEFT_OUT])
             self.numbers["left out"] = self.left_out
@@ -235,7 +239,7 @@ class Run:
     def _key(self, needs: Collection[str]) -> dict[str, Any]:
         """What has to be the same for a saved state to be of this run."""
         about = {name: value for name, value in self.describe().items() if name not in ("notes", "corpus", "memory")}
-        return about | {
+        key = about | {
             "corpus": self.corpus.fingerprint,
             "tokenizer": self.model.tokenizer.fingerprint,
             "dtype": self.model.weights.dtype.name,
@@ -243,6 +247,8 @@ class Run:
             "figures' needs": sorted(needs),
             "sequences together": self.together,
         }
+        as_saved: dict[str, Any] = json.loads(json.dumps(key))
+        return as_saved
 
     def _resumed(self, state: Path, key: dict[str, Any]) -> TokenCounts | None:
         """The saved state taken up, if every process has one; its counts."""
@@ -262,7 +268,7 @@ class Run:
         self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...], key: dict[str, Any]
     ) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
-        state = self.state if self.batch_size > self.together * distributed.count() else None
+        state = self.state if self.in_parts else None
         reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
         last_saved = time.monotonic()
         last_run = max(self.pool.numbers, default=-1)
@@ -331,10 +337,17 @@ class Run:
         self.pool.add(chunk.numbers, chunk.place, chunk.ids, self.batch_size, each)
 
     def finish(self) -> None:
-        """What was saved to go on from is needed no more: the figures are there."""
+        """What this run saved to go on from, in all its processes, is needed no more: the figures are there."""
         if self.state is not None:
             for path in self.state.parent.glob(".state*.npz"):
-                path.unlink(missing_ok=True)
+                if saved_key(path) == self.key:
+                    path.unlink(missing_ok=True)
+
+    def goes_on(self) -> list[str]:
+        """Of an interrupted run: from where, if a state of it was saved."""
+        if self.state is None or saved_key(self.state) != self.key:
+            return []
+        return [f"--resume goes on from {self.state}"]
 
     # --- for the figures ---
 
@@ -420,6 +433,7 @@ STUDY = Study(
         "resume",
     ),
     finish=Run.finish,
+    goes_on=Run.goes_on,
 )
 
 

@@ -49,7 +49,7 @@ def _summary(tour: Tour) -> tuple[Table, int, int | None]:
         (category, name, shape, str(count), f"{parameters:,}", f"{parameters * 4 / MEBIBYTE:,.2f}")
         for category, name, shape, count, parameters in rows
     ]
-    heading = ("Category", "Tensor", "Shape", "Count", "Parameters", "MB (float32)")
+    heading = ("Category", "Tensor", "Shape", "Count", "Parameters", "MiB (float32)")
     return Table(heading=heading, rows=cells, left=3, wide=True), total, with_tied
 
 
@@ -100,7 +100,7 @@ def figure_architecture(run: Run) -> Display:
                     names=in_layers,
                     colors=[colors[c] for c in in_layers],
                     xlabel="Layer",
-                    ylabel="Size (MB)",
+                    ylabel="Size (MiB)",
                     title="Layer sizes across model depth",
                 ),
             )
