@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import numpy as np
+from jaxtyping import Shaped
 
 from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
@@ -67,7 +68,7 @@ class Checkpoint:
             return self.spec
         return prefix + _as_path(base).resolve().name
 
-    def tensor(self, key: str) -> np.ndarray:
+    def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
         """One tensor in the dtype that it is stored in; read-only.
 
         Raises:
@@ -221,7 +222,7 @@ class MappedFile:
                 f"{path}: not a whole safetensors file ({first_line(error)}); copy or download it again"
             ) from None
 
-    def tensor(self, key: str) -> np.ndarray:
+    def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
         """One tensor as a view of the file, in the dtype that it is stored in."""
         import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
 
@@ -308,7 +309,7 @@ class FolderCheckpoint(Checkpoint):
             "transformers and call its save_pretrained(FOLDER), then give that folder"
         )
 
-    def tensor(self, key: str) -> np.ndarray:
+    def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
         return self._files[key].tensor(key)
 
     def file_of(self, key: str) -> str:
@@ -368,7 +369,7 @@ class RandomCheckpoint(Checkpoint):
                 ) from None
         return self._template
 
-    def tensor(self, key: str) -> np.ndarray:
+    def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
         rule = self._rules[key]
         if rule.init in ("zeros", "ones"):
             values = np.full(rule.shape, rule.init == "ones", np.float32)
@@ -406,7 +407,9 @@ def fingerprint(path: Path, windows: int = 64, window: int = 65536) -> str:
     return f"sampled-sha256:{digest.hexdigest()}"
 
 
-def save_checkpoint(folder: Path, config: Config, tensors: Mapping[str, np.ndarray], **extra: Any) -> None:
+def save_checkpoint(
+    folder: Path, config: Config, tensors: Mapping[str, Shaped[np.ndarray, "..."]], **extra: Any
+) -> None:
     """Writes config.json and model.safetensors in Hugging Face's format.
 
     Args:

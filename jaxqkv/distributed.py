@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from jaxqkv.errors import JaxqkvError, first_line
 
@@ -73,7 +74,7 @@ def index() -> int:
     return jax.process_index()
 
 
-def gather(values: np.ndarray) -> list[np.ndarray]:
+def gather(values: Shaped[np.ndarray, "row *shape"]) -> list[Shaped[np.ndarray, "_ *shape"]]:
     """Every process's array, exactly; they may differ in their first axis.
 
     Raises:
@@ -92,7 +93,7 @@ def gather(values: np.ndarray) -> list[np.ndarray]:
     return [part.view(values.dtype).reshape(filled.shape)[:length] for part, length in zip(every, lengths, strict=True)]
 
 
-def total(values: np.ndarray) -> np.ndarray:
+def total(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """The sum over all processes, each with an array of the same shape."""
     return np.sum(gather(values), axis=0, dtype=values.dtype)
 
@@ -106,7 +107,9 @@ def _gathered(values: np.ndarray) -> np.ndarray:
         raise JaxqkvError(f"another process of the job is gone: {first_line(error)}") from None
 
 
-def in_order(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def in_order(
+    values: Shaped[np.ndarray, "row *shape"], numbers: Int[np.ndarray, "row"]
+) -> Shaped[np.ndarray, "_ *shape"]:
     """All processes' rows, sorted by their numbers, of which each process has its own."""
     order = np.argsort(np.concatenate(gather(numbers)), kind="stable")
     return np.concatenate(gather(values))[order]

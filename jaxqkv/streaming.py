@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import place_parameters
@@ -26,7 +26,7 @@ class Arena:
     def __init__(self) -> None:
         self._block = np.empty(0, np.uint8)
 
-    def take(self, size: int) -> np.ndarray:
+    def take(self, size: int) -> UInt8[np.ndarray, "byte"]:
         """`size` aligned bytes: those of the last call when there are enough of them."""
         if self._block.size < size + ALIGNMENT:
             self._block = np.empty(size + ALIGNMENT, np.uint8)

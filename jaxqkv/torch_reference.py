@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from jaxtyping import Bool, Int, Shaped
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import jaxqkv.config
@@ -56,7 +57,9 @@ def build(config: jaxqkv.config.Config, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def intermediates(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+def intermediates(
+    model: torch.nn.Module, ids: Int[np.ndarray, "batch pos"], mask: Bool[np.ndarray, "batch pos"]
+) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Arrays named and shaped as `jaxqkv.Activations`', with `hidden`, and `logits` for GPT-2."""
     is_gpt2 = model.config.model_type == "gpt2"
     n_head = model.config.num_attention_heads

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from jaxqkv.config import BertConfig, Config, GPT2Config
 from jaxqkv.errors import CheckpointError, listed
@@ -33,7 +34,7 @@ class Rule:
     transpose: bool = False
     init: Init = "normal"
 
-    def apply(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    def apply(self, tensor: Shaped[np.ndarray, "..."]) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Place → array, as views of `tensor`: whoever takes them makes the only copy."""
         if self.transpose:
             tensor = tensor.T

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from jaxqkv import showing, weight_map
 from jaxqkv.checkpoint import FLOATS, Checkpoint
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 
+# A projection whole, or cut by head.
+WholeOrByHead = Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head embed_in head_dim"]
 # A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
 CATEGORIES = {
     "wte": "Token Embedding",
@@ -203,19 +205,21 @@ class Weights:
         """What was computed from these layers is finite, so that their values need not be looked at."""
         self._checked_layers.update(layers)
 
-    def W_Q(self, layer: int, by_head: bool = False) -> Float[np.ndarray, "..."]:
+    def W_Q(self, layer: int, by_head: bool = False) -> WholeOrByHead:
         """Query weights `[embed, embed]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
         return self._projection("q", layer, by_head)
 
-    def W_K(self, layer: int, by_head: bool = False) -> Float[np.ndarray, "..."]:
+    def W_K(self, layer: int, by_head: bool = False) -> WholeOrByHead:
         """Key weights, shaped as `W_Q`."""
         return self._projection("k", layer, by_head)
 
-    def W_V(self, layer: int, by_head: bool = False) -> Float[np.ndarray, "..."]:
+    def W_V(self, layer: int, by_head: bool = False) -> WholeOrByHead:
         """Value weights, shaped as `W_Q`."""
         return self._projection("v", layer, by_head)
 
-    def W_O(self, layer: int, by_head: bool = False) -> Float[np.ndarray, "..."]:
+    def W_O(
+        self, layer: int, by_head: bool = False
+    ) -> Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head head_dim embed"]:
         """Output projection `[embed, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
         matrix = self._part(layer, "attn/o/kernel")
         return matrix.reshape(self.config.n_head, self.config.head_dim, -1) if by_head else matrix
@@ -232,7 +236,7 @@ class Weights:
             return self[rule.key.format(layer=layer)]
         return np.concatenate([self.W_Q(layer), self.W_K(layer), self.W_V(layer)], axis=1)
 
-    def _projection(self, which: str, layer: int, by_head: bool) -> np.ndarray:
+    def _projection(self, which: str, layer: int, by_head: bool) -> WholeOrByHead:
         matrix = self._part(layer, f"attn/{which}/kernel")
         if not by_head:
             return matrix
@@ -283,7 +287,7 @@ def _category(rule: weight_map.Rule) -> str:
     return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
 
 
-def count_broken(tensor: np.ndarray) -> int:
+def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:
     """How many values are NaN or infinite, at the speed of memory where none is.
 
     A sum of squares, which BLAS takes, is finite where all values are; they are looked at one by one
@@ -299,7 +303,7 @@ def count_broken(tensor: np.ndarray) -> int:
     return int(tensor.size - np.isfinite(flat).sum())
 
 
-def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, np.ndarray]:
+def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The inverse of reading: canonical key → tensor, from parameters as `forward` takes them.
 
     Args:

@@ -1,5 +1,6 @@
 """The package as a whole: what it documents, and what it needs."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -95,6 +96,44 @@ def test_it_is_documented_and_annotated(name):
         ]
         assert bare == []
         assert signature.return_annotation is not signature.empty
+
+
+SHAPED = ("Float", "Int", "Bool", "UInt8", "UInt16", "Shaped", "Key")
+
+
+def bare_arrays(annotation):
+    """Arrays in an annotation, but those with the shape that jaxtyping gives them."""
+    if isinstance(annotation, ast.Subscript) and getattr(annotation.value, "id", None) in SHAPED:
+        return []
+    if getattr(annotation, "attr", None) == "ndarray" or getattr(annotation, "id", None) in ("Array", "AnyArray"):
+        return [ast.unparse(annotation)]
+    return [found for child in ast.iter_child_nodes(annotation) for found in bare_arrays(child)]
+
+
+def public_functions(node, name=""):
+    """The public functions and methods of a module, and their names."""
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            if isinstance(child, ast.FunctionDef):
+                yield name + child.name, child
+            else:
+                yield from public_functions(child, f"{name}{child.name}.")
+
+
+def test_arrays_have_shapes():
+    """In every public function: what it takes and what it gives."""
+    bare, seen = {}, 0
+    for path in Path(jaxqkv.__file__).parent.rglob("*.py"):
+        for name, function in public_functions(ast.parse(path.read_text())):
+            arguments = function.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg]
+            annotations = [each.annotation for each in every if each is not None] + [function.returns]
+            found = [array for each in annotations if each is not None for array in bare_arrays(each)]
+            seen += any("ndarray" in ast.unparse(each) for each in annotations if each is not None)
+            if found:
+                bare[f"{path.stem}.{name}"] = found
+    assert bare == {}
+    assert seen > 50
 
 
 def test_the_package_is_typed():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from jaxqkv.figures.panels import Image, Line, Panel, extremes
 
@@ -61,13 +62,13 @@ def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
     return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
-def symmetric(*values: np.ndarray) -> dict[str, Any]:
+def symmetric(*values: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
     """Limits of some images' colours, the same for all, with 0 in the middle."""
     largest = float(max(np.abs(each, where=np.isfinite(each), out=np.zeros_like(each)).max() for each in values))
     return {"vmin": -largest, "vmax": largest}
 
 
-def reach(*values: np.ndarray) -> tuple[float, float]:
+def reach(*values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
     """Limits of an axis that shows all of the values, and a little more."""
     smallest, largest = extremes(*values)
     margin = 0.05 * (largest - smallest) or 0.5
@@ -81,7 +82,7 @@ def head_grid(n_head: int) -> tuple[int, int]:
 
 
 def head_images(
-    heads: np.ndarray, tag: str, original_grid: tuple[int, int], **image: Any
+    heads: Shaped[np.ndarray, "head row column"], tag: str, original_grid: tuple[int, int], **image: Any
 ) -> tuple[list[Sequence[Panel]], str]:
     """An image a head, in rows that fit their number, and what the caption says if the original's grid is another."""
     rows, columns = head_grid(len(heads))
@@ -91,7 +92,7 @@ def head_images(
     return rows_of(panels, columns), note
 
 
-def layer_map(densities: np.ndarray, edges: np.ndarray, **image: Any) -> Image:
+def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarray, "edge"], **image: Any) -> Image:
     """Densities `[layer, bin]` as colours, a row a layer from the bottom up, over the bins between `edges`."""
     extent = (float(edges[0]), float(edges[-1]), -0.5, len(densities) - 0.5)
     return Image(
@@ -99,12 +100,12 @@ def layer_map(densities: np.ndarray, edges: np.ndarray, **image: Any) -> Image:
     )
 
 
-def layer_points(values: np.ndarray, marker: str, face: float = 1.0) -> list[Line]:
+def layer_points(values: Shaped[np.ndarray, "layer"], marker: str, face: float = 1.0) -> list[Line]:
     """A point a layer, in the colours of `layer_lines`."""
     points = layer_lines([np.array([layer]) for layer in range(len(values))], values[:, None])
     return [dataclasses.replace(point, marker=marker, face=face) for point in points]
 
 
-def layer_lines(x: Iterable[np.ndarray], y: np.ndarray) -> list[Line]:
+def layer_lines(x: Iterable[Shaped[np.ndarray, "point"]], y: Shaped[np.ndarray, "layer point"]) -> list[Line]:
     """A curve a layer, coloured from the first to the last."""
     return [Line(x=a, y=b, color=layer / len(y)) for layer, (a, b) in enumerate(zip(x, y, strict=True))]

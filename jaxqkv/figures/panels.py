@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from jaxqkv.errors import escaped
 from jaxqkv.figures.style import LineStyle
@@ -386,7 +387,7 @@ def _integer_ticks(axis: "Axis", low: float | None = None, high: float | None = 
         axis.set_ticks([tick for tick in locator() if low <= tick <= high])
 
 
-def extremes(*values: np.ndarray) -> tuple[float, float]:
+def extremes(*values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
     """The smallest and the largest value that is finite; 0 and 1 where none is."""
     finite = np.concatenate([each[np.isfinite(each)] for each in values])
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

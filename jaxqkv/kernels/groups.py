@@ -6,7 +6,7 @@ Source: study token-similarity (Cohen, A deep understanding of AI language model
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
@@ -51,7 +51,7 @@ def group_densities(
 
 
 @jit
-def permute_entries(x: Float[AnyArray, "sample column"], key: Array) -> Float[Array, "sample column"]:
+def permute_entries(x: Float[AnyArray, "sample column"], key: Key[Array, ""]) -> Float[Array, "sample column"]:
     """The control: the same entries in random order, so that no column is like another but by chance.
 
     Args:

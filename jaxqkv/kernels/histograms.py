@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxqkv.activations import AnyArray
 from jaxqkv.devices import jit
@@ -91,7 +91,7 @@ def _normalised(inside: Int[Array, "group bin"], edges: Float[AnyArray, "edge"])
 
 def freedman_diaconis_histogram(
     values: Float[np.ndarray, "*shape"], density: bool = False
-) -> tuple[np.ndarray, Float[np.ndarray, "edge"]]:
+) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
     """Heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
 
     On the host: the number of bins depends on the data, so a compiled kernel would be compiled anew

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxqkv import console
 from jaxqkv.activations import AnyArray, Attention
@@ -170,7 +170,7 @@ class Run:
         return np.asarray((column_correlation if self.centred else column_cosine)(self.target))
 
     @cached_property
-    def key(self) -> Array:
+    def key(self) -> Key[Array, ""]:
         """Of the shuffled control."""
         return jax.random.key(self.seed)
 

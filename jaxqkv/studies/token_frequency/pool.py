@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from jaxqkv import distributed
 from jaxqkv.counting import Place, TokenCounts
@@ -57,7 +57,7 @@ class Pool:
 
     def add(
         self, numbers: Int[np.ndarray, " sequence"], place: Place, ids: Int[np.ndarray, "sequence pos"], batch: int,
-        each: Mapping[str, np.ndarray],
+        each: Mapping[str, Shaped[np.ndarray, "sequence ..."]],
     ) -> None:  # fmt: skip
         """More sequences of a batch of so many: those of their arrays that are kept."""
         self.numbers = np.concatenate([self.numbers, numbers])

@@ -173,7 +173,7 @@ class Run:
         """Arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
         return {f"{name}{tour.suffix}": array for tour in self.tours for name, array in make(tour).items()}
 
-    def overlaid(self, values: Callable[[Tour], np.ndarray], **line: Any) -> list[Line]:
+    def overlaid(self, values: Callable[[Tour], Float[np.ndarray, "point"]], **line: Any) -> list[Line]:
         """A curve a checkpoint over the indices of its values, named when there are several."""
         lines = []
         for tour in self.tours:
