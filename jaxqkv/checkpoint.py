@@ -316,7 +316,8 @@ class FolderCheckpoint(Checkpoint):
         return str(self._files[key].path)
 
     def summary(self) -> dict[str, str]:
-        files = [f"{printable(path.name)} ({showing.megabytes(path.stat().st_size)} MB)" for path in self.files]
+        mapped = dict.fromkeys(self._files.values())
+        files = [f"{printable(each.path.name)} ({showing.megabytes(each.bytes.size)} MB)" for each in mapped]
         revision = {"revision": self.folder.name} if self.hub else {}
         return {"files": ", ".join(files), **revision} | super().summary()
 

@@ -229,37 +229,52 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _draw(options: argparse.Namespace, chosen: Study, specs: Sequence[FigureSpec], record: manifest.Record) -> None:
+    from jaxqkv import distributed
+    from jaxqkv.figures import gallery
+
     start = time.monotonic()
     run = chosen.run(options)
     record.about = {"seed": options.seed} | _about_run(options) | run.describe()
     names = [jaxqkv.errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
     _say(f"{chosen.name}: {', '.join(names)}")
     try:
-        _draw_all(options, chosen, specs, record, run, start)
+        run.prepare(chosen.needs(specs))
+        if distributed.index() > 0:  # the first process has everything, and writes it
+            return
+        record.about |= run.describe()
+        for note in record.about.get("notes", ()):
+            _say(note)
+        record.computing = time.monotonic() - start
+        left_out = _draw_each(options, specs, record, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*chosen.goes_on(run)) from None
+    if len(specs) == 1 and left_out:
+        raise jaxqkv.errors.JaxqkvError(f"{specs[0].id} is not drawn: {left_out[specs[0].id]}")
+    if not record.finished:
+        raise jaxqkv.errors.JaxqkvError(f"no figure of {chosen.name} can be drawn of this")
+    chosen.finish(run)
+    figures = {
+        id: entry | {"files": [str(record.folder / name) for name in entry["files"]]}
+        for id, entry in record.finished.items()
+    }
+    page = options.out / gallery.PAGE
+    document = {"study": chosen.name, **record.about, "seconds": record.seconds, "figures": figures}
+    document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
+    drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
+    times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
+    _show(options, document, lambda: f"{drawn}; {times}; see {page}")
+    if missed := [id for id in left_out if id in options.ids]:
+        raise jaxqkv.errors.JaxqkvError(f"of the figures asked for, {', '.join(missed)} cannot be drawn of this")
 
 
-def _draw_all(
-    options: argparse.Namespace,
-    chosen: Study,
-    specs: Sequence[FigureSpec],
-    record: manifest.Record,
-    run: Run,
-    start: float,
-) -> None:
-    from jaxqkv import distributed
+def _draw_each(
+    options: argparse.Namespace, specs: Sequence[FigureSpec], record: manifest.Record, run: Run
+) -> dict[str, str]:
+    """Draws and writes figure after figure; those that cannot be drawn, with the reasons."""
     from jaxqkv.figures import gallery
     from jaxqkv.files import locked
 
-    run.prepare(chosen.needs(specs))
-    if distributed.index() > 0:  # the first process has everything, and writes it
-        return
-    record.about |= run.describe()
-    for note in record.about.get("notes", ()):
-        _say(note)
     formats = [] if options.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in options.format)]
-    record.computing = time.monotonic() - start
     left_out: dict[str, str] = {}
     try:
         for spec in console.bar(specs, desc="figures", unit="figure"):
@@ -279,23 +294,8 @@ def _draw_all(
     finally:  # an interrupted run leaves a page that shows what it finished
         if record.finished:
             with locked(options.out):  # of several runs at once, the last one's page shows what all have finished
-                page = gallery.write_gallery(options.out)
-    if len(specs) == 1 and left_out:
-        raise jaxqkv.errors.JaxqkvError(f"{specs[0].id} is not drawn: {left_out[specs[0].id]}")
-    if not record.finished:
-        raise jaxqkv.errors.JaxqkvError(f"no figure of {chosen.name} can be drawn of this")
-    chosen.finish(run)
-    figures = {
-        id: entry | {"files": [str(record.folder / name) for name in entry["files"]]}
-        for id, entry in record.finished.items()
-    }
-    document = {"study": chosen.name, **record.about, "seconds": record.seconds, "figures": figures}
-    document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
-    drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
-    times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
-    _show(options, document, lambda: f"{drawn}; {times}; see {page}")
-    if missed := [id for id in left_out if id in options.ids]:
-        raise jaxqkv.errors.JaxqkvError(f"of the figures asked for, {', '.join(missed)} cannot be drawn of this")
+                gallery.write_gallery(options.out)
+    return left_out
 
 
 def _show(options: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:

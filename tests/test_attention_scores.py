@@ -12,6 +12,7 @@ import jaxqkv
 from jaxqkv import kernels
 from jaxqkv.cli import main
 from jaxqkv.figures.registry import study
+from jaxqkv.studies import attention_scores
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 WORDS = ["?", "a", " cat", " saw", " her", " run", " home"]
@@ -308,3 +309,16 @@ def test_layerwise_is_run_one_layer_at_a_time(folder):
         assert attention.q is None
         seen.append(layer)
     assert seen == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "every", "first"),
+    [
+        (["a cat saw her"], "colours from 0 to 0.15. 4 tokens.", "in the original.) 4 tokens."),
+        (["a cat saw", "her", "run"], "0.15. 3 texts of 1 to 3 tokens, pooled.", " 3 tokens, the first of 3 texts."),
+    ],
+)
+def test_captions_say_how_long_the_texts_are(folder, texts, every, first):
+    of_all, of_first = attention_scores.figure(["5a", "3"], model=folder, layer=1, text=texts, dpi=20)
+    assert of_all.caption.endswith(every)
+    assert of_first.caption.endswith(first)

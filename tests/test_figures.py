@@ -278,6 +278,15 @@ class TestFiles:
         assert page.index('id="qkv-weights-1"') < page.index('id="qkv-weights-2d"')
         assert not re.search(r"https?://", page)
 
+    def test_a_picture_that_is_none_breaks_no_page(self, draw):
+        folder = draw("1", "2d", "4b", "--dpi", "40")
+        (folder / "1.png").unlink()
+        (folder / "1.png").mkdir()
+        (folder / "2d.png").write_bytes(b"")
+        page = gallery.write_gallery(folder.parent).read_text()
+        assert re.findall(r'<img src="([^"]*)"', page) == ["qkv-weights/4b.png"]
+        assert page.count("no picture was drawn") == 2
+
     def test_gallery_escapes_what_comes_from_outside(self, tmp_path):
         evil = write_folder(tmp_path / "<script>alert(1)<", GPT2)
         main(["figures", "qkv-weights", "2d", "--arrays-only", "--out", str(tmp_path / "out"), "--model", str(evil)])
@@ -368,12 +377,14 @@ class TestWholeOrNotAtAll:
         draw("1", "--arrays-only")
         assert {path.name for path in folder.glob("1.*")} == {"1.npz"}
 
-    def test_a_manifest_of_another_make_is_replaced(self, draw):
+    def test_a_manifest_of_another_make_is_replaced(self, draw, capsys):
         folder = draw("1", "--arrays-only")
         for content in ('{"figures": []}', '{"figures": {"1": 3}}', "[]", "3", "null"):
             (folder / "manifest.json").write_text(content)
             draw("1", "--arrays-only")
             assert set(json.loads((folder / "manifest.json").read_text())["figures"]) == {"1"}
+            said = f"jaxqkv: {folder}/manifest.json lists no figures that can be read; it is begun anew\n"
+            assert capsys.readouterr().err == said
 
     def test_weights_that_are_not_finite_are_named_where_no_histogram_is_possible(self, tmp_path, capsys):
         tensors = random_tensors(GPT2)

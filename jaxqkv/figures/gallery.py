@@ -15,6 +15,7 @@ from jaxqkv.figures.registry import STUDIES, FigureSpec
 from jaxqkv.files import locked, make_writable, replacing_all, written
 from jaxqkv.interrupts import undisturbed
 
+PAGE = "index.html"
 ADVICE = "; choose another folder with --out"
 
 
@@ -99,7 +100,7 @@ def write_gallery(out: Path) -> Path:
             contents += _contents(name, {id: study(name).figures[id].title for id in ids})
             sections += fill('<h2 id="{{name}}">{{name}}: {{title}}</h2>\n', name=name, title=study(name).title)
             sections += "".join(_figure(out, name, id, entries[id]) for id in ids)
-    page = out / "index.html"
+    page = out / PAGE
     write_page(page, "gallery", "jaxqkv figures", [_BODY.format(contents=contents, sections=sections)])
     return page
 
@@ -112,12 +113,12 @@ def _contents(study: str, titles: Mapping[str, str]) -> str:
 
 def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
     """One figure. Of a manifest only texts are shown; which files it may name is known here."""
-    files = [file for kind in ("npz", *FORMATS) if (out / study / (file := f"{id}.{kind}")).exists()]
+    files = [file for kind in ("npz", *FORMATS) if (out / study / (file := f"{id}.{kind}")).is_file()]
     title = entry.get("title", "")
     html = fill(_FIGURE, place=f"{study}-{id}", id=id, title=title)
-    if f"{id}.png" in files:
-        file = f"{study}/{id}.png"
-        width, height = _png_size(out / file)
+    file = f"{study}/{id}.png"
+    width, height = _png_size(out / file) if f"{id}.png" in files else (0, 0)
+    if width and height:
         alt = f"Figure {id} of {study}: {title}"
         html += fill(_PICTURE, file=file, alt=alt, width=width, height=height)
     else:
@@ -129,7 +130,9 @@ def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height from the picture's header, so that the page keeps its place free."""
+    """Width and height from the picture's header, so that the page keeps its place free; 0 where it is none."""
     with path.open("rb") as file:
         header = file.read(24)
+    if not header.startswith(b"\x89PNG"):
+        return 0, 0
     return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxqkv import console
 from jaxqkv.files import read_whole
 
 NAME = "manifest.json"
@@ -45,6 +46,8 @@ class Record:
         """
         there = {path.name for path in self.folder.iterdir()}
         earlier = listed_figures(self.folder / NAME)
+        if NAME in there and not earlier:
+            console.note(f"{self.folder / NAME} lists no figures that can be read; it is begun anew")
         kept = {id: figure for id, figure in earlier.items() if f"{id}.npz" in there}
 
         def text(figures: Mapping[str, Any]) -> bytes:

@@ -171,6 +171,21 @@ class Run:
         if not self.config.causal:
             raise NotDrawable(f"{what} is about causal attention, and {self.name} attends to later tokens too")
 
+    @cached_property
+    def of_texts(self) -> str:
+        """How a caption ends whose figure shows all texts."""
+        lengths = self.batch.mask.sum(axis=1)
+        if len(lengths) == 1:
+            return f" {lengths[0]} token{'s' * int(lengths[0] != 1)}."
+        return f" {len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens, pooled."
+
+    @property
+    def of_first_text(self) -> str:
+        """How a caption ends whose figure shows the first text alone."""
+        others = f", the first of {len(self.texts)} texts" if len(self.texts) > 1 else ""
+        count = int(self.first_text.sum())
+        return f" {count} token{'s' * (count != 1)}{others}."
+
     @property
     def first_text(self) -> Bool[np.ndarray, " pos"]:
         """Which positions of the first text are real."""
@@ -233,7 +248,7 @@ def figure_3(run: Run) -> Display:
         arrays={"q": q},
         panels=panels,
         title=run.heading,
-        caption=f"Q of every head of {run.where}, colours from −2 to 2.{grid}{run.layer_note}",
+        caption=f"Q of every head of {run.where}, colours from −2 to 2.{grid}{run.of_first_text}{run.layer_note}",
         size=(12, 0.3 + 1.6 * len(panels)),
     )
 
@@ -270,7 +285,7 @@ def figure_4(run: Run) -> Display:
         panels=[panels],
         title=run.heading,
         caption=f"Scores of the last token's Q in every head with the K of every head, {run.where}, at all earlier "
-        f"positions but the first: same head and different heads.{run.layer_note}",
+        f"positions but the first: same head and different heads.{run.of_texts}{run.layer_note}",
         size=(10, 4.3),
     )
 
@@ -295,7 +310,7 @@ def figure_5a(run: Run) -> Display:
         arrays={"edges": LAST_TOKEN_EDGES, "density": values},
         panels=[panels],
         title=run.label,
-        caption=f"Densities of figure 4's samples in each layer of {run.name}, colours from 0 to 0.15.",
+        caption=f"Densities of figure 4's samples in each layer of {run.name}, colours from 0 to 0.15.{run.of_texts}",
         size=(10, 4.3),
     )
 
@@ -312,7 +327,7 @@ def figure_5b(run: Run) -> Display:
         arrays={"edges": LAST_TOKEN_EDGES, "mean": mean, "std": std},
         panels=[[panel]],
         title=run.label,
-        caption=f"Mean and standard deviation over the layers of {run.name} of figure 5a's densities.",
+        caption=f"Mean and standard deviation over the layers of {run.name} of figure 5a's densities.{run.of_texts}",
         size=(10, 4.3),
     )
 
@@ -354,7 +369,7 @@ def figure_6(run: Run) -> Display:
         panels=[panels],
         title=run.label,
         caption=f"All scores of each layer of {run.name}, before any mask: mean ± sample standard deviation, "
-        "densities, and densities of their unmasked softmax over keys.",
+        f"densities, and densities of their unmasked softmax over keys.{run.of_texts}",
         size=(12, 3.9),
     )
 
@@ -410,7 +425,7 @@ def figure_7b(run: Run) -> Display:
         panels=[[panel]],
         title=run.heading,
         caption=f"Attention weights of {run.where}, all heads: the last token to every earlier one, every token but "
-        f"the first to itself, the first to itself (always 1).{run.layer_note}",
+        f"the first to itself, the first to itself (always 1).{run.of_texts}{run.layer_note}",
         size=(8, 4.3),
     )
 
@@ -437,7 +452,7 @@ def figure_8(run: Run) -> Display:
         arrays={"edges": PATTERN_EDGES, "density": values},
         panels=[panels],
         title=run.label,
-        caption=f"Densities of figure 7b's samples in each layer of {run.name}, colours from 0 to 0.5.",
+        caption=f"Densities of figure 7b's samples in each layer of {run.name}, colours from 0 to 0.5.{run.of_texts}",
         size=(12, 3.9),
     )
 
@@ -468,6 +483,6 @@ def figure_9(run: Run) -> Display:
         panels=[panels],
         title=run.heading,
         caption="QKᵀ of the whole width divided by √head_dim · n_head, and the mean over heads of the per-head "
-        f"scores, {run.where}: the same number twice, up to rounding.{run.layer_note}",
+        f"scores, {run.where}: the same number twice, up to rounding.{run.of_first_text}{run.layer_note}",
         size=(10, 4.3),
     )
