@@ -27,7 +27,7 @@ from jaxtyping import Shaped
 from jaxqkv import showing, weight_map
 from jaxqkv.config import KNOWN, Config, config_to_json, read_config
 from jaxqkv.errors import CheckpointError, NoTokenizer, first_line, listed, printable
-from jaxqkv.files import read_whole
+from jaxqkv.files import read_whole, refuse_endless
 
 BUNDLED = {name: Path(__file__).parent / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -187,7 +187,7 @@ def _download(spec: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
             reason += ", or try demo-gpt2, demo-bert or random:gpt2, which need no download"
     except Exception as error:  # the HTTP library below the hub's differs by version
         reason = f"cannot be fetched from the hub ({type(error).__name__}: {first_line(error)})"
-    near = difflib.get_close_matches(spec, {*BUNDLED, *KNOWN} - {spec}, n=1, cutoff=0.8) if spec not in KNOWN else []
+    near = [] if spec in KNOWN else difflib.get_close_matches(spec, [*BUNDLED, *KNOWN], n=1, cutoff=0.8)
     raise CheckpointError(f"{spec}: {reason}" + "".join(f"; did you mean {name}?" for name in near))
 
 
@@ -203,8 +203,7 @@ class MappedFile:
 
         self.path = path
         try:
-            if path.exists() and not path.is_file():
-                raise ValueError("it is no regular file")
+            refuse_endless(path)
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if length > MOST_HEADER_BYTES:

@@ -200,7 +200,7 @@ def read_config(path: Path) -> Config:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder holds config.json") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     return parse_config(data, str(path))

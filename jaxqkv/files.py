@@ -56,12 +56,17 @@ def read_whole(path: Path, most: int) -> bytes:
     Raises:
       OSError: also where a pipe or a device is, which may have no end.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    refuse_endless(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:,.0f} MB", str(path))
         return file.read()
+
+
+def refuse_endless(path: Path) -> None:
+    """Raises OSError where a pipe or a device is: reading one may wait for ever, or never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
 
 
 def refuse_folder(path: Path) -> None:

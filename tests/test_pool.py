@@ -197,15 +197,24 @@ def interrupted_at(monkeypatch, number):
     return runs
 
 
+def line_of(folder, tmp_path):
+    return ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+
+
+def interrupt(monkeypatch, number, line):
+    """A run of the command that is interrupted at the model's run of that number."""
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, number)
+        assert main(line) == 130
+
+
 @pytest.mark.parametrize("number", [1, 2, 6])
 def test_an_interrupted_run_goes_on_with_the_same_numbers(
     number, folder, corpus, tmp_path, monkeypatch, in_parts, capsys
 ):
     whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
-    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
-    with monkeypatch.context() as patched:
-        interrupted_at(patched, number)
-        assert main([*line, *corpus]) == 130
+    line = line_of(folder, tmp_path)
+    interrupt(monkeypatch, number, [*line, *corpus])
     assert state_of(tmp_path).exists() == (number > 1)
     said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if number > 1 else "is as it was"
     assert said in capsys.readouterr().err
@@ -220,10 +229,8 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
 
 
 def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
-    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
-    with monkeypatch.context() as patched:
-        interrupted_at(patched, 3)
-        assert main([*line, *corpus]) == 130
+    line = line_of(folder, tmp_path)
+    interrupt(monkeypatch, 3, [*line, *corpus])
     before = state_of(tmp_path).read_bytes()
     changed = [word.replace("150", "151") for word in corpus]
     for ids, options in (["6"], corpus), ([], [*corpus, "--layer", "2"]), ([], changed):
@@ -234,10 +241,8 @@ def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, 
 
 def test_a_state_is_left_to_the_run_that_it_is_of(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
     """Another one may draw into the same folder meanwhile."""
-    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
-    with monkeypatch.context() as patched:
-        interrupted_at(patched, 3)
-        assert main([*line, *corpus]) == 130
+    line = line_of(folder, tmp_path)
+    interrupt(monkeypatch, 3, [*line, *corpus])
     before = state_of(tmp_path).read_bytes()
     capsys.readouterr()
     assert main([*line[:2], "1", *line[2:], *corpus]) == 0
@@ -250,7 +255,7 @@ def test_a_state_is_left_to_the_run_that_it_is_of(folder, corpus, tmp_path, monk
 
 
 def test_a_run_that_is_interrupted_while_it_draws_goes_on_too(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
-    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
+    line = line_of(folder, tmp_path)
     save = gallery.save_figure
 
     def interrupted(display, spec, *arguments):
@@ -272,10 +277,8 @@ def test_a_run_that_is_interrupted_while_it_draws_goes_on_too(folder, corpus, tm
 
 
 def test_a_run_that_begins_anew_says_so(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
-    line = ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
-    with monkeypatch.context() as patched:
-        interrupted_at(patched, 3)
-        assert main([*line, *corpus]) == 130
+    line = line_of(folder, tmp_path)
+    interrupt(monkeypatch, 3, [*line, *corpus])
     capsys.readouterr()
     runs = interrupted_at(monkeypatch, None)
     assert main([*line, *corpus]) == 0

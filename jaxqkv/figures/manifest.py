@@ -10,6 +10,7 @@ from jaxqkv import console
 from jaxqkv.files import read_whole
 
 NAME = "manifest.json"
+# Of a manifest, whose like have some ten thousand.
 MOST_BYTES = 100_000_000
 # What an entry may hold, by the type that its reader counts on.
 ENTRY = {"title": str, "caption": str, "files": list, "command": str, "run": dict}

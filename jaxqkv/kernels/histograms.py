@@ -30,8 +30,7 @@ def counts(
     Raises:
       ValueError: for edges that are not two or more, equally spaced and increasing. (Inside `jax.jit` nobody looks.)
     """
-    group = None if where is None else jnp.where(where, 0, -1)
-    return _counts(values, _bounds(edges), group, n_group=1)[0]
+    return _counts(values, _bounds(_checked(edges)), _group_of(where), n_group=1)[0]
 
 
 def density(
@@ -44,7 +43,7 @@ def density(
     As `numpy.histogram(values, edges, density=True)[0]`, but an empty sample gives zeros, not NaN.
     Arguments as for `counts`.
     """
-    return _normalised(counts(values, edges, where)[None], edges)[0]
+    return _densities(values, edges, _group_of(where), 1)[0]
 
 
 def density_by_group(
@@ -64,26 +63,35 @@ def density_by_group(
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
-    return _normalised(_counts(values, _bounds(edges), group, n_group=n_group), edges)
+    return _densities(values, edges, group, n_group)
+
+
+def _group_of(where: Bool[AnyArray, "*#shape"] | None) -> Int[Array, "*#shape"] | None:
+    """The only group's number where a value counts."""
+    return None if where is None else jnp.where(where, 0, -1)
 
 
 def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     """Edges as an array, that bins can lie between."""
     if isinstance(edges, jax.core.Tracer):
         return edges
-    if not isinstance(edges, jax.Array):
-        edges = np.asarray(edges, np.float64)
     places = np.asarray(edges, np.float64)
     if places.ndim == 1 and places.size > 1 and places[0] < places[-1]:
         # By less than half a bin from equal spacing, so that the index arithmetic is off by one bin at most.
         off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
         if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
-            return edges
+            return edges if isinstance(edges, jax.Array) else places
     raise ValueError("edges of bins are two or more, equally spaced and increasing")
 
 
-def _normalised(inside: Int[Array, "group bin"], edges: Float[AnyArray, "edge"]) -> Float[Array, "group bin"]:
+def _densities(
+    values: Float[AnyArray, "*shape"],
+    edges: Float[AnyArray, "edge"],
+    group: Int[AnyArray, "*#shape"] | None,
+    n_group: int,
+) -> Float[Array, "group bin"]:
     edges = _checked(edges)
+    inside = _counts(values, _bounds(edges), group, n_group=n_group)
     widths = jnp.diff(edges) if isinstance(edges, jax.Array) else np.diff(edges)
     total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
     return inside.astype(jnp.float32) / total / jnp.asarray(widths, jnp.float32)[None]
@@ -132,7 +140,6 @@ def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
 
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     """Float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
-    edges = _checked(edges)
     if isinstance(edges, jax.Array):
         edges = edges.astype(jnp.float32)
         return edges.at[-1].set(jnp.nextafter(edges[-1], jnp.float32(jnp.inf)))

@@ -20,7 +20,7 @@ from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_map, layer_points
-from jaxqkv.figures.panels import Image, Line, Lines, Violins, plain
+from jaxqkv.figures.panels import Image, Line, Lines, Violins
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     Sample,
@@ -31,7 +31,7 @@ from jaxqkv.kernels import (
     last_token_scores,
     moments,
 )
-from jaxqkv.studies.options import load_model, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, read_text, stimuli
 from jaxqkv.tokens import Batch
 
 LAYER = 6
@@ -109,7 +109,7 @@ def _of_layer(q: Heads, k: Heads, mask: Mask) -> dict[str, Any]:
     }
 
 
-class Run:
+class Run(OfOneLayer):
     """The model, the texts, and after `prepare` the reductions `[layer, …]` and what is shown of the layer."""
 
     def __init__(self, options: argparse.Namespace):
@@ -118,9 +118,6 @@ class Run:
         self.name = self.model.checkpoint.name
         self.seed = options.seed
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
-        self.where = f"layer {self.layer} of {self.name}"
-        self.label = plain(self.name)
-        self.heading = f"Layer {self.layer} of {self.label}"
         self.texts = _texts(options)
         self.reductions: dict[str, dict[str, np.ndarray]] = {}
 
@@ -171,12 +168,12 @@ class Run:
         if not self.config.causal:
             raise NotDrawable(f"{what} is about causal attention, and {self.name} attends to later tokens too")
 
-    @cached_property
+    @property
     def of_texts(self) -> str:
         """How a caption ends whose figure shows all texts."""
         lengths = self.batch.mask.sum(axis=1)
         if len(lengths) == 1:
-            return f" {lengths[0]} token{'s' * int(lengths[0] != 1)}."
+            return self.of_first_text
         return f" {len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens, pooled."
 
     @property

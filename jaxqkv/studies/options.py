@@ -16,6 +16,7 @@ from jaxqkv.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.devices import make_mesh
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
+from jaxqkv.figures.panels import plain
 from jaxqkv.figures.registry import nearest
 from jaxqkv.model import Model, load
 from jaxqkv.streaming import Arena, read_after, to_device
@@ -189,6 +190,28 @@ def nearest_indices(wanted: Sequence[int], size: int, original_size: int) -> lis
 def nearest_index(wanted: int, size: int, original_size: int) -> int:
     """`nearest_indices` of one."""
     return nearest_indices([wanted], size, original_size)[0]
+
+
+class OfOneLayer:
+    """A run that shows one layer of one checkpoint: what captions and titles call it."""
+
+    name: str
+    layer: int
+
+    @property
+    def where(self) -> str:
+        """For a caption."""
+        return f"layer {self.layer} of {self.name}"
+
+    @property
+    def label(self) -> str:
+        """The checkpoint, for a title."""
+        return plain(self.name)
+
+    @property
+    def heading(self) -> str:
+        """Both, for a title."""
+        return f"Layer {self.layer} of {self.label}"
 
 
 @dataclasses.dataclass

@@ -32,7 +32,16 @@ from jaxqkv.kernels import (
     moments,
     require_finite,
 )
-from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
+from jaxqkv.studies.options import (
+    Compared,
+    OfOneLayer,
+    beside,
+    open_compared,
+    open_weights,
+    pick_layer,
+    reduce_layers,
+    short_names,
+)
 from jaxqkv.weights import Weights
 
 LAYER = 6
@@ -100,7 +109,7 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     return results
 
 
-class Run:
+class Run(OfOneLayer):
     """The checkpoints, the layer, and each checkpoint's reductions `[layer, …]` after `prepare`."""
 
     def __init__(self, options: argparse.Namespace):
@@ -108,12 +117,9 @@ class Run:
         self.compared = open_compared(options)
         names = short_names([*self.weights, *self.compared])
         self.names, self.compared_names = names[: len(self.weights)], names[len(self.weights) :]
-        self.first = self.weights[0]
+        self.first, self.name = self.weights[0], self.names[0]
         self.config = self.first.config
-        self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.names[0])
-        self.where = f"layer {self.layer} of {self.names[0]}"
-        self.label = plain(self.names[0])
-        self.heading = f"Layer {self.layer} of {self.label}"
+        self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         # Of every checkpoint of the study, then of those it is compared with.
         self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in names]
 
@@ -148,7 +154,7 @@ class Run:
     @property
     def shown(self) -> list[Compared]:
         """What figures 2b to 2d show: the first checkpoint and those it is compared with."""
-        names = [self.names[0], *self.compared_names]
+        names = [self.name, *self.compared_names]
         reductions = [self.reductions[0], *self.reductions[len(self.weights) :]]
         together = zip(names, [self.first, *self.compared], reductions, strict=True)
         return [Compared(w, name, order, self.layer, each) for order, (name, w, each) in enumerate(together)]
@@ -161,7 +167,7 @@ class Run:
     @property
     def beside(self) -> str:
         """The checkpoints of figures 2b to 2d, for a caption."""
-        return beside([self.names[0], *self.compared_names])
+        return beside([self.name, *self.compared_names])
 
 
 def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
@@ -422,7 +428,7 @@ def figure_5b(run: Run) -> Display:
     return Display(
         arrays={"edges": COSINE_EDGES, "density": values},
         panels=rows_of(panels, 2),
-        caption=f"Densities of the column cosines of each layer of {run.names[0]}, colours from 0 to 7.",
+        caption=f"Densities of the column cosines of each layer of {run.name}, colours from 0 to 7.",
         title=run.label,
         size=(10, 5.7),
     )
@@ -452,7 +458,7 @@ def figure_5c(run: Run) -> Display:
     return Display(
         arrays={"mean": mean, "std": std},
         panels=[panels],
-        caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.names[0]}.",
+        caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.name}.",
         title=run.label,
         size=(12, 4.4),
         legend=True,

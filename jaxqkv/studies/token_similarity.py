@@ -21,7 +21,7 @@ from jaxqkv.devices import compile_early, jit
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_map, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines, plain
+from jaxqkv.figures.panels import Bars, Image, Line, Lines
 from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     GROUPS,
@@ -32,7 +32,7 @@ from jaxqkv.kernels import (
     require_finite,
     upper_density,
 )
-from jaxqkv.studies.options import load_model, nearest_index, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, read_text, stimuli
 from jaxqkv.tokens import find_token
 
 LAYER = 6
@@ -77,7 +77,7 @@ def _mean_and_variance(samples: Samples) -> tuple[Float[Array, " qkv"], Float[Ar
     return thirds.mean(axis=(1, 2)), thirds.var(axis=(1, 2))
 
 
-class Run:
+class Run(OfOneLayer):
     """The sentences, where the target stands in them, and after `prepare` the samples."""
 
     def __init__(self, options: argparse.Namespace):
@@ -90,9 +90,6 @@ class Run:
             " her" if options.target is None else options.target,
         )
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
-        self.where = f"layer {self.layer} of {self.name}"
-        self.label = plain(self.name)
-        self.heading = f"Layer {self.layer} of {self.label}"
         self.sentences = [line for line in _sentences(options.sentences) if line.strip()]
         if not self.sentences:
             raise JaxqkvError(f"{options.sentences}: no sentence in it")

@@ -21,6 +21,8 @@ from jaxqkv.files import replacing
 
 # Names of arrays: by token or layer, summed over sequences; and smallest values.
 LEFT_OUT, ENDS, MOMENTS, BINS, LOWEST = "left out", "ends", "moments", "bins", "lowest"
+# What reading a file raises that is no saved state, or half of one.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Pool:
@@ -151,7 +153,7 @@ class Pool:
             if "count counts" not in arrays:
                 return None
             return TokenCounts(arrays["count counts"], int(arrays["count documents"]), bool(arrays["count whole"]))
-        except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise JaxqkvError(f"{path}: not a saved state ({error}); leave --resume out to begin anew") from None
 
 
@@ -161,5 +163,5 @@ def saved_key(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             key: dict[str, Any] = json.loads(str(file["key"]))
             return key
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         return None

@@ -184,14 +184,14 @@ class Run:
         few = sorted({layer for name in names for layer in chosen[name]})
         self.layers = list(range(self.config.n_layer)) if EVERY_LAYER in needs else few
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(needs))
-        key = self.key = self._key(needs)
+        self.key = self._key(needs)
         if not self.resume and self.state is not None and (other := saved_key(self.state)):
-            if other == key:
+            if other == self.key:
                 note = "is of an interrupted run; --resume would go on from it, and this run begins anew"
                 console.note(f"{self.state} {note}")
             elif batched and self.in_parts:
                 console.note(f"{self.state} is of another run, interrupted or still running; this one replaces it")
-        counts = self._resumed(self.state, key) if self.resume and self.state is not None else None
+        counts = self._resumed(self.state) if self.resume and self.state is not None else None
         start = self._start()
         if counts is not None or start is not None:
             self.notes.append(f"{len(self.pool.numbers):,} sequences were run before; --resume goes on after them")
@@ -214,7 +214,7 @@ class Run:
                     f"{self.corpus.name} has {counts.tokens:,} tokens, fewer than {self.tokens:,}; all are counted"
                 )
         if batched:
-            self._run_batch(rows, counts, names, key)
+            self._run_batch(rows, counts, names)
         if batched and counts is not None:
             self.left_out = int(self.pool.sums[LEFT_OUT])
             self.numbers["left out"] = self.left_out
@@ -250,13 +250,13 @@ class Run:
         as_saved: dict[str, Any] = json.loads(json.dumps(key))
         return as_saved
 
-    def _resumed(self, state: Path, key: dict[str, Any]) -> TokenCounts | None:
+    def _resumed(self, state: Path) -> TokenCounts | None:
         """The saved state taken up, if every process has one; its counts."""
         there = distributed.gather(np.array([state.exists()]))
         if not all(each.all() for each in there):
             self.notes.append(f"there is no saved state in {state.parent}; the run begins with the first document")
             return None
-        return self.pool.restore(state, key)
+        return self.pool.restore(state, self.key)
 
     def _start(self) -> Place | None:
         """Where all processes read on: at the place of the one that is least far; None for the beginning."""
@@ -264,9 +264,7 @@ class Run:
         place = Place(*min(places.tolist()))
         return None if place == Place() else place
 
-    def _run_batch(
-        self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...], key: dict[str, Any]
-    ) -> None:
+    def _run_batch(self, rows: Iterator[Row], counts: TokenCounts | None, names: tuple[str, ...]) -> None:
         """Runs chunk after chunk, while the next one is read; after each the state may be saved."""
         state = self.state if self.in_parts else None
         reduce = reducer(names, self.model.mesh)  # one for all chunks: another one would be compiled anew
@@ -284,10 +282,10 @@ class Run:
                 self._pool(chunk, self._reductions(chunk, reduce, progress) if names else {})
                 progress(1, 1)
                 if state is not None and time.monotonic() - last_saved > SAVE_EVERY:
-                    self.pool.save(state, key, counts)
+                    self.pool.save(state, self.key, counts)
                     last_saved = time.monotonic()
         if state is not None:
-            self.pool.save(state, key, counts)
+            self.pool.save(state, self.key, counts)
         self.pool = self.pool.joined()
 
     def _chunks(self, rows: Iterator[Row], binned: bool) -> Iterator[Chunk]:

@@ -1,6 +1,6 @@
 """Figures of the whole model and of its position embeddings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,11 +125,11 @@ def _dimensions(tour: Tour, wanted: Sequence[int]) -> list[int]:
 
 def _moved(run: Run, wanted: Sequence[int]) -> str:
     """What a caption says of dimensions that a narrower model does not have, once for all models of a width."""
-    narrow = {tour.config.n_embd: _dimensions(tour, wanted) for tour in run.tours}
+    by_width = {tour.config.n_embd: _dimensions(tour, wanted) for tour in run.tours}
     return "".join(
         f" (Of {width} dimensions are shown those at the original's fractions of the width: "
         f"{', '.join(map(str, shown))} for {', '.join(map(str, wanted))}.)"
-        for width, shown in narrow.items()
+        for width, shown in by_width.items()
         if shown != list(wanted)
     )
 
@@ -179,20 +179,28 @@ def figure_position_dimension(run: Run) -> Display:
     )
 
 
-def _dimension_panels(
-    run: Run, chosen: Callable[[Tour], list[tuple[int, str]]], title: Callable[[Tour], str]
-) -> list[Panel]:
+# Of each checkpoint by name, the dimensions that are shown and what the legend calls them.
+Chosen = Mapping[str, Sequence[tuple[int, str]]]
+
+
+def _chosen_arrays(tour: Tour, chosen: Chosen) -> dict[str, np.ndarray]:
+    dimensions = [dimension for dimension, _ in chosen[tour.name]]
+    return {"dimensions": np.array(dimensions), "values": tour.positions[:, dimensions].T}
+
+
+def _dimension_panels(run: Run, chosen: Chosen, titles: Mapping[str, str]) -> list[Panel]:
     """A panel a checkpoint with a curve for each of its chosen dimensions."""
-    ylim = reach(*(tour.positions[:, [dimension for dimension, _ in chosen(tour)]] for tour in run.tours))
+    values = {tour.name: _chosen_arrays(tour, chosen)["values"] for tour in run.tours}
+    ylim = reach(*values.values())
     return [
         Lines(
             lines=[
-                Line(x=np.arange(len(tour.positions)), y=tour.positions[:, dimension], label=label, color=place / 3)
-                for place, (dimension, label) in enumerate(chosen(tour))
+                Line(x=np.arange(y.size), y=y, label=label, color=place / 3)
+                for place, (y, (_, label)) in enumerate(zip(values[tour.name], chosen[tour.name], strict=True))
             ],
             xlabel="Position",
             ylabel="Value",
-            title=title(tour),
+            title=titles[tour.name],
             ylim=ylim,
             grid=True,
         )
@@ -202,41 +210,32 @@ def _dimension_panels(
 
 @STUDY.figure("position-dimensions", "three dimensions of the position embeddings")
 def figure_position_dimensions(run: Run) -> Display:
-    def chosen(tour: Tour) -> list[tuple[int, str]]:
-        return [(each, f"Dimension {each}") for each in _dimensions(tour, DIMENSIONS)]
-
-    def arrays(tour: Tour) -> dict[str, Any]:
-        dimensions = [dimension for dimension, _ in chosen(tour)]
-        return {"dimensions": np.array(dimensions), "values": tour.positions[:, dimensions].T}
-
-    panels = _dimension_panels(run, chosen, lambda tour: f"Position embedding values, {tour.label}")
+    dimensions = {tour.name: _dimensions(tour, DIMENSIONS) for tour in run.tours}
+    chosen = {name: [(each, f"Dimension {each}") for each in shown] for name, shown in dimensions.items()}
+    titles = {tour.name: f"Position embedding values, {tour.label}" for tour in run.tours}
+    panels = _dimension_panels(run, chosen, titles)
     return Display(
-        arrays=run.arrays(arrays),
+        arrays=run.arrays(lambda tour: _chosen_arrays(tour, chosen)),
         panels=rows_of(panels, 1),
         caption=f"Three dimensions of the position embeddings of {run.names}.{_moved(run, DIMENSIONS)}",
         size=(10, 4 * len(panels)),
-        legend=len({tuple(_dimensions(tour, DIMENSIONS)) for tour in run.tours}) == 1,
+        legend=len(set(map(tuple, dimensions.values()))) == 1,
     )
 
 
 @STUDY.figure("position-variance", "dimensions of lowest, middle and highest variance over positions")
 def figure_position_variance(run: Run) -> Display:
-    def chosen(tour: Tour) -> list[tuple[int, str]]:
-        order = np.argsort(_variance(tour), kind="stable")
-        places = {"Low": 0, "Middle": len(order) // 2, "High": -1}
-        return [(int(order[i]), f"{name} variance") for name, i in places.items()]
-
-    def title(tour: Tour) -> str:
-        return f"{tour.label}: dimensions {', '.join(str(dimension) for dimension, _ in chosen(tour))}"
-
-    def arrays(tour: Tour) -> dict[str, Any]:
-        dimensions = [dimension for dimension, _ in chosen(tour)]
-        values = tour.positions[:, dimensions].T
-        return {"dimensions": np.array(dimensions), "values": values, "variance": _variance(tour)}
-
-    panels = _dimension_panels(run, chosen, title)
+    variances = {tour.name: _variance(tour) for tour in run.tours}
+    chosen, titles = {}, {}
+    for tour in run.tours:
+        order = np.argsort(variances[tour.name], kind="stable").tolist()
+        shown = [order[0], order[len(order) // 2], order[-1]]
+        names = ("Low variance", "Middle variance", "High variance")
+        chosen[tour.name] = list(zip(shown, names, strict=True))
+        titles[tour.name] = f"{tour.label}: dimensions {', '.join(map(str, shown))}"
+    panels = _dimension_panels(run, chosen, titles)
     return Display(
-        arrays=run.arrays(arrays),
+        arrays=run.arrays(lambda tour: _chosen_arrays(tour, chosen) | {"variance": variances[tour.name]}),
         panels=rows_of(panels, 1),
         caption="The dimensions of the position embeddings whose variance over positions is lowest, in the middle and "
         f"highest: of {run.names}.",
