@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.arguments = arguments
     options.command_line = shlex.join(["jaxqkv", *arguments])
-    with warnings.catch_warnings(), np.errstate(), interrupts.heard():
+    with warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("always", jaxqkv.errors.JaxqkvWarning)
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a folder of its own that it cannot write, say
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
@@ -76,9 +76,9 @@ def _show_warning(
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        if getattr(options, "precision", None):
-            jaxqkv.devices.set_precision(options.precision)
-        with console.quiet(options.quiet or options.json):
+        with interrupts.heard(), console.quiet(options.quiet or options.json):
+            if getattr(options, "precision", None):
+                jaxqkv.devices.set_precision(options.precision)
             return _action(options.command)(options) or 0
     except KeyboardInterrupt as stop:
         print("; ".join(["jaxqkv: interrupted", *map(str, stop.args)]), file=sys.stderr)

@@ -6,10 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
-# Seconds until a lost Ctrl-C is tried again.
-AGAIN = 0.05
+# Seconds until an interruption that nobody has handled comes again.
+AGAIN = 0.1
 
 
 @contextlib.contextmanager
@@ -36,47 +36,64 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """In the block every interruption is a `KeyboardInterrupt`.
+    """In the block every interruption is a `KeyboardInterrupt`, and comes again until one is handled.
 
-    So is SIGTERM, by which `timeout` and a cluster's scheduler end what takes too long. And Ctrl-C in a destructor
-    or in a callback of the garbage collector, of which JAX has one: Python can only print what is raised there, and
-    goes on; here Ctrl-C comes again a moment later.
+    So is SIGTERM, by which `timeout` and a cluster's scheduler end what takes too long. An exception may be lost on its
+    way: Python can only print what is raised in a destructor or in a callback of the garbage collector, of which JAX
+    has one, and compiled code that calls Python, as JAX's caches do, may take it for a failure of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    others = sys.unraisablehook
-    pending: list[threading.Timer] = []
+    main, over = threading.get_ident(), threading.Event()
+    asked: signal.Signals | None = None
+    insisting = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal asked, insisting
+        asked = signal.Signals(number)
+        again, insisting = insisting, False
+        if not (over.is_set() or (again and _is_handled(sys.exc_info()[1]))):
+            raise KeyboardInterrupt
+
+    def insist() -> None:
+        nonlocal insisting
+        while not over.wait(AGAIN):
+            if asked:
+                insisting = True
+                _send(asked, main)
 
     def unraisable(lost: Any) -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             others(lost)
-            return
-        pending.append(threading.Timer(AGAIN, _press, [threading.main_thread().ident]))
-        pending[-1].daemon = True
-        pending[-1].start()
 
+    others, earlier = sys.unraisablehook, {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            earlier[number] = signal.signal(number, interrupt)
     sys.unraisablehook = unraisable
-    ends = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ends:
-        signal.signal(signal.SIGTERM, _interrupt)
+    watcher = threading.Thread(target=insist, name="interruptions", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        if ends:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        over.set()
+        watcher.join()
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
         sys.unraisablehook = others
-        for timer in pending:
-            timer.cancel()
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _is_handled(error: BaseException | None) -> bool:
+    """Whether what is handled now is an interruption, or has come up in handling one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
-def _press(thread: int) -> None:
-    """Ctrl-C for the main `thread`, also where it waits for the system."""
+def _send(number: signal.Signals, thread: int) -> None:
+    """The signal for a thread, also where that waits for the system."""
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(thread, signal.SIGINT)
+        signal.pthread_kill(thread, number)
     else:  # Windows
-        _thread.interrupt_main()
+        _thread.interrupt_main(number)

@@ -132,19 +132,25 @@ def write_word_tokenizer(folder, words):
     return folder
 
 
+def arrays_of(path):
+    """The arrays of an .npz, read at once, so that no open file waits for the garbage collector."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
     assert jaxqkv.cli.main(line) == 0
-    return {path.stem: dict(np.load(path)) for path in (base / "out" / study).glob("*.npz")}
+    return {path.stem: arrays_of(path) for path in (base / "out" / study).glob("*.npz")}
 
 
 def assert_same_figures(one, other):
     """Every array of every figure in two folders: counts exactly, the rest to 1e-6 of the largest; how many figures."""
     paths = sorted(one.glob("*.npz"))
     for path in paths:
-        expected, actual = np.load(path), np.load(other / path.name)
-        for name in expected.files:
+        expected, actual = arrays_of(path), arrays_of(other / path.name)
+        for name in expected:
             assert actual[name].dtype == expected[name].dtype
             if expected[name].dtype.kind in "iu":
                 np.testing.assert_array_equal(actual[name], expected[name], err_msg=f"{path.stem} {name}")

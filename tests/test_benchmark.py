@@ -10,7 +10,7 @@ import benchmark
 import numpy as np
 import pytest
 from benchmarks import cases, measuring, processes, report
-from conftest import figures_of
+from conftest import arrays_of, figures_of
 
 import jaxqkv.cli
 from jaxqkv.checkpoint import open_checkpoint
@@ -91,7 +91,7 @@ def test_studies_agree(study, tmp_path):
         computed = baselines.study(side, study)(job)
         assert {path.stem for path in ours.glob("*.npz")} == set(computed)
         for figure, arrays in computed.items():
-            assert set(np.load(ours / f"{figure}.npz").files) - ONLY_OURS <= set(arrays), figure
+            assert set(arrays_of(ours / f"{figure}.npz")) - ONLY_OURS <= set(arrays), figure
             np.savez(theirs / f"{figure}.npz", **arrays)
         difference = processes.study_difference(ours, theirs)
         assert 0 < difference < LIMITS.get(study, 1e-4)

@@ -4,9 +4,8 @@ import io
 import json
 import os
 
-import numpy as np
 import pytest
-from conftest import GPT2, changed, write_folder, write_word_tokenizer
+from conftest import GPT2, arrays_of, changed, write_folder, write_word_tokenizer
 from test_attention_scores import WORDS
 
 from jaxqkv import console
@@ -112,7 +111,7 @@ class TestJson:
                 "files": [str(folder / f"{id}.npz")],
                 "command": manifest["figures"][id]["command"],
             }
-            assert len(np.load(figure["files"][0]).files) > 0
+            assert len(arrays_of(figure["files"][0])) > 0
 
     def test_figures_of_this_run_alone_and_what_is_not_drawn(self, lines, tmp_path, capfd):
         study_name, *options = lines["attention-scores"][1:]

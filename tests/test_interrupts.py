@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import GPT2, random_tensors, write_folder
+from conftest import GPT2, arrays_of, random_tensors, write_folder
 
 import jaxqkv.cli
 from jaxqkv.figures import gallery
@@ -20,7 +20,7 @@ from jaxqkv.figures.manifest import Record, listed_figures
 from jaxqkv.figures.panels import Table
 from jaxqkv.figures.registry import FigureSpec, study
 from jaxqkv.files import locked, replacing_all
-from jaxqkv.interrupts import heard, undisturbed
+from jaxqkv.interrupts import AGAIN, heard, undisturbed
 
 WAIT = 120  # seconds; nothing here takes a tenth of it
 # Ctrl-C reaches the process whatever this one does with it.
@@ -162,7 +162,7 @@ def test_two_runs_at_once_into_one_folder(command, tmp_path):
     checkpoints = {id: entry["run"]["checkpoint"][0]["checkpoint"] for id, entry in figures.items()}
     one = checkpoints.pop("1")
     assert checkpoints == dict.fromkeys(("2b", "2d", "4b"), "model") | dict.fromkeys(("2a", "2c", "4a"), "other")
-    assert str(np.load(tmp_path / "out/qkv-weights/1.npz")["model"][0]) == one
+    assert str(arrays_of(tmp_path / "out/qkv-weights/1.npz")["model"][0]) == one
 
 
 def save(folder, id, about, size=3, formats=()):
@@ -247,7 +247,7 @@ def test_ctrl_c_between_two_files_of_a_figure(tmp_path, monkeypatch, ctrl_c, mom
         save(tmp_path, "1", {"run": "new"}, size=7, formats=("png",))
     assert len(calls) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"1.npz", "1.png", "manifest.json"}
-    assert np.load(tmp_path / "1.npz")["x"].size == 7
+    assert arrays_of(tmp_path / "1.npz")["x"].size == 7
     assert listed_figures(tmp_path / "manifest.json")["1"]["run"] == {"run": "new"}
 
 
@@ -299,6 +299,45 @@ def test_ctrl_c_in_a_destructor_is_not_lost(ctrl_c, capfd):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_that_somebody_swallows_is_not_lost(ctrl_c):
+    """As compiled code may: the exception vanishes, and the work goes on."""
+    swallowed = []
+
+    def work():
+        with heard():
+            for _ in range(2):
+                try:
+                    ctrl_c()
+                except KeyboardInterrupt:
+                    swallowed.append(1)
+            select.select([], [], [], WAIT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert len(swallowed) == 2
+
+
+def test_what_handles_ctrl_c_is_not_interrupted_by_it(ctrl_c):
+    """Neither while it tidies up, nor by what comes up then, nor after the block; a second Ctrl-C does."""
+    done = []
+    with heard():
+        try:
+            ctrl_c()
+        except KeyboardInterrupt:
+            time.sleep(3 * AGAIN)
+            try:
+                raise OSError
+            except OSError:
+                time.sleep(3 * AGAIN)
+            done.append(1)
+            with pytest.raises(KeyboardInterrupt):
+                ctrl_c()
+    time.sleep(3 * AGAIN)
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_destructors_own_errors_are_shown_as_ever(monkeypatch):

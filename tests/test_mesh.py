@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import BERT, CONFIGS, assert_same_figures, changed, random_ids, write_folder
+from conftest import BERT, CONFIGS, arrays_of, assert_same_figures, changed, random_ids, write_folder
 
 import jaxqkv
 from jaxqkv import devices
@@ -82,7 +82,7 @@ def test_eight_devices_give_the_numbers_of_one(name, tmp_path):
     expected["hidden"] = np.asarray(model.hidden(batch))
     expected["largest"] = expected["cut"] = expected["scores"].max(axis=(3, 4))
     for number, shape in enumerate(SHAPES):
-        results = np.load(tmp_path / f"{number}.npz")
+        results = arrays_of(tmp_path / f"{number}.npz")
         for field, values in expected.items():
             assert results[field].shape == values.shape
             limit, where = 1e-6 * np.abs(values).max(), f"{field} on {shape}"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, random_ids, random_tensors, relative_error, write_folder
+from conftest import BERT, GPT2, arrays_of, changed, random_ids, random_tensors, relative_error, write_folder
 
 import jaxqkv
 from jaxqkv.activations import FIELDS
@@ -39,7 +39,7 @@ def real(values, mask, field):
 @pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_goldens_from_pytorch(name, padding, tmp_path):
-    golden = dict(np.load(GOLDENS / f"{name}.npz"))
+    golden = arrays_of(GOLDENS / f"{name}.npz")
     config = parse_config(json.loads(str(golden["config"])), name)
     tensors = {key.removeprefix("tensor/"): value for key, value in golden.items() if key.startswith("tensor/")}
     model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))

@@ -11,7 +11,7 @@ import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
+from conftest import BERT, GPT2, arrays_of, changed, random_tensors, write_folder, write_word_tokenizer
 from test_attention_scores import WORDS
 from test_cli import in_a_process
 
@@ -52,9 +52,9 @@ def pixels(png):
 
 
 def assert_same(arrays, path):
-    expected = np.load(path)
-    assert list(arrays) == expected.files
-    for name in expected.files:
+    expected = arrays_of(path)
+    assert list(arrays) == list(expected)
+    for name in expected:
         assert arrays[name].dtype == expected[name].dtype
         np.testing.assert_array_equal(arrays[name], expected[name])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import arrays_of
 
 import jaxqkv
 from jaxqkv.figures.registry import study
@@ -45,7 +46,7 @@ def test_base_dependencies_suffice(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "absent: torch" in done.stdout
-    written = {path.stem: np.load(path) for path in (tmp_path / "out" / "qkv-weights").glob("*.npz")}
+    written = {path.stem: arrays_of(path) for path in (tmp_path / "out" / "qkv-weights").glob("*.npz")}
     assert written.keys() == study("qkv-weights").figures.keys()
     assert np.isfinite(written["2d"]["mean"]).all()
 

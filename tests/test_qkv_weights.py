@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, random_tensors, write_folder
+from conftest import BERT, GPT2, arrays_of, changed, random_tensors, write_folder
 from test_kernels import cosine
 
 from jaxqkv.cli import main
@@ -21,7 +21,7 @@ def arrays(tmp_path_factory):
     base = tmp_path_factory.mktemp("study")
     folders = [str(write_folder(base / name, CONFIGS[name])) for name in NAMES]
     assert main(["figures", "qkv-weights", "--arrays-only", "--out", str(base / "out"), "--model", *folders]) == 0
-    return {path.stem: dict(np.load(path)) for path in (base / "out" / "qkv-weights").glob("*.npz")}
+    return {path.stem: arrays_of(path) for path in (base / "out" / "qkv-weights").glob("*.npz")}
 
 
 def matrices(name, layer):
@@ -131,14 +131,19 @@ def test_bert_is_transposed(tmp_path):
     tensors = random_tensors(BERT)
     at = "encoder.layer.2.attention.self"
     wide = np.concatenate([tensors[f"{at}.{name}.weight"].T for name in ("query", "key", "value")], axis=1)
-    np.testing.assert_array_equal(np.load(tmp_path / "out/qkv-weights/2a.npz")["weights"], wide)
-    np.testing.assert_array_equal(np.load(tmp_path / "out/qkv-weights/4a.npz")["heads"][4], wide[:, 28:35])
+    np.testing.assert_array_equal(arrays_of(tmp_path / "out/qkv-weights/2a.npz")["weights"], wide)
+    np.testing.assert_array_equal(arrays_of(tmp_path / "out/qkv-weights/4a.npz")["heads"][4], wide[:, 28:35])
 
 
 def test_two_checkpoints_of_one_name_are_told_apart(tmp_path):
     folders = [str(write_folder(tmp_path / parent / "same", SMALL)) for parent in "ab"]
     main(["figures", "qkv-weights", "3", "--arrays-only", "--out", str(tmp_path / "out"), "--model", *folders])
-    assert sorted(np.load(tmp_path / "out/qkv-weights/3.npz")) == ["mean_same", "mean_same-2", "std_same", "std_same-2"]
+    assert sorted(arrays_of(tmp_path / "out/qkv-weights/3.npz")) == [
+        "mean_same",
+        "mean_same-2",
+        "std_same",
+        "std_same-2",
+    ]
 
 
 def test_the_caption_says_which_layer(tmp_path):

@@ -6,7 +6,7 @@ from math import sqrt
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, figures_of, write_folder, write_word_tokenizer
+from conftest import BERT, GPT2, arrays_of, changed, figures_of, write_folder, write_word_tokenizer
 from scipy.stats import binned_statistic
 
 import jaxqkv
@@ -305,7 +305,7 @@ def test_a_constant_adjustment_has_no_correlation_and_the_caption_says_so(corpus
     out = tmp_path / "out"
     line = ["figures", "token-frequency", "4a", "4b", "--arrays-only", "--out", str(out), "--model", str(tensors)]
     assert main([*line, *sizes(corpus)]) == 0
-    r = np.load(out / "token-frequency" / "4b.npz")["r"]
+    r = arrays_of(out / "token-frequency" / "4b.npz")["r"]
     assert np.isnan(r[1])
     assert np.isfinite(r[[0, 2]]).all()
     manifest = json.loads((out / "token-frequency" / "manifest.json").read_text())
@@ -351,7 +351,7 @@ class TestCommand:
     def test_a_corpus_shorter_than_asked_for_is_counted_whole_and_said(self, folder, corpus, tmp_path, capsys):
         assert self.run(folder, corpus, tmp_path, "1") == 0
         out = capsys.readouterr().out
-        total = np.load(tmp_path / "out" / "token-frequency" / "1.npz")["counts"].sum()
+        total = arrays_of(tmp_path / "out" / "token-frequency" / "1.npz")["counts"].sum()
         assert f"has {total} tokens, fewer than 1,000,000; all are counted" in out
         assert out.index("' w0'") < out.index("' w2'")  # the table of the most frequent tokens
 
@@ -359,7 +359,7 @@ class TestCommand:
         path = tmp_path / "unknown.txt"
         path.write_text(" w1 never never w1 w1")
         assert self.run(folder, path, tmp_path, "1") == 0
-        counts = np.load(tmp_path / "out" / "token-frequency" / "1.npz")["counts"]
+        counts = arrays_of(tmp_path / "out" / "token-frequency" / "1.npz")["counts"]
         assert (counts[0], counts[2], counts.sum()) == (2, 3, 5)
 
     @pytest.mark.parametrize(

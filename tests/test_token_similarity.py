@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import GPT2, changed, figures_of, write_folder, write_word_tokenizer
+from conftest import GPT2, arrays_of, changed, figures_of, write_folder, write_word_tokenizer
 from test_attention_scores import WORDS
 from test_kernels import cosine
 
@@ -218,7 +218,7 @@ def test_the_studys_own_sentences(tmp_path, capsys):
     assert all(" her" in sentence for sentence in sentences)
     line = ["figures", "token-similarity", "pairs", "--demo", "--arrays-only", "--out", str(tmp_path)]
     assert main(line) == 0
-    assert np.load(tmp_path / "token-similarity/pairs.npz")["target"].shape == (54, 3 * 128)
+    assert arrays_of(tmp_path / "token-similarity/pairs.npz")["target"].shape == (54, 3 * 128)
     caption = json.loads((tmp_path / "token-similarity/manifest.json").read_text())["figures"]["pairs"]["caption"]
     assert "in sentences 1 and 40" in caption
     assert "Q dimensions 123 and 116 over 54 sentences; layer 6 of demo-gpt2." in caption

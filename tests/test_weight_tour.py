@@ -5,7 +5,7 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, figures_of, random_tensors, relative_error, write_folder
+from conftest import BERT, GPT2, arrays_of, changed, figures_of, random_tensors, relative_error, write_folder
 from scipy import stats
 from scipy.cluster.hierarchy import linkage
 from sklearn.decomposition import PCA
@@ -318,7 +318,7 @@ def test_bert_has_the_same_tour(tmp_path):
 def test_demo_compares_trained_and_fresh_weights(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["figures", "weight-tour", "training-signature", "--demo", "--arrays-only", "--out", str(out)]) == 0
-    signature = np.load(out / "weight-tour" / "training-signature.npz")
+    signature = arrays_of(out / "weight-tour" / "training-signature.npz")
     for name, trained_is_larger in (("kurtosis", True), ("largest_singular_value", True), ("effective_rank", False)):
         trained, fresh = signature[name].mean(axis=0), signature[f"{name}_random:demo-gpt2"].mean(axis=0)
         assert ((trained > fresh) == trained_is_larger).all(), name
@@ -350,7 +350,7 @@ def test_constant_weights_are_drawn_without_a_warning(tmp_path):
     folder = write_folder(tmp_path / "zero", CONFIG, tensors)
     assert main(["figures", "weight-tour", "--dpi", "40", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 0
     assert len(list((tmp_path / "out" / "weight-tour").glob("*.png"))) == len(study("weight-tour").figures)
-    arrays = {path.stem: dict(np.load(path)) for path in (tmp_path / "out" / "weight-tour").glob("*.npz")}
+    arrays = {path.stem: arrays_of(path) for path in (tmp_path / "out" / "weight-tour").glob("*.npz")}
     histogram = arrays["weight-histogram"]
     assert (histogram["std"], histogram["ks"]) == (0, 1)
     assert np.isnan(histogram["skewness"])
@@ -369,7 +369,7 @@ def test_a_weight_that_is_not_finite_leaves_out_the_figures_that_cannot_be(tmp_p
     error = capsys.readouterr().err
     assert "weight-histogram: 1 weights of layer 0 of nan are NaN or infinite" in error
     assert "head-clusters: weights of nan are NaN or infinite" in error
-    signature = np.load(tmp_path / "out" / "weight-tour" / "training-signature.npz")
+    signature = arrays_of(tmp_path / "out" / "weight-tour" / "training-signature.npz")
     assert np.isnan(signature["kurtosis"][0, 0])
     assert np.isfinite(signature["kurtosis"][1:]).all()
 
