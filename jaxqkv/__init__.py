@@ -20,28 +20,31 @@ __all__ = [
     "hidden",
     "load",
     "logits",
+    "make_mesh",
     "open_checkpoint",
 ]
 
 if TYPE_CHECKING:
-    from jaxqkv import corpus, devices, figures, kernels, studies  # noqa: F401
-    from jaxqkv.activations import Activations, Attention
-    from jaxqkv.checkpoint import Checkpoint, open_checkpoint
+    from jaxqkv import figures, kernels, studies  # noqa: F401
+    from jaxqkv.architectures.activations import Activations, Attention
+    from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-    from jaxqkv.model import Model, load
-    from jaxqkv.running import forward, hidden, logits
-    from jaxqkv.tokens import Batch
-    from jaxqkv.weights import Weights
+    from jaxqkv.model.forward import forward, hidden, logits
+    from jaxqkv.model.model import Model, load
+    from jaxqkv.runtime.devices import make_mesh
+    from jaxqkv.text.tokens import Batch
 else:
     # Imported when they are first used, so that the command answers at once to what needs no JAX.
     _HOMES = {
-        "activations": ("Activations", "Attention"),
-        "checkpoint": ("Checkpoint", "open_checkpoint"),
+        "architectures.activations": ("Activations", "Attention"),
+        "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
+        "checkpoints.weights": ("Weights",),
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
-        "model": ("Model", "load"),
-        "running": ("forward", "hidden", "logits"),
-        "tokens": ("Batch",),
-        "weights": ("Weights",),
+        "model.forward": ("forward", "hidden", "logits"),
+        "model.model": ("Model", "load"),
+        "runtime.devices": ("make_mesh",),
+        "text.tokens": ("Batch",),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -54,4 +57,4 @@ else:
         raise AttributeError(f"module {__name__} has no attribute {name}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_HOME_OF, "corpus", "devices", "figures", "kernels", "studies"})
+        return sorted({*globals(), *_HOME_OF, "figures", "kernels", "studies"})

@@ -26,12 +26,12 @@ from benchmarks.cases import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
 
 import jaxqkv
-from jaxqkv.arguments import Parser
-from jaxqkv.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
-from jaxqkv.config import GPT2Config, read_config
-from jaxqkv.corpus import PYTHON_DOCS, open_corpus
-from jaxqkv.devices import cache_folder
-from jaxqkv.files import make_writable, replacing, written
+from jaxqkv.checkpoints.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
+from jaxqkv.checkpoints.config import GPT2Config, read_config
+from jaxqkv.cli.arguments import Parser
+from jaxqkv.runtime.devices import cache_folder
+from jaxqkv.runtime.files import make_writable, replacing, written
+from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = Path(__file__).with_name("benchmark.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxqkv.config import BertConfig, Config, GPT2Config, config_to_json
+from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config, config_to_json
 
 SIZES = {
     "vocab_size": 41,

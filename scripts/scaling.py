@@ -21,9 +21,9 @@ from benchmark import about_machine
 from benchmarks.report import duration, write_readme
 
 import jaxqkv
-from jaxqkv.corpus import PYTHON_DOCS, open_corpus
-from jaxqkv.files import replacing
+from jaxqkv.runtime.files import replacing
 from jaxqkv.studies.token_frequency import run as study
+from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
 README = Path(__file__).parents[1] / "README.md"
 PUBLISHED = Path(__file__).with_name("scaling.json")

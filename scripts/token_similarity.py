@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxqkv.cli import command
+from jaxqkv.cli.main import command
 
 if __name__ == "__main__":
     command(["figures", "token-similarity", *sys.argv[1:]])

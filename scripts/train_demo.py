@@ -24,9 +24,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import jaxqkv
-from jaxqkv.checkpoint import BUNDLED, save_checkpoint
-from jaxqkv.config import BertConfig, Config, GPT2Config, config_to_json
-from jaxqkv.weights import tensors_from_params
+from jaxqkv.checkpoints.checkpoint import BUNDLED, save_checkpoint
+from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config, config_to_json
+from jaxqkv.checkpoints.weights import tensors_from_params
 
 VOCAB, LENGTH, TOKENS_A_STEP = 4096, 256, 4096
 SIZES = {

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxqkv.cli import command
+from jaxqkv.cli.main import command
 
 if __name__ == "__main__":
     command(["figures", "weight-tour", *sys.argv[1:]])

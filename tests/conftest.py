@@ -21,19 +21,19 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a fl
 
 with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
-    import jaxqkv.cli
-    import jaxqkv.corpus
-    import jaxqkv.counting
-    import jaxqkv.figures.view
+    import jaxqkv.cli.main
     import jaxqkv.kernels
+    import jaxqkv.pages.view
     import jaxqkv.studies.attention_scores
     import jaxqkv.studies.qkv_weights
     import jaxqkv.studies.token_frequency
     import jaxqkv.studies.token_similarity
     import jaxqkv.studies.weight_tour
+    import jaxqkv.text.corpora
+    import jaxqkv.text.counting
 
-from jaxqkv.checkpoint import save_checkpoint  # noqa: E402
-from jaxqkv.config import BertConfig, GPT2Config  # noqa: E402
+from jaxqkv.checkpoints.checkpoint import save_checkpoint  # noqa: E402
+from jaxqkv.checkpoints.config import BertConfig, GPT2Config  # noqa: E402
 
 SIZES = {
     "vocab_size": 43,
@@ -72,7 +72,7 @@ def _alone(tmp_path_factory, monkeypatch):
 
 def random_tensors(config, seed=0):
     """Every tensor of a fresh model, norms and biases random too, so that each one matters."""
-    rules = jaxqkv.weight_map.table(config).rules(config.n_layer)
+    rules = jaxqkv.checkpoints.tables.table(config).rules(config.n_layer)
     generator = np.random.default_rng(seed)
     return {
         key: (rule.init == "ones") + generator.normal(0, config.initializer_range, rule.shape).astype(np.float32)
@@ -141,7 +141,7 @@ def arrays_of(path):
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
-    assert jaxqkv.cli.main(line) == 0
+    assert jaxqkv.cli.main.main(line) == 0
     return {path.stem: arrays_of(path) for path in (base / "out" / study).glob("*.npz")}
 
 

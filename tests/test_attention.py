@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxqkv import attention
+from jaxqkv.architectures import attention
 
 BATCH, HEAD, POS, HEAD_DIM = 2, 3, 5, 7
 

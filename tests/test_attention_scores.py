@@ -10,9 +10,9 @@ from conftest import BERT, GPT2, changed, figures_of, random_ids, write_folder, 
 
 import jaxqkv
 from jaxqkv import kernels
-from jaxqkv.cli import main
-from jaxqkv.figures.registry import study
+from jaxqkv.cli.main import main
 from jaxqkv.studies import attention_scores
+from jaxqkv.studies.registry import study
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 WORDS = ["?", "a", " cat", " saw", " her", " run", " home"]

@@ -13,10 +13,10 @@ import pytest
 from conftest import GPT2, arrays_of, random_tensors, write_folder, write_word_tokenizer
 
 import jaxqkv
-from jaxqkv.cli import main
+from jaxqkv.checkpoints.weights import count_broken
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
-from jaxqkv.figures.registry import STUDIES, study
-from jaxqkv.weights import count_broken
+from jaxqkv.studies.registry import STUDIES, study
 
 WORDS = ["<unk>", " her", " saw", " told", "I", " cat", *(f" word{number}" for number in range(37))]
 # What each study takes besides the checkpoint, to run in a moment.
@@ -540,7 +540,7 @@ def test_a_disk_that_is_full_for_the_page_alone(place, capsys, fill_disk):
 
 
 def test_a_disk_that_is_full_for_a_report(place, capsys, fill_disk, monkeypatch):
-    monkeypatch.setattr("jaxqkv.verify.report", lambda *arguments: {"passed": True})
+    monkeypatch.setattr("jaxqkv.cli.verify.report", lambda *arguments: {"passed": True})
     fill_disk("verify.json")
     refuse(place, capsys, line_of("verify", "./model"), "out/verify.json: cannot be written (No space left on device)")
 

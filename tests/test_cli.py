@@ -7,11 +7,11 @@ import pytest
 from conftest import GPT2, write_folder
 
 import jaxqkv
-from jaxqkv.arguments import command_for, parse
-from jaxqkv.checkpoint import BUNDLED
-from jaxqkv.cli import main
+from jaxqkv.checkpoints.checkpoint import BUNDLED
+from jaxqkv.cli.arguments import command_for, parse
+from jaxqkv.cli.main import main
 from jaxqkv.errors import CheckpointError
-from jaxqkv.figures.registry import STUDIES, study
+from jaxqkv.studies.registry import STUDIES, study
 
 
 def in_a_process(*arguments, env=None):
@@ -131,7 +131,7 @@ def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
     def fail(options):
         raise MemoryError("no room\nfor more")
 
-    monkeypatch.setattr("jaxqkv.cli._list", fail)
+    monkeypatch.setattr("jaxqkv.cli.main._list", fail)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == "jaxqkv: error: MemoryError: no room (--debug shows where)\n"
 

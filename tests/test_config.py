@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import BERT, GPT2
 
-from jaxqkv.config import KNOWN, config_to_json, parse_config, read_config
+from jaxqkv.checkpoints.config import KNOWN, config_to_json, parse_config, read_config
 from jaxqkv.errors import CheckpointError
 
 

@@ -8,9 +8,9 @@ import pytest
 from conftest import GPT2, arrays_of, changed, write_folder, write_word_tokenizer
 from test_attention_scores import WORDS
 
-from jaxqkv import console
-from jaxqkv.cli import main
-from jaxqkv.figures.registry import STUDIES, study
+from jaxqkv.cli.main import main
+from jaxqkv.runtime import console
+from jaxqkv.studies.registry import STUDIES, study
 
 SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
 

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 from test_hub import Hub
 
-from jaxqkv import corpus
-from jaxqkv.corpus import open_corpus
 from jaxqkv.errors import CorpusError, JaxqkvError
+from jaxqkv.text import corpora as corpus
+from jaxqkv.text.corpora import open_corpus
 
 
 def write(path, text):
@@ -162,7 +162,7 @@ def test_pythons_own_documentation_is_cut_at_line_ends():
 READ = """
 import json, sys
 from itertools import islice
-from jaxqkv.corpus import open_corpus
+from jaxqkv.text.corpora import open_corpus
 from jaxqkv.errors import JaxqkvError
 try:
     corpus = open_corpus(sys.argv[1], text_column=sys.argv[2])
@@ -230,7 +230,9 @@ class TestHub:
     def test_out_of_reach_the_last_commit_seen_is_taken(self, hub, tmp_path):
         """So that what was counted of it before is found again; nothing more can be read."""
         about, _ = read_in_process("owner/texts:two:train", tmp_path, hub.url)
-        code = "import sys; from jaxqkv.corpus import open_corpus; print(open_corpus(sys.argv[1]).about['revision'])"
+        code = (
+            "import sys; from jaxqkv.text.corpora import open_corpus; print(open_corpus(sys.argv[1]).about['revision'])"
+        )
         environment = {"JAXQKV_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
         done = subprocess.run(
             [sys.executable, "-c", code, "owner/texts:two:train"],
@@ -261,7 +263,7 @@ def test_local_files_are_read_without_the_network(tmp_path):
         "import socket, sys\n"
         "def refuse(*arguments, **options): sys.exit(f'asked for {arguments}')\n"
         "socket.getaddrinfo = refuse\n"
-        "from jaxqkv.corpus import open_corpus\n"
+        "from jaxqkv.text.corpora import open_corpus\n"
         "print(list(open_corpus(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from conftest import write_word_tokenizer
 
-import jaxqkv.corpus
-from jaxqkv import counting
-from jaxqkv.config import KNOWN
-from jaxqkv.counting import TokenCounts, count_and_rows
+import jaxqkv.text.corpora
+from jaxqkv.checkpoints.config import KNOWN
 from jaxqkv.errors import CorpusError
-from jaxqkv.tokens import Tokenizer
+from jaxqkv.text import counting
+from jaxqkv.text.counting import TokenCounts, count_and_rows
+from jaxqkv.text.tokens import Tokenizer
 
 WORDS = ["?", *(f" w{n}" for n in range(12))]
 VOCAB = 17  # the model may have more tokens than its tokenizer
@@ -33,7 +33,7 @@ class Read(list):
     def __init__(self, texts, fingerprint="one"):
         super().__init__(texts)
         self.taken = 0
-        self.corpus = jaxqkv.corpus.Corpus("texts", {}, fingerprint, self.read)
+        self.corpus = jaxqkv.text.corpora.Corpus("texts", {}, fingerprint, self.read)
 
     def read(self):
         for text in self:

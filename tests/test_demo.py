@@ -8,7 +8,7 @@ import pytest
 from conftest import relative_error
 
 import jaxqkv
-from jaxqkv.checkpoint import BUNDLED
+from jaxqkv.checkpoints.checkpoint import BUNDLED
 
 
 @pytest.fixture(params=sorted(BUNDLED))

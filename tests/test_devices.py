@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import random_ids
 
-from jaxqkv import devices
-from jaxqkv.devices import compile_early, jit
+from jaxqkv.runtime import devices
+from jaxqkv.runtime.devices import compile_early, jit
 
 PRINT_PROGRAMS = """
 import jax, numpy as np

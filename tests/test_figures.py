@@ -12,13 +12,14 @@ import pytest
 from conftest import GPT2, random_tensors, write_folder
 from matplotlib.figure import Figure
 
-from jaxqkv.cli import main
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import gallery, style
+from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_grid
 from jaxqkv.figures.panels import Bars, Dendrogram, Image, Line, Lines, Pie, StackedBars, Table, Violins
-from jaxqkv.figures.registry import study
-from jaxqkv.files import replacing
+from jaxqkv.pages import gallery
+from jaxqkv.runtime.files import replacing
+from jaxqkv.studies.registry import study
 
 
 @pytest.fixture

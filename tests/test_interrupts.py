@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from conftest import GPT2, arrays_of, random_tensors, write_folder
 
-import jaxqkv.cli
-from jaxqkv.figures import gallery
+import jaxqkv.cli.main
 from jaxqkv.figures.displays import Display
-from jaxqkv.figures.manifest import Record, listed_figures
 from jaxqkv.figures.panels import Table
-from jaxqkv.figures.registry import FigureSpec, study
-from jaxqkv.files import locked, replacing_all
-from jaxqkv.interrupts import AGAIN, heard, undisturbed
+from jaxqkv.pages import gallery
+from jaxqkv.pages.manifest import Record, listed_figures
+from jaxqkv.runtime.files import locked, replacing_all
+from jaxqkv.runtime.interrupts import AGAIN, heard, undisturbed
+from jaxqkv.studies.registry import FigureSpec, study
 
 WAIT = 120  # seconds; nothing here takes a tenth of it
 # Ctrl-C reaches the process whatever this one does with it.
 RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from jaxqkv.cli import command
+from jaxqkv.cli.main import command
 command()
 """
 
@@ -195,7 +195,7 @@ def test_many_runs_lose_no_figure(tmp_path):
 
 
 def test_a_lock_goes_with_the_process_that_had_it(tmp_path):
-    code = "import sys, time, pathlib, jaxqkv.files as f\nwith f.locked(pathlib.Path(sys.argv[1])):\n"
+    code = "import sys, time, pathlib, jaxqkv.runtime.files as f\nwith f.locked(pathlib.Path(sys.argv[1])):\n"
     code += " print('locked', flush=True)\n time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
@@ -216,7 +216,7 @@ def test_a_lock_goes_with_the_process_that_had_it(tmp_path):
 
 
 def test_where_there_are_no_locks_nobody_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxqkv.files.fcntl", None)
+    monkeypatch.setattr("jaxqkv.runtime.files.fcntl", None)
     with locked(tmp_path), locked(tmp_path):
         save(tmp_path, "1", {})
     assert set(listed_figures(tmp_path / "manifest.json")) == {"1"}
@@ -369,7 +369,7 @@ def test_other_commands_say_it_too(command, monkeypatch, capsys):
     def press(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"jaxqkv.cli._{command}", press)
+    monkeypatch.setattr(f"jaxqkv.cli.main._{command}", press)
     more = {"list": [], "view": ["demo-gpt2", "--text", "a"]}.get(command, ["demo-gpt2"])
-    assert jaxqkv.cli.main([command, *more]) == 130
+    assert jaxqkv.cli.main.main([command, *more]) == 130
     assert capsys.readouterr().err == "jaxqkv: interrupted\n"

@@ -11,9 +11,9 @@ import pytest
 from conftest import BERT, CONFIGS, arrays_of, assert_same_figures, changed, random_ids, write_folder
 
 import jaxqkv
-from jaxqkv import devices
-from jaxqkv.activations import FIELDS
+from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime import devices
 
 # Sizes that a mesh of head=2 divides, and no two the same.
 # Weights of moderate size: with large ones a softmax makes much of the last bit.
@@ -24,8 +24,8 @@ RUN = """
 import json, sys
 import jax, numpy as np
 import jaxqkv
-from jaxqkv import devices
-from jaxqkv.activations import FIELDS
+from jaxqkv.runtime import devices
+from jaxqkv.architectures.activations import FIELDS
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -108,7 +108,7 @@ def test_a_reducer_without_the_batch_is_refused_where_pads_would_count(tmp_path)
     folder = write_folder(tmp_path / "checkpoint", BERT)
     program = f"""
 import jax, numpy as np, jaxqkv
-from jaxqkv import devices
+from jaxqkv.runtime import devices
 model = jaxqkv.load({str(folder)!r}, mesh=devices.make_mesh(4))
 ids = np.ones((8, 5), np.int32)
 print(model.run(ids, reduce=lambda a, mask: a.scores.max()).shape)
@@ -149,7 +149,7 @@ def test_meshes_that_cannot_be():
 def test_bad_meshes_on_the_command_line(arguments, message, tmp_path, capsys):
     line = ["figures", "token-frequency", "--demo", "--out", str(tmp_path), *arguments]
     try:
-        status = jaxqkv.cli.main(line)
+        status = jaxqkv.cli.main.main(line)
     except SystemExit as exit:
         status = exit.code
     assert status == 2

@@ -11,11 +11,11 @@ import pytest
 from conftest import BERT, GPT2, arrays_of, changed, random_ids, random_tensors, relative_error, write_folder
 
 import jaxqkv
-from jaxqkv.activations import FIELDS
-from jaxqkv.config import parse_config
+from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.config import parse_config
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.tokens import Batch
-from jaxqkv.weights import Weights
+from jaxqkv.text.tokens import Batch
 
 GOLDENS = Path(__file__).parent / "goldens"
 EVERYTHING = frozenset(FIELDS)
@@ -115,12 +115,12 @@ def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
 
 def test_last_layer_stops_at_what_is_needed(config, model):
     """The program of the last layer has no product with the MLP's weights when only q is asked for."""
-    from jaxqkv.running import _block
+    from jaxqkv.model.forward import _block
 
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))
     options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
-    options["execution"] = jaxqkv.devices.Execution()
+    options["execution"] = jaxqkv.runtime.devices.Execution()
     compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
     flops = 2 * 3 * config.n_embd**2
     costs = compiled.cost_analysis()
@@ -383,7 +383,7 @@ def test_bert_has_no_logits(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2-xl", "bert-large-uncased"])
 def test_full_sizes_for_nothing(name):
     """Shapes of a whole forward pass at the real sizes, without a weight or a product."""
-    config = jaxqkv.config.KNOWN[name]
+    config = jaxqkv.checkpoints.config.KNOWN[name]
     model = jaxqkv.load(f"random:{name}")
     zeros = {key: np.broadcast_to(np.float32(0), rule.shape) for key, rule in model.weights._rules.items()}
     model.checkpoint.tensor = zeros.__getitem__
@@ -404,10 +404,12 @@ def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, conf
     whole.params()
     expected = np.asarray(whole.run(ids).q)
     read = []
-    embed = jaxqkv.weights.Weights.embed
-    monkeypatch.setattr(jaxqkv.streaming, "FEWEST_ROWS", 4)
+    embed = jaxqkv.checkpoints.weights.Weights.embed
+    monkeypatch.setattr(jaxqkv.model.streaming, "FEWEST_ROWS", 4)
     monkeypatch.setattr(
-        jaxqkv.weights.Weights, "embed", lambda self, tokens=None: read.append(tokens) or embed(self, tokens)
+        jaxqkv.checkpoints.weights.Weights,
+        "embed",
+        lambda self, tokens=None: read.append(tokens) or embed(self, tokens),
     )
     kept, streamed = jaxqkv.load(folder), jaxqkv.load(folder, stream=True)
     for model in (kept, streamed, kept, streamed):

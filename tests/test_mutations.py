@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from test_checkpoint import write_sharded
 
-from jaxqkv.checkpoint import FLOATS, FolderCheckpoint, MappedFile
-from jaxqkv.config import ACTIVATIONS, LARGEST, MOST_LAYERS, config_to_json, parse_config, read_config
+from jaxqkv.checkpoints.checkpoint import FLOATS, FolderCheckpoint, MappedFile
+from jaxqkv.checkpoints.config import ACTIVATIONS, LARGEST, MOST_LAYERS, config_to_json, parse_config, read_config
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import LONGEST, CheckpointError
-from jaxqkv.figures.manifest import ENTRY, Record, listed_figures
-from jaxqkv.weights import Weights
+from jaxqkv.pages.manifest import ENTRY, Record, listed_figures
 
 # The same files in every run, on any machine.
 same = settings(
@@ -241,7 +241,7 @@ def test_index(sharded, data):
             super().__init__(path)
 
     with pytest.MonkeyPatch.context() as patch, bounded():
-        patch.setattr("jaxqkv.checkpoint.MappedFile", Spy)
+        patch.setattr("jaxqkv.checkpoints.checkpoint.MappedFile", Spy)
         checkpoint = FolderCheckpoint(str(folder), folder)
         for key, shape in checkpoint.shapes.items():
             assert checkpoint.tensor(key).shape == shape
@@ -298,7 +298,7 @@ def test_manifest(tmp_path, content):
 FORGERY = """
 import json, resource, sys
 from pathlib import Path
-from jaxqkv.checkpoint import MappedFile
+from jaxqkv.checkpoints.checkpoint import MappedFile
 from jaxqkv.errors import CheckpointError
 
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -16,12 +16,12 @@ from test_attention_scores import WORDS
 from test_cli import in_a_process
 
 import jaxqkv
-from jaxqkv.checkpoint import open_checkpoint
-from jaxqkv.cli import main
+from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import Figure
-from jaxqkv.figures.registry import STUDIES, study
 from jaxqkv.studies import attention_scores, qkv_weights, token_frequency, token_similarity, weight_tour
+from jaxqkv.studies.registry import STUDIES, study
 
 TEXT = "a cat saw her run home"
 DOCUMENTS = ("the cat saw her " * 20, "run home run " * 30, "home her a the cat " * 10)

@@ -13,11 +13,11 @@ import pytest
 from conftest import arrays_of
 
 import jaxqkv
-from jaxqkv.figures.registry import study
+from jaxqkv.studies.registry import study
 
 # What the extras bring, and the only module that may need it.
 EXTRAS = ("torch", "transformers", "sklearn", "optax", "beartype", "mypy", "pytest", "_pytest", "xdist")
-NEEDS_EXTRA = "jaxqkv.torch_reference"
+NEEDS_EXTRA = "jaxqkv.model.torch_reference"
 MODULES = [module.name for module in pkgutil.walk_packages(jaxqkv.__path__, "jaxqkv.") if module.name != NEEDS_EXTRA]
 
 WITHOUT_EXTRAS = f"""
@@ -35,7 +35,7 @@ try:
     import {NEEDS_EXTRA}
 except ModuleNotFoundError as error:
     print("absent:", error.name)
-sys.exit(importlib.import_module("jaxqkv.cli").main(sys.argv[1:]))
+sys.exit(importlib.import_module("jaxqkv.cli.main").main(sys.argv[1:]))
 """
 
 
@@ -75,10 +75,10 @@ def test_the_public_members_are_found():
     assert MEMBERS.keys() >= {
         "jaxqkv.kernels.moments.moments",
         "jaxqkv.kernels.similarity.head_pair_masks",
-        "jaxqkv.running.forward",
-        "jaxqkv.model.Model",
-        "jaxqkv.model.Model.run",
-        "jaxqkv.tokens.Batch.positions",
+        "jaxqkv.model.forward.forward",
+        "jaxqkv.model.model.Model",
+        "jaxqkv.model.model.Model.run",
+        "jaxqkv.text.tokens.Batch.positions",
     }
 
 

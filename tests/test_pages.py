@@ -10,8 +10,8 @@ from conftest import BERT, GPT2, changed, random_tensors, write_folder
 from test_view import HOSTILE, TEXT, attention_of, write_checkpoint
 
 import jaxqkv
-from jaxqkv.cli import main
-from jaxqkv.figures import view
+from jaxqkv.cli.main import main
+from jaxqkv.pages import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")

@@ -9,14 +9,14 @@ from conftest import relative_error, write_folder
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
-from jaxqkv.activations import FIELDS
-from jaxqkv.config import KNOWN
+from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.config import KNOWN
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
 from make_goldens import masks  # noqa: E402
 
-from jaxqkv import torch_reference  # noqa: E402
+from jaxqkv.model import torch_reference  # noqa: E402
 
 FULL = {"gpt2": KNOWN["gpt2"], "bert": KNOWN["bert-base-uncased"]}
 

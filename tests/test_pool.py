@@ -10,12 +10,12 @@ import pytest
 from conftest import BERT, changed, figures_of, write_folder, write_word_tokenizer
 
 import jaxqkv
-from jaxqkv.cli import main
-from jaxqkv.counting import Place, TokenCounts
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import gallery
+from jaxqkv.pages import gallery
 from jaxqkv.studies.token_frequency import run as study_run
 from jaxqkv.studies.token_frequency.pool import ENDS, Pool
+from jaxqkv.text.counting import Place, TokenCounts
 
 LAYERS, BINS, LENGTH, BATCH = 3, 5, 7, 11
 WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
@@ -294,9 +294,9 @@ def test_resume_is_for_this_study(tmp_path, capsys):
 GROWTH = """
 import gc, json, sys, tracemalloc
 import jax
-from jaxqkv import counting
-from jaxqkv.cli import main
-from jaxqkv.figures import gallery
+from jaxqkv.text import counting
+from jaxqkv.cli.main import main
+from jaxqkv.pages import gallery
 from jaxqkv.studies.token_frequency import run
 
 def anonymous():

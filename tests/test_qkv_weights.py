@@ -7,7 +7,7 @@ import pytest
 from conftest import BERT, GPT2, arrays_of, changed, random_tensors, write_folder
 from test_kernels import cosine
 
-from jaxqkv.cli import main
+from jaxqkv.cli.main import main
 
 SMALL = changed(GPT2, n_embd=22, n_head=2, n_layer=2, initializer_range=0.2)
 NAMES = ("large", "small")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxqkv.arguments import parser
-from jaxqkv.figures.registry import STUDIES, study
+from jaxqkv.cli.arguments import parser
+from jaxqkv.studies.registry import STUDIES, study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 import jaxqkv
-from jaxqkv import showing
+from jaxqkv.runtime import showing
 
 
 class Cells(HTMLParser):

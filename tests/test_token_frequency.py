@@ -10,9 +10,9 @@ from conftest import BERT, GPT2, arrays_of, changed, figures_of, write_folder, w
 from scipy.stats import binned_statistic
 
 import jaxqkv
-from jaxqkv.cli import main
-from jaxqkv.figures.registry import study
+from jaxqkv.cli.main import main
 from jaxqkv.studies import token_frequency
+from jaxqkv.studies.registry import study
 
 CONFIG = changed(BERT, initializer_range=0.2, n_positions=31)
 WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
@@ -244,7 +244,7 @@ class TestAgainstPyTorch:
 def test_the_mean_over_heads_is_one_product_of_the_whole_width(folder, counted):
     model = jaxqkv.load(folder)
     acts = model.run(counted[1], capture={"q", "k", "scores"}, layers=[2])
-    one = jaxqkv.activations.Attention(q=acts.q[0], k=acts.k[0])
+    one = jaxqkv.architectures.activations.Attention(q=acts.q[0], k=acts.k[0])
     expected = np.asarray(acts.q[0]) @ np.asarray(acts.k[0]).swapaxes(-1, -2) / sqrt(CONFIG.head_dim)
     np.testing.assert_allclose(token_frequency.run.mean_score(one), expected.mean(axis=1), atol=1e-6)
 
@@ -383,7 +383,7 @@ class TestCommand:
         assert message in error
 
     def test_sizes_of_memory(self):
-        from jaxqkv.arguments import _bytes
+        from jaxqkv.cli.arguments import _bytes
 
         sizes = {"2GB": 2 * 10**9, "500MB": 5 * 10**8, "1.5 GiB": 3 << 29, "64k": 64_000, "7": 7, "3KiB": 3072}
         assert {text: _bytes(text) for text in sizes} == sizes

@@ -11,8 +11,8 @@ from test_kernels import cosine
 
 import jaxqkv
 from jaxqkv import kernels
-from jaxqkv.cli import main
-from jaxqkv.figures.registry import study
+from jaxqkv.cli.main import main
+from jaxqkv.studies.registry import study
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 SENTENCES = [

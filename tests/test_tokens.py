@@ -6,9 +6,9 @@ import tokenizers
 from conftest import BERT, GPT2, changed, write_folder
 
 import jaxqkv
-from jaxqkv.checkpoint import BUNDLED
+from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.errors import CheckpointError, JaxqkvError
-from jaxqkv.tokens import Tokenizer
+from jaxqkv.text.tokens import Tokenizer
 
 MERGES = ["Ġ h", "h e", "Ġ t", "Ġt he", "Ġh e"]
 WORDS = ["the", "cat", "##s", "her", ",", "."]

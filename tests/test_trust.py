@@ -10,9 +10,9 @@ import pytest
 from conftest import GPT2, random_tensors, write_folder, write_word_tokenizer
 
 import jaxqkv
-from jaxqkv import counting
-from jaxqkv.checkpoint import fingerprint
-from jaxqkv.cli import main
+from jaxqkv.checkpoints.checkpoint import fingerprint
+from jaxqkv.cli.main import main
+from jaxqkv.text import counting
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "jaxqkv").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])

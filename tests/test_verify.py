@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-import jaxqkv.cli
-from jaxqkv import verify
-from jaxqkv.checkpoint import open_checkpoint
+import jaxqkv.cli.main
+from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.cli import verify
 
 pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
-from jaxqkv import torch_reference
+from jaxqkv.model import torch_reference
 
 
 def compared(folder, dtype="float32"):
@@ -44,7 +44,7 @@ def test_bfloat16_has_its_own_error(folder):
 
 
 def test_products_in_bfloat16_have_a_smaller_error_and_float64_none(folder, monkeypatch):
-    monkeypatch.setattr("jaxqkv.devices.precision", lambda: "bfloat16")
+    monkeypatch.setattr("jaxqkv.runtime.devices.precision", lambda: "bfloat16")
     results = compared(folder)
     for each in results.values():
         assert 1e-4 < each.error.max() < verify.TOLERANCES["bfloat16"]
@@ -108,7 +108,7 @@ def test_a_nan_does_not_pass(folder, monkeypatch):
 def test_the_command_saves_what_it_prints(tmp_path, capsys):
     path = tmp_path / "reports" / "verify.json"
     line = ["verify", "demo-gpt2", "--text", "I saw her at the market.", "Yes.", "--out", str(path)]
-    assert jaxqkv.cli.main(line) == 0
+    assert jaxqkv.cli.main.main(line) == 0
     report = json.loads(path.read_text())
     assert report["passed"]
     assert report["dtype"] == "float32"
@@ -124,7 +124,7 @@ def test_the_command_saves_what_it_prints(tmp_path, capsys):
 def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(verify.TOLERANCES, "highest", 1e-12)
     path = tmp_path / "verify.json"
-    assert jaxqkv.cli.main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
+    assert jaxqkv.cli.main.main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
     assert not json.loads(path.read_text())["passed"]
     printed = capsys.readouterr().out
     assert "FAIL" in printed
@@ -132,9 +132,9 @@ def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys)
 
 
 def test_without_pytorch(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(jaxqkv.cli.sys.modules, "transformers", None)
-    monkeypatch.delitem(jaxqkv.cli.sys.modules, "jaxqkv.torch_reference")
-    monkeypatch.delattr(jaxqkv, "torch_reference")
-    assert jaxqkv.cli.main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "jaxqkv.model.torch_reference")
+    monkeypatch.delattr(jaxqkv.model, "torch_reference")
+    assert jaxqkv.cli.main.main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
     assert "pip install 'jaxqkv[torch]'" in capsys.readouterr().err
     assert not (tmp_path / "verify.json").exists()

@@ -12,9 +12,9 @@ import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
 
 import jaxqkv
-from jaxqkv.cli import main
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import view
+from jaxqkv.pages import view
 
 WORDS = [f" w{index}" for index in range(GPT2.vocab_size)]
 TEXT = "".join(WORDS[index] for index in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37))
@@ -276,6 +276,6 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
 def test_the_pages_parts_are_in_the_package():
     root = Path(__file__).parent.parent
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["jaxqkv"]
-    parts = [path.relative_to(root / "jaxqkv").as_posix() for path in (root / "jaxqkv/figures/web").iterdir()]
-    assert {"figures/web/attention.html", "figures/web/attention.js", "figures/web/style.css"} <= set(parts)
+    parts = [path.relative_to(root / "jaxqkv").as_posix() for path in (root / "jaxqkv/pages/web").iterdir()]
+    assert {"pages/web/attention.html", "pages/web/attention.js", "pages/web/style.css"} <= set(parts)
     assert [part for part in parts if not any(fnmatch(part, pattern) for pattern in patterns)] == []

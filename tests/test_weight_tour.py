@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 import jaxqkv
-from jaxqkv.cli import main
-from jaxqkv.figures.registry import study
+from jaxqkv.cli.main import main
 from jaxqkv.studies.options import nearest_indices
+from jaxqkv.studies.registry import study
 from jaxqkv.studies.weight_tour.layers import WINDOWS, _ks_p, _p, _windows
 
 CONFIG = changed(GPT2, n_layer=7, n_embd=55, initializer_range=0.2)

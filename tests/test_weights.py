@@ -3,8 +3,8 @@ import pytest
 from conftest import GPT2, random_tensors
 
 import jaxqkv
+from jaxqkv.checkpoints.weights import tensors_from_params
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.weights import tensors_from_params
 
 
 def projections(config, layer):

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxqkv import showing
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
-from jaxqkv.files import replacing, written
+from jaxqkv.runtime import showing
+from jaxqkv.runtime.files import replacing, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure

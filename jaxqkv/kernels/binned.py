@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 # Sums go over this many parts first, so that float32 adds numbers of one size.
 PARTS = 512

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 
 @jit

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.kernels.histograms import density
 from jaxqkv.kernels.similarity import column_cosine, unit_columns
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 # The order of every array with a group axis: pairs of the thirds Q, K, V.
 GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}

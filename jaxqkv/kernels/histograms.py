@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.errors import NotDrawable
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 MOST_BINS = 100_000
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 
 def deviations(

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 
 class Sample(NamedTuple):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.kernels.histograms import density_by_group
 from jaxqkv.kernels.moments import moments
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.runtime.devices import jit
+from jaxqkv.typing import AnyArray
 
 # Cells of equal probability: the Kolmogorov–Smirnov distance is known to half of one.
 KS_CELLS = 1 << 19

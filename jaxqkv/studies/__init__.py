@@ -6,7 +6,7 @@
 import importlib
 from types import ModuleType
 
-from jaxqkv.figures.registry import STUDIES
+from jaxqkv.studies.registry import STUDIES
 
 __all__ = list(STUDIES.values())
 

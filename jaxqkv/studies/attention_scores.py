@@ -13,15 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxqkv import console
-from jaxqkv.activations import AnyArray
-from jaxqkv.attention import attention_pattern, merge_heads, scaled_scores, visible_keys
-from jaxqkv.devices import compile_early, jit
+from jaxqkv.architectures.attention import attention_pattern, merge_heads, scaled_scores, visible_keys
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_map, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Violins
-from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     Sample,
     causal_samples,
@@ -31,8 +27,12 @@ from jaxqkv.kernels import (
     last_token_scores,
     moments,
 )
+from jaxqkv.runtime import console
+from jaxqkv.runtime.devices import compile_early, jit
 from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, read_text, stimuli
-from jaxqkv.tokens import Batch
+from jaxqkv.studies.registry import Study
+from jaxqkv.text.tokens import Batch
+from jaxqkv.typing import AnyArray
 
 LAYER = 6
 ORIGINAL_GRID = (4, 4)

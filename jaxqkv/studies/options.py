@@ -11,19 +11,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from jaxqkv import arguments
-from jaxqkv.checkpoint import Checkpoint, open_checkpoint
-from jaxqkv.devices import make_mesh
+from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.cli import arguments
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.panels import plain
-from jaxqkv.figures.registry import nearest
-from jaxqkv.model import Model, load
-from jaxqkv.streaming import Arena, read_after, to_device
-from jaxqkv.weights import Weights
+from jaxqkv.model.model import Model, load
+from jaxqkv.model.streaming import Arena, read_after, to_device
+from jaxqkv.runtime.devices import make_mesh
+from jaxqkv.studies.registry import nearest
 
 if TYPE_CHECKING:
-    from jaxqkv.figures.registry import Study
+    from jaxqkv.studies.registry import Study
 
 
 # Of a text or of sentences.

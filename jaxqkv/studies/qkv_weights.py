@@ -16,12 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from jaxqkv import console
-from jaxqkv.devices import jit
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_map, rows_of
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
-from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     column_cosine,
     column_cosine_moments,
@@ -32,6 +30,8 @@ from jaxqkv.kernels import (
     moments,
     require_finite,
 )
+from jaxqkv.runtime import console
+from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.options import (
     Compared,
     OfOneLayer,
@@ -42,7 +42,7 @@ from jaxqkv.studies.options import (
     reduce_layers,
     short_names,
 )
-from jaxqkv.weights import Weights
+from jaxqkv.studies.registry import Study
 
 LAYER = 6
 ORIGINAL_GRID = (3, 4)

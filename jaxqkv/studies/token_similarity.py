@@ -15,14 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxqkv import console
-from jaxqkv.activations import AnyArray, Attention
-from jaxqkv.devices import compile_early, jit
+from jaxqkv.architectures.activations import Attention
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_map, rows_of
 from jaxqkv.figures.panels import Bars, Image, Line, Lines
-from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import (
     GROUPS,
     column_correlation,
@@ -32,8 +29,12 @@ from jaxqkv.kernels import (
     require_finite,
     upper_density,
 )
+from jaxqkv.runtime import console
+from jaxqkv.runtime.devices import compile_early, jit
 from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, read_text, stimuli
-from jaxqkv.tokens import find_token
+from jaxqkv.studies.registry import Study
+from jaxqkv.text.tokens import find_token
+from jaxqkv.typing import AnyArray
 
 LAYER = 6
 EDGES = np.linspace(-1, 1, 101)

@@ -88,7 +88,7 @@ def _product(side: str, spec: Spec) -> Work:
     if side == "jaxqkv":
         import jax.numpy as jnp
 
-        from jaxqkv.devices import jit
+        from jaxqkv.runtime.devices import jit
 
         product, on_device = jit(jnp.dot), jnp.asarray(x)
         return _jax_work(lambda: product(on_device, on_device))
@@ -134,7 +134,7 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
 
     tokens = jaxqkv.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
     if spec.get("compiled programs"):
-        jaxqkv.devices.enable_compilation_cache()
+        jaxqkv.runtime.devices.enable_compilation_cache()
     if spec.get("first use"):  # as a user would, reading weights while it runs
         model = jaxqkv.load(spec["folder"])
         run = lambda: model.run(tokens, capture={"q", "k", "v"})  # noqa: E731
@@ -251,8 +251,9 @@ def _jaxqkv_kernel(name: str, *arguments: Any) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxqkv import attention, kernels
-    from jaxqkv.devices import jit
+    from jaxqkv import kernels
+    from jaxqkv.architectures import attention
+    from jaxqkv.runtime.devices import jit
 
     first = jnp.asarray(arguments[0])
     if name in ("last-token scores", "causal samples"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.measuring import SIDES
 from jaxqkv.figures.panels import Table
-from jaxqkv.files import replacing
+from jaxqkv.runtime.files import replacing
 
 Result = dict[str, Any]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from jaxqkv import distributed
-from jaxqkv.counting import Place, TokenCounts
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.files import replacing
+from jaxqkv.runtime import distributed
+from jaxqkv.runtime.files import replacing
+from jaxqkv.text.counting import Place, TokenCounts
 
 # Names of arrays: by token or layer, summed over sequences; and smallest values.
 LEFT_OUT, ENDS, MOMENTS, BINS, LOWEST = "left out", "ends", "moments", "bins", "lowest"

@@ -17,19 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxqkv import console, distributed
-from jaxqkv.activations import AnyArray, Attention
-from jaxqkv.attention import merge_heads, scaled_scores
-from jaxqkv.corpus import DEFAULT, PYTHON_DOCS, open_corpus
-from jaxqkv.counting import Place, Row, TokenCounts, count_and_rows
-from jaxqkv.devices import execution, place_batch, precision
+from jaxqkv.architectures.activations import Attention
+from jaxqkv.architectures.attention import merge_heads, scaled_scores
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.panels import plain
-from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
-from jaxqkv.running import Progress, Reducer
+from jaxqkv.model.forward import Progress, Reducer
+from jaxqkv.runtime import console, distributed
+from jaxqkv.runtime.devices import execution, place_batch, precision
 from jaxqkv.studies.options import load_model, pick_layer
+from jaxqkv.studies.registry import Study
 from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool, saved_key
+from jaxqkv.text.corpora import DEFAULT, PYTHON_DOCS, open_corpus
+from jaxqkv.text.counting import Place, Row, TokenCounts, count_and_rows
+from jaxqkv.typing import AnyArray
 
 TOKENS, BATCH = 1_000_000, 64
 MEMORY = 2_000_000_000

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Panel
 from jaxqkv.kernels import pearson, percentile_edges
+from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.token_frequency.run import (
     BATCHED,
     BINNED,
@@ -28,6 +27,7 @@ from jaxqkv.studies.token_frequency.run import (
     pair_sums,
     undefined,
 )
+from jaxqkv.typing import AnyArray
 
 SUM = "Log-probability sum"
 

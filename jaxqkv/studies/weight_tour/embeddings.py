@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxqkv.checkpoints.weights import CATEGORIES
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
@@ -18,7 +19,6 @@ from jaxqkv.studies.weight_tour.run import (
     Run,
     Tour,
 )
-from jaxqkv.weights import CATEGORIES
 
 DIMENSION, DIMENSIONS = 500, (400, 600, 700)
 MEBIBYTE = 2**20

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxqkv.activations import AnyArray
-from jaxqkv.devices import jit
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
 from jaxqkv.kernels import distribution_shape, ks_normal
+from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.weight_tour.run import (
     COMPONENTS,
     ENDS,
@@ -22,6 +21,7 @@ from jaxqkv.studies.weight_tour.run import (
     Run,
     Tour,
 )
+from jaxqkv.typing import AnyArray
 
 BINS = 50
 # Rows and columns of the two windows, of a matrix 768 × 2,304.

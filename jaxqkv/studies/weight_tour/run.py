@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from jaxqkv import console
-from jaxqkv.config import Config
-from jaxqkv.devices import compile_early, jit
+from jaxqkv.checkpoints.config import Config
 from jaxqkv.figures import style
 from jaxqkv.figures.panels import Line, plain
-from jaxqkv.figures.registry import Study
 from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, spectrum
+from jaxqkv.runtime import console
+from jaxqkv.runtime.devices import compile_early, jit
 from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
+from jaxqkv.studies.registry import Study
 
 LAYER = 0
 ORIGINAL_WIDTH = 768

@@ -1,0 +1,1 @@
+"""GPT-2, BERT and the layers they share."""

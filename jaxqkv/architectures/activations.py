@@ -1,0 +1,80 @@
+"""The shapes of everything inside attention, defined once; the structs that carry it.
+
+    layer     selected layers           batch   sequences
+    head      attention heads           pos     token positions
+    query     positions that attend     key     positions that are attended to
+    head_dim  width of a head           embed   width of the residual stream (head · head_dim)
+    vocab     token ids
+
+    q, k, v          batch head pos head_dim   after the projections and their biases
+    scores           batch head query key      QKᵀ/√head_dim, before any mask
+    pattern          batch head query key      softmax of the scores over the keys that may be seen
+    z                batch head pos head_dim   pattern · v
+    attn_out         batch pos embed           z through W_O and its bias, before the residual
+    resid_pre        batch pos embed           what enters the block
+    mlp_out          batch pos embed           output of the MLP, before the residual
+
+Values at padded positions are finite and mean nothing; the mask beside them says which those are.
+"""
+
+from collections.abc import Iterable
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from jaxqkv.runtime import showing
+from jaxqkv.typing import AnyArray, DTypeLike
+
+FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
+
+
+@struct.dataclass
+class Attention(showing.Arrays):
+    """What happens inside one layer; a field that was not asked for is None."""
+
+    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
+
+    q: Float[Array, "batch head pos head_dim"] | None = None
+    k: Float[Array, "batch head pos head_dim"] | None = None
+    v: Float[Array, "batch head pos head_dim"] | None = None
+    scores: Float[Array, "batch head query key"] | None = None
+    pattern: Float[Array, "batch head query key"] | None = None
+    z: Float[Array, "batch head pos head_dim"] | None = None
+    attn_out: Float[Array, "batch pos embed"] | None = None
+    resid_pre: Float[Array, "batch pos embed"] | None = None
+    mlp_out: Float[Array, "batch pos embed"] | None = None
+
+    def select(self, names: Iterable[str]) -> "Attention":
+        """The same struct with only the fields in `names`; the others are None."""
+        return Attention(**{name: getattr(self, name) for name in names})
+
+    def astype(self, dtype: DTypeLike) -> "Attention":
+        """The same struct in another dtype."""
+        return jax.tree.map(lambda x: x.astype(dtype), self)
+
+
+@struct.dataclass
+class Activations(showing.Arrays):
+    """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
+
+    `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
+    """
+
+    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
+
+    mask: Bool[AnyArray, "batch pos"]
+    q: Float[Array, "layer batch head pos head_dim"] | None = None
+    k: Float[Array, "layer batch head pos head_dim"] | None = None
+    v: Float[Array, "layer batch head pos head_dim"] | None = None
+    scores: Float[Array, "layer batch head query key"] | None = None
+    pattern: Float[Array, "layer batch head query key"] | None = None
+    z: Float[Array, "layer batch head pos head_dim"] | None = None
+    attn_out: Float[Array, "layer batch pos embed"] | None = None
+    resid_pre: Float[Array, "layer batch pos embed"] | None = None
+    mlp_out: Float[Array, "layer batch pos embed"] | None = None
+    layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def _about(self) -> str:
+        return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"

@@ -1,0 +1,188 @@
+"""One table an architecture: checkpoint key → shape, place in the parameters, transform on the way.
+
+The tables speak in canonical keys: no `transformer.` or `bert.` prefix, `weight` and `bias` for the
+norms. `resolve` maps the keys of a real file onto them, each exactly once, or lists all that is
+wrong in one error.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+
+from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config
+from jaxqkv.errors import CheckpointError, listed
+
+Init = Literal["normal", "zeros", "ones", "residual"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor of a checkpoint.
+
+    `key` holds `{layer}` where the layer's number stands. `places` are paths in the parameters; a
+    tensor with several is cut along its last axis in that many equal pieces. `transpose` is for
+    PyTorch's `[out, in]`. `init` is how a fresh model fills it.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    places: tuple[str, ...]
+    transpose: bool = False
+    init: Init = "normal"
+
+    def apply(self, tensor: Shaped[np.ndarray, "..."]) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Place → array, as views of `tensor`: whoever takes them makes the only copy."""
+        if self.transpose:
+            tensor = tensor.T
+        return dict(zip(self.places, np.split(tensor, len(self.places), axis=-1), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rules of one checkpoint, by the part of the parameters that they fill."""
+
+    embed: tuple[Rule, ...]
+    layer: tuple[Rule, ...]
+    final: tuple[Rule, ...]
+    prefix: str
+    extras: tuple[str, ...]  # regular expressions for canonical keys that are known and not needed
+
+    def rules(self, n_layer: int) -> dict[str, Rule]:
+        """Canonical key, with the layer filled in → its rule, in the order of the forward pass."""
+        layers = ((rule.key.format(layer=layer), rule) for layer in range(n_layer) for rule in self.layer)
+        return {r.key: r for r in self.embed} | dict(layers) | {r.key: r for r in self.final}
+
+
+def _norm(key: str, place: str, width: int) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{key}.weight", (width,), (f"{place}/scale",), init="ones"),
+        Rule(f"{key}.bias", (width,), (f"{place}/bias",), init="zeros"),
+    )
+
+
+def _conv1d(key: str, n_in: int, n_out: int, *places: str, init: Init = "normal") -> tuple[Rule, Rule]:
+    """GPT-2's linear map, stored `[in, out]`; with several places, side by side in one matrix."""
+    return (
+        Rule(f"{key}.weight", (n_in, n_out), tuple(f"{place}/kernel" for place in places), init=init),
+        Rule(f"{key}.bias", (n_out,), tuple(f"{place}/bias" for place in places), init="zeros"),
+    )
+
+
+def _linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
+    """PyTorch's linear map, stored `[out, in]`."""
+    return (
+        Rule(f"{key}.weight", (n_out, n_in), (f"{place}/kernel",), transpose=True),
+        Rule(f"{key}.bias", (n_out,), (f"{place}/bias",), init="zeros"),
+    )
+
+
+def _gpt2_table(config: GPT2Config) -> Table:
+    width = config.n_embd
+    layer = "h.{layer}"
+    untied = () if config.tie_word_embeddings else (
+        Rule("lm_head.weight", (config.vocab_size, width), ("lm_head/embedding",)),
+    )  # fmt: skip
+    return Table(
+        embed=(
+            Rule("wte.weight", (config.vocab_size, width), ("wte/embedding",)),
+            Rule("wpe.weight", (config.n_positions, width), ("wpe/embedding",)),
+        ),
+        layer=(
+            *_norm(f"{layer}.ln_1", "ln_1", width),
+            *_conv1d(f"{layer}.attn.c_attn", width, 3 * width, "attn/q", "attn/k", "attn/v"),
+            *_conv1d(f"{layer}.attn.c_proj", width, width, "attn/o", init="residual"),
+            *_norm(f"{layer}.ln_2", "ln_2", width),
+            *_conv1d(f"{layer}.mlp.c_fc", width, config.n_inner, "mlp/up"),
+            *_conv1d(f"{layer}.mlp.c_proj", config.n_inner, width, "mlp/down", init="residual"),
+        ),
+        final=(*_norm("ln_f", "ln_f", width), *untied),
+        prefix="transformer.",
+        extras=(r"h\.\d+\.attn\.(masked_)?bias", r"(lm_head|score|classifier|multiple_choice_head|summary)\..*"),
+    )
+
+
+def _bert_table(config: BertConfig) -> Table:
+    width = config.n_embd
+    layer = "encoder.layer.{layer}"
+    return Table(
+        embed=(
+            Rule("embeddings.word_embeddings.weight", (config.vocab_size, width), ("word/embedding",)),
+            Rule("embeddings.position_embeddings.weight", (config.n_positions, width), ("position/embedding",)),
+            Rule("embeddings.token_type_embeddings.weight", (config.type_vocab_size, width), ("token_type/embedding",)),
+            *_norm("embeddings.LayerNorm", "norm", width),
+        ),
+        layer=(
+            *_linear(f"{layer}.attention.self.query", width, width, "attn/q"),
+            *_linear(f"{layer}.attention.self.key", width, width, "attn/k"),
+            *_linear(f"{layer}.attention.self.value", width, width, "attn/v"),
+            *_linear(f"{layer}.attention.output.dense", width, width, "attn/o"),
+            *_norm(f"{layer}.attention.output.LayerNorm", "ln_1", width),
+            *_linear(f"{layer}.intermediate.dense", width, config.n_inner, "mlp/up"),
+            *_linear(f"{layer}.output.dense", config.n_inner, width, "mlp/down"),
+            *_norm(f"{layer}.output.LayerNorm", "ln_2", width),
+        ),
+        final=(),
+        prefix="bert.",
+        extras=(r"embeddings\.(position_ids|token_type_ids)", r"(pooler|cls|classifier|qa_outputs)\..*"),
+    )
+
+
+def table(config: Config) -> Table:
+    """The table of the config's architecture, with the config's shapes."""
+    if isinstance(config, BertConfig):
+        return _bert_table(config)
+    assert isinstance(config, GPT2Config)
+    return _gpt2_table(config)
+
+
+def canonical(key: str, prefix: str) -> str:
+    """A file's key in the tables' spelling."""
+    key = key.removeprefix(prefix)
+    return re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", key)
+
+
+def resolve(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, str]:
+    """Canonical key → the file's key, for every tensor that the model needs.
+
+    Args:
+      config: the checkpoint's config.
+      shapes: shape of every tensor in the file(s), by the file's key.
+      where: the checkpoint's name, for error messages.
+
+    Raises:
+      CheckpointError: listing missing, unexpected, repeated and wrongly shaped keys, the first dozen of all.
+    """
+    expected = table(config).rules(config.n_layer)
+    prefix, extras = table(config).prefix, re.compile("|".join(table(config).extras))
+    found: dict[str, str] = {}
+    problems = []
+    for key, shape in shapes.items():
+        name = canonical(key, prefix)
+        if name in found:
+            problems.append(f"repeated {key} (also there as {found[name]})")
+        elif name in expected:
+            found[name] = key
+            if tuple(shape) != expected[name].shape:
+                problems.append(f"wrong shape {key} {list(shape)}, config says {list(expected[name].shape)}")
+        elif not extras.fullmatch(name):
+            problems.append(f"unexpected {key} {list(shape)}")
+    problems += [f"missing {key} {list(rule.shape)}" for key, rule in expected.items() if key not in found]
+    if problems:
+        raise CheckpointError(f"{where}: tensors do not fit config.json: {listed(sorted(problems), '; ')}")
+    return found
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a/b": x}` → `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,337 @@
+"""`Weights`: a checkpoint's tensors by name and by role, each read when it is asked for."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from jaxqkv.checkpoints import tables
+from jaxqkv.checkpoints.checkpoint import FLOATS, Checkpoint
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
+from jaxqkv.runtime import showing
+
+# A projection whole, or cut by head.
+WholeOrByHead = Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head embed_in head_dim"]
+# A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
+CATEGORIES = {
+    "wte": "Token Embedding",
+    "word": "Token Embedding",
+    "wpe": "Positional Embedding",
+    "position": "Positional Embedding",
+    "token_type": "Token Type Embedding",
+    "attn": "Attention",
+    "mlp": "Feed Forward",
+    "ln_": "Layer Norm",
+    "norm": "Layer Norm",
+    "lm_head": "Output Embedding",
+}
+# All ones in NaN and the infinities alone.
+EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a model: its name, what it is for, its layer (None outside of layers) and shape."""
+
+    name: str
+    category: str
+    layer: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Weights:
+    """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
+
+    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already
+    comes as a read-only view of the mapped file, without a copy. Asking for a layer or a name that the
+    model does not have is a `JaxqkvError`.
+
+    A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
+    `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,
+    where the results show that there is something to find.
+
+    Attributes:
+      checkpoint: where they are read.
+      config: of the checkpoint.
+      dtype: of what is returned.
+
+    Raises:
+      CheckpointError: listing every tensor that is missing, unexpected, repeated or wrongly shaped.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: Any = np.float32):
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.dtype = np.dtype(dtype)
+        self._table = tables.table(self.config)
+        self._rules = self._table.rules(self.config.n_layer)
+        self._keys = tables.resolve(self.config, checkpoint.shapes, checkpoint.where)
+        for key in self._keys.values():
+            if (stored := checkpoint.dtypes[key]) not in FLOATS:
+                expected = ", ".join(FLOATS)
+                raise CheckpointError(f"{checkpoint.file_of(key)}: {key} is {stored}, expected one of {expected}")
+        # Of which there is nothing left to warn of: tensors, and whole layers.
+        self._checked: set[str] = set()
+        self._checked_layers: set[int] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """The canonical names of all tensors of the model, in the order of the forward pass."""
+        return list(self._rules)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all tensors of the model take in `dtype`."""
+        return sum(math.prod(rule.shape) for rule in self._rules.values()) * self.dtype.itemsize
+
+    def inventory(self) -> list[TensorInfo]:
+        """Every tensor of the model, once, in the order of the forward pass."""
+        table = self._table
+
+        def info(rule: tables.Rule, layer: int | None) -> TensorInfo:
+            return TensorInfo(rule.key.format(layer=layer), _category(rule), layer, rule.shape)
+
+        layers = [info(rule, layer) for layer in range(self.config.n_layer) for rule in table.layer]
+        return [*(info(r, None) for r in table.embed), *layers, *(info(r, None) for r in table.final)]
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers there are, by what they are for."""
+        sizes = dict.fromkeys(CATEGORIES.values(), 0)
+        for tensor in self.inventory():
+            sizes[tensor.category] += tensor.parameters
+        return sizes
+
+    @property
+    def stored(self) -> list[str]:
+        """The dtypes that the model's tensors have in the files, as safetensors names them."""
+        return sorted({self.checkpoint.dtypes[key] for key in self._keys.values()})
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the checkpoint without reading a tensor, for programs."""
+        config, checkpoint = self.config, self.checkpoint
+        return {
+            **checkpoint.identity(),
+            "config": {"model_type": config.model_type, **dataclasses.asdict(config), "head_dim": config.head_dim},
+            "parameters": self.parameters() | {"all": sum(self.parameters().values())},
+            "stored as": self.stored,
+            "bytes": {str(self.dtype): self.nbytes},
+            "tokenizer": checkpoint.tokenizer_files,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """The same for people, as `jaxqkv info` prints it."""
+        config, sizes = self.config, self.parameters()
+        return {
+            "checkpoint": self.checkpoint.spec,
+            "architecture": config.architecture,
+            "width": f"{config.n_embd}, MLP {config.n_inner} ({config.activation})",
+            "vocabulary": config.vocabulary,
+            "parameters": f"{sum(sizes.values()):,}",
+            "  embeddings": f"{sum(size for name, size in sizes.items() if name.endswith('Embedding')):,}",
+            "  attention": f"{sizes['Attention']:,}",
+            "  MLP": f"{sizes['Feed Forward']:,}",
+            "  norms": f"{sizes['Layer Norm']:,}",
+            "stored as": f"{', '.join(self.stored)}, {showing.megabytes(self.nbytes)} MB in {self.dtype}",
+            **self.checkpoint.summary(),
+        }
+
+    def __repr__(self) -> str:
+        size = f"{sum(self.parameters().values()):,} parameters, {showing.megabytes(self.nbytes)} MB in {self.dtype}"
+        return f"Weights of {self.checkpoint.spec}: {self.config.architecture}; {size}"
+
+    def _repr_html_(self) -> str:
+        """A row a tensor; those of all layers together, with how many there are."""
+        rows = []
+        for rules, count in ((self._table.embed, 1), (self._table.layer, self.config.n_layer), (self._table.final, 1)):
+            for rule in rules:
+                name = rule.key.format(layer="*") + (f" (× {count})" if "{layer}" in rule.key else "")
+                size = count * showing.nbytes(rule.shape, self.dtype)
+                rows.append((name, _category(rule), str(list(rule.shape)), str(self.dtype), showing.megabytes(size)))
+        return showing.table(repr(self), ("tensor", "part", "shape", "dtype", "MB"), rows)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A tensor by name, with or without the file's prefix, in the shape that the file has.
+
+        Raises:
+          JaxqkvError: when there is none of that name.
+        """
+        key = self._keys.get(tables.canonical(name, self._table.prefix), name)
+        if key not in self.checkpoint.shapes:
+            raise JaxqkvError(f"{self.checkpoint.spec}: no tensor named {name}; `names` lists them")
+        return self._tensor(key)
+
+    def _tensor(self, key: str, check: bool = True) -> np.ndarray:
+        stored = self.checkpoint.tensor(key)
+        if check:
+            self._warn_of({key: stored})
+        return self._cast(stored)
+
+    def _cast(self, tensor: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
+            return tensor.astype(self.dtype, copy=False)
+
+    def _warn_of(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Warns, once, of those tensors that have NaN or infinite values."""
+        found: dict[str, str] = {}
+        for key in () if self.checkpoint.finite else tensors.keys() - self._checked:
+            tensor = tensors[key]
+            if broken := count_broken(self._cast(tensor) if tensor.itemsize > self.dtype.itemsize else tensor):
+                found[key] = f"{key} ({broken:,} of {tensor.size:,})"
+        self._checked |= tensors.keys()
+        if found:
+            files = listed(list(dict.fromkeys(self.checkpoint.file_of(key) for key in found)))
+            what = listed([found[key] for key in tensors if key in found])
+            warnings.warn(printable(f"{files}: NaN or infinite values in {what}"), JaxqkvWarning, stacklevel=3)
+
+    def are_checked(self, layers: Iterable[int]) -> bool:
+        """Whether nothing new can be said of the values of these layers."""
+        return self.checkpoint.finite or self._checked_layers.issuperset(layers)
+
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Warns of the tensors of some layers that have NaN or infinite values; of none twice."""
+        fresh = sorted(set(layers) - self._checked_layers)
+        keys = [self._keys[rule.key.format(layer=layer)] for layer in fresh for rule in self._table.layer]
+        self._warn_of({key: self.checkpoint.tensor(key) for key in keys})
+        self.trust_layers(layers)
+
+    def trust_layers(self, layers: Iterable[int]) -> None:
+        """What was computed from these layers is finite, so that their values need not be looked at."""
+        self._checked_layers.update(layers)
+
+    def W_Q(self, layer: int, by_head: bool = False) -> WholeOrByHead:
+        """Query weights `[embed, embed]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
+        return self._projection("q", layer, by_head)
+
+    def W_K(self, layer: int, by_head: bool = False) -> WholeOrByHead:
+        """Key weights, shaped as `W_Q`."""
+        return self._projection("k", layer, by_head)
+
+    def W_V(self, layer: int, by_head: bool = False) -> WholeOrByHead:
+        """Value weights, shaped as `W_Q`."""
+        return self._projection("v", layer, by_head)
+
+    def W_O(
+        self, layer: int, by_head: bool = False
+    ) -> Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head head_dim embed"]:
+        """Output projection `[embed, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
+        matrix = self._part(layer, "attn/o/kernel")
+        return matrix.reshape(self.config.n_head, self.config.head_dim, -1) if by_head else matrix
+
+    @property
+    def positions(self) -> Float[np.ndarray, "pos embed"]:
+        """The position embeddings, as the file has them."""
+        return next(self[t.name] for t in self.inventory() if t.category == "Positional Embedding")
+
+    def W_QKV(self, layer: int) -> Float[np.ndarray, "embed three_embed"]:
+        """W_Q, W_K and W_V side by side: GPT-2's `c_attn` as it is, joined for BERT."""
+        rule = self._rule(layer, "attn/q/kernel")
+        if len(rule.places) == 3:
+            return self[rule.key.format(layer=layer)]
+        return np.concatenate([self.W_Q(layer), self.W_K(layer), self.W_V(layer)], axis=1)
+
+    def _projection(self, which: str, layer: int, by_head: bool) -> WholeOrByHead:
+        matrix = self._part(layer, f"attn/{which}/kernel")
+        if not by_head:
+            return matrix
+        return matrix.reshape(-1, self.config.n_head, self.config.head_dim).swapaxes(0, 1)
+
+    def _rule(self, layer: int, place: str) -> tables.Rule:
+        if not 0 <= layer < self.config.n_layer:
+            raise JaxqkvError(
+                f"{self.checkpoint.spec}: no layer {layer}; its layers are 0 to {self.config.n_layer - 1}"
+            )
+        return next(rule for rule in self._table.layer if place in rule.places)
+
+    def _part(self, layer: int, place: str) -> np.ndarray:
+        rule = self._rule(layer, place)
+        return rule.apply(self[rule.key.format(layer=layer)])[place]
+
+    def embed(self, tokens: Int[np.ndarray, " row"] | None = None) -> dict[str, Any]:
+        """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given.
+
+        Nested dicts in Flax's layout, as `forward` takes them; so are `layer`'s and `final`'s.
+        """
+        if tokens is None:
+            return self._read(self._table.embed)
+        rule, *others = self._table.embed
+        whole = self.checkpoint.tensor(self._keys[rule.key])
+        rows = self._cast(whole[tokens])
+        if count_broken(rows):
+            self._warn_of({self._keys[rule.key]: whole})
+        return self._read(others) | tables.nest(rule.apply(rows))
+
+    def layer(self, layer: int) -> dict[str, Any]:
+        """Parameters of one block, whose values are not looked at."""
+        return self._read(self._table.layer, layer, check=False)
+
+    def final(self) -> dict[str, Any]:
+        """Parameters of what comes after the last block; empty for BERT."""
+        return self._read(self._table.final)
+
+    def _read(self, rules: Sequence[tables.Rule], layer: int | None = None, check: bool = True) -> dict[str, Any]:
+        flat: dict[str, np.ndarray] = {}
+        for rule in rules:
+            flat |= rule.apply(self._tensor(self._keys[rule.key.format(layer=layer)], check))
+        return tables.nest(flat)
+
+
+def _category(rule: tables.Rule) -> str:
+    """What the tensor is for."""
+    return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
+
+
+def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:
+    """How many values are NaN or infinite, at the speed of memory where none is.
+
+    A sum of squares, which BLAS takes, is finite where all values are; they are looked at one by one
+    only where it is not. Of numbers of 16 bits, NumPy's arithmetic is slow, and that of their bits fast.
+    """
+    if tensor.dtype.name in EXPONENTS:
+        exponent = np.uint16(EXPONENTS[tensor.dtype.name])
+        return int(((tensor.view(np.uint16) & exponent) == exponent).sum())
+    flat = tensor.reshape(-1)
+    with np.errstate(all="ignore"):
+        if np.isfinite(flat @ flat):
+            return 0
+    return int(tensor.size - np.isfinite(flat).sum())
+
+
+def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The inverse of reading: canonical key → tensor, from parameters as `forward` takes them.
+
+    Args:
+      params: `{"embed": …, "layers": [one dict a layer], "final": …}`.
+      config: of the model.
+
+    Returns:
+      Tensors in the shapes of the checkpoint's format, for `save_checkpoint`.
+
+    Raises:
+      CheckpointError: when there are not as many layers as the config says.
+    """
+
+    def pick(tree: dict[str, Any], rule: tables.Rule) -> np.ndarray:
+        parts = []
+        for place in rule.places:
+            leaf = tree
+            for step in place.split("/"):
+                leaf = leaf[step]
+            parts.append(np.asarray(leaf))
+        tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        return tensor.T if rule.transpose else tensor
+
+    table = tables.table(config)
+    if len(params["layers"]) != config.n_layer:
+        raise CheckpointError(f"parameters have {len(params['layers'])} layers, the config says {config.n_layer}")
+    tensors = {rule.key: pick(params["embed"], rule) for rule in table.embed}
+    for index, layer in enumerate(params["layers"]):
+        tensors |= {rule.key.format(layer=index): pick(layer, rule) for rule in table.layer}
+    return tensors | {rule.key: pick(params["final"], rule) for rule in table.final}

@@ -1,0 +1,1 @@
+"""The `jaxqkv` command."""

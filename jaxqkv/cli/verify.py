@@ -1,0 +1,204 @@
+"""Every intermediate of a checkpoint beside PyTorch's, tensor by tensor and layer by layer: `jaxqkv verify`.
+
+Both sides run in float32 and in float64 (jaxqkv's float64 on the CPU where the device has none), so that
+it shows whose rounding a difference is. Needs the extra `torch`.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.errors import JaxqkvError, NoTokenizer
+from jaxqkv.figures.panels import Table
+from jaxqkv.model.model import Model
+from jaxqkv.runtime import console
+from jaxqkv.runtime.devices import precision
+from jaxqkv.runtime.files import replacing, written
+from jaxqkv.studies.options import stimuli
+from jaxqkv.text.tokens import Batch, Tokenizer
+
+# `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm.
+TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden")
+CAPTURED = frozenset(TENSORS) - {"hidden"} | {"resid_pre"}
+# The largest differences to pass, relative to the largest magnitude in the tensor and layer; that of
+# bfloat16 is for products of such numbers and for a model that is all of them.
+TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
+# Tokens of the two sequences, where there is no tokenizer.
+LENGTHS = (61, 23)
+
+Intermediates = dict[str, Float[np.ndarray, "layer batch ..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One tensor's differences, by layer, each relative to the largest magnitude of the exact values.
+
+    Attributes:
+      name: of the tensor.
+      difference: jaxqkv from PyTorch, both as asked for (PyTorch in float32).
+      error: jaxqkv from PyTorch's float64.
+      torch_error: PyTorch's float32 from its float64.
+      double: jaxqkv's float64 from PyTorch's.
+    """
+
+    name: str
+    difference: Float[np.ndarray, " layer"]
+    error: Float[np.ndarray, " layer"]
+    torch_error: Float[np.ndarray, " layer"]
+    double: Float[np.ndarray, " layer"]
+
+    def passes(self, tolerance: float) -> bool:
+        """NaN, on either side, does not pass."""
+        return bool((self.difference <= tolerance).all() and (self.double <= TOLERANCES["float64"]).all())
+
+
+def batch_of(checkpoint: Checkpoint, texts: list[str] | None) -> tuple[Batch, str]:
+    """Texts of different lengths, so that pads are among them; and what they are, for the report.
+
+    A checkpoint without a tokenizer, such as a fresh one out of the hub's reach, gets random ids.
+    """
+    config = checkpoint.config
+    chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
+    try:
+        tokenizer = Tokenizer.of(checkpoint)
+    except NoTokenizer:
+        if texts:
+            raise
+        generator = np.random.default_rng(0)
+        lengths = [min(LENGTHS[0], config.n_positions), min(LENGTHS[1], max(1, config.n_positions // 2))]
+        ids = generator.integers(0, config.vocab_size, (2, max(lengths))).astype(np.int32)
+        mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+        return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids)), "random ids: there is no tokenizer"
+    return tokenizer.batch(chosen, config, truncate=texts is None), "given" if texts else "two texts of the studies"
+
+
+def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> list[Comparison]:
+    """Differences of every tensor; on this device, in the matmul precision that is set.
+
+    Args:
+      checkpoint: from `open_checkpoint`.
+      batch: sequences, padded on either side or not.
+      dtype: of jaxqkv's arithmetic; PyTorch's is float32.
+
+    Raises:
+      JaxqkvError: when PyTorch or transformers are not there.
+    """
+    model = Model(checkpoint, dtype=dtype)  # what is wrong with the checkpoint is said before PyTorch reads it
+    try:
+        from jaxqkv.model import torch_reference
+    except ImportError as error:
+        raise JaxqkvError(f"verify needs {error.name}: pip install 'jaxqkv[torch]'") from None
+    ids, mask = np.asarray(batch.ids), np.asarray(batch.mask)
+    with console.bar(total=4, desc="runs", unit="run") as progress:
+        torch_model = torch_reference.load(checkpoint)
+        theirs = _with_hidden(torch_reference.intermediates(torch_model, ids, mask))
+        progress.update()
+        exact = _with_hidden(torch_reference.intermediates(torch_model.double(), ids, mask))
+        progress.update()
+        ours = _intermediates(model, batch)
+        progress.update()
+        with _double_precision():
+            ours_exact = _intermediates(Model(checkpoint, dtype=np.float64), batch)
+        progress.update()
+    results = []
+    for name in TENSORS:
+        mine, other, truth, double = (_real(arrays[name], name, mask) for arrays in (ours, theirs, exact, ours_exact))
+        scale = np.array([np.abs(layer).max(initial=0) or 1.0 for layer in truth])
+        pairs = ((mine, other), (mine, truth), (other, truth), (double, truth))
+        results.append(Comparison(name, *(_largest(one, two) / scale for one, two in pairs)))
+    return results
+
+
+def _intermediates(model: Model, batch: Batch) -> Intermediates:
+    acts = model.run(batch, capture=CAPTURED)
+    arrays = {name: np.asarray(getattr(acts, name), np.float64) for name in CAPTURED}
+    return _with_hidden(arrays | {"hidden": np.asarray(model.hidden(batch), np.float64)})
+
+
+def _with_hidden(arrays: dict[str, np.ndarray]) -> Intermediates:
+    """`hidden` of every layer: what enters the next one, and what leaves the last."""
+    streams = np.concatenate([arrays["resid_pre"][1:], arrays["hidden"][None]])
+    return {name: arrays[name] for name in TENSORS if name != "hidden"} | {"hidden": streams}
+
+
+def _real(
+    values: Float[np.ndarray, "layer batch ..."], name: str, mask: Bool[np.ndarray, "batch pos"]
+) -> Float[np.ndarray, "layer value"]:
+    """The values at real tokens, in float64; of pairs, those of two real tokens."""
+    values = np.asarray(values, np.float64)
+    if name in ("scores", "pattern"):
+        pairs = mask[:, :, None] & mask[:, None, :]
+        return np.moveaxis(values, 2, -1)[:, pairs].reshape(len(values), -1)
+    if name in ("q", "k", "v", "z"):
+        values = np.moveaxis(values, 2, 3)
+    return values[:, mask].reshape(len(values), -1)
+
+
+def _largest(
+    one: Float[np.ndarray, "layer value"], two: Float[np.ndarray, "layer value"]
+) -> Float[np.ndarray, " layer"]:
+    return np.abs(one - two).max(axis=1, initial=0)
+
+
+@contextlib.contextmanager
+def _double_precision() -> Iterator[None]:
+    """Float64 in JAX, on the CPU where JAX may use it: a TPU has none.
+
+    Flax's norms promote it to itself, which strict promotion forbids.
+    """
+    # Older versions of JAX have it in jax.experimental.
+    enable = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+    try:
+        device = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX was told of another platform alone
+        device = None
+    with enable(True), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def report(checkpoint: Checkpoint, texts: list[str] | None, dtype: str) -> dict[str, Any]:
+    """`compare` with its tolerance and its verdict, as it is saved."""
+    Weights(checkpoint)  # what is wrong with them is said before anything is made of the texts
+    batch, what = batch_of(checkpoint, texts)
+    tolerance = TOLERANCES["bfloat16"] if dtype == "bfloat16" else TOLERANCES[precision()]
+    tensors = {}
+    for each in compare(checkpoint, batch, dtype):
+        by_layer = {field.name: getattr(each, field.name).tolist() for field in dataclasses.fields(each)[1:]}
+        tensors[each.name] = by_layer | {"passed": each.passes(tolerance)}
+    return {
+        "checkpoint": checkpoint.identity(),
+        "batch": f"{len(batch.ids)} sequences of {', '.join(map(str, batch.mask.sum(axis=1)))} tokens ({what})",
+        "tolerance": tolerance,
+        "tolerance in float64": TOLERANCES["float64"],
+        "passed": all(each["passed"] for each in tensors.values()),
+        "tensors": tensors,
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The worst layer of each tensor."""
+    dtype = report["dtype"]
+    heading = ("tensor", "worst layer", f"{dtype} difference", "its error", "PyTorch's error", "in float64", "")
+    rows = []
+    for name, each in report["tensors"].items():
+        worst = [f"{np.max(each[column]):.1e}" for column in ("difference", "error", "torch_error", "double")]
+        verdict = "pass" if each["passed"] else "FAIL"
+        rows.append((name, str(int(np.argmax(each["difference"]))), *worst, verdict))
+    rows.append(("tolerance", "", f"{report['tolerance']:.0e}", "", "", f"{report['tolerance in float64']:.0e}", ""))
+    return Table(heading=heading, rows=rows)
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """The report as JSON, whole or not at all."""
+    with written(path), replacing(path) as file:
+        file.write(json.dumps(report, indent=1).encode())

@@ -1,0 +1,1 @@
+"""Running a model: forward passes, streaming of weights, `Model`."""

@@ -1,0 +1,1 @@
+"""HTML pages: the gallery of figures and the view of one text's attention."""

@@ -1,0 +1,138 @@
+"""Files: pictures, arrays and manifest that appear together and whole or not at all, one gallery page."""
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxqkv.figures.displays import Display
+from jaxqkv.figures.drawing import FORMATS, drawn, rendered, save_arrays
+from jaxqkv.pages import manifest
+from jaxqkv.pages.html import fill, write_page
+from jaxqkv.pages.manifest import Record, listed_figures
+from jaxqkv.runtime.files import locked, make_writable, replacing_all, written
+from jaxqkv.runtime.interrupts import undisturbed
+from jaxqkv.studies.registry import STUDIES, FigureSpec
+
+PAGE = "index.html"
+ADVICE = "; choose another folder with --out"
+
+
+def prepare_folder(out: Path, study: str) -> None:
+    """Makes `out/study` and proves that both can be written, before any work is done."""
+    folder = out / study
+    with written(folder, ADVICE):
+        make_writable(folder)
+        make_writable(out)
+
+
+def save_figure(
+    display: Display, spec: FigureSpec, record: Record, command: str, formats: Sequence[str], theme: str, dpi: int
+) -> None:
+    """Writes `ID.npz`, a picture in each format, and the manifest that lists them, with the command that draws them.
+
+    All are made before any takes its place, so that arrays, pictures and manifest are of one run;
+    pictures of earlier runs in other formats are removed. Other runs' figures stay listed: no other
+    process writes to the folder from the moment that the manifest is read.
+    """
+    begin = time.monotonic()
+    folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *formats)]
+    pictures = draw(display, formats, theme, dpi)
+    with written(folder / spec.id, ADVICE), contextlib.ExitStack() as alone:
+        with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *files, listing):
+            save_arrays(display.arrays, arrays)
+            for file, picture in zip(files, pictures, strict=True):
+                file.write(picture)
+            alone.enter_context(locked(folder))
+            alone.enter_context(undisturbed())
+            record.drawing += time.monotonic() - begin
+            entry = {"title": spec.title, "caption": display.caption, "files": names, "command": command}
+            listing.write(record.manifest(spec.id, entry))
+        for kind in set(FORMATS) - set(formats):
+            (folder / f"{spec.id}.{kind}").unlink(missing_ok=True)
+        record.finished[spec.id] = entry
+
+
+def draw(display: Display, formats: Sequence[str], theme: str, dpi: int) -> list[memoryview]:
+    """The display, drawn once: the bytes of a file in each format."""
+    if not formats:
+        return []
+    figure = drawn(display, theme, dpi)
+    return [rendered(figure, kind, theme) for kind in formats]
+
+
+_BODY = """<h1>jaxqkv figures</h1>
+<nav aria-label="Contents" id="contents">
+{contents}</nav>
+<main>
+{sections}</main>
+<dialog id="large" aria-label="Figure in full">
+<figure>
+<img alt="">
+<figcaption><span></span><button type="button" class="size">Full size</button><a>Open the file</a>
+<button type="button" class="close">Close</button></figcaption>
+</figure>
+</dialog>
+"""
+_FIGURE = """<figure id="{{place}}">
+<h3>{{id}}. {{title}}</h3>
+"""
+_PICTURE = """<a class="enlarge" href="{{file}}">
+<img src="{{file}}" alt="{{alt}}" width="{{width}}" height="{{height}}" loading="lazy">
+</a>
+"""
+_CAPTION = """<figcaption>
+<p>{{caption}}</p>
+<div class="command"><code>{{command}}</code><button type="button" class="copy">Copy</button></div>
+"""
+
+
+def write_gallery(out: Path) -> Path:
+    """`out/index.html`: every figure that the manifests under `out` list, with its caption."""
+    from jaxqkv.studies.registry import study
+
+    contents, sections = "", ""
+    for name in STUDIES:
+        entries = listed_figures(out / name / manifest.NAME)
+        ids = [id for id in study(name).figures if id in entries]
+        if ids:
+            contents += _contents(name, {id: study(name).figures[id].title for id in ids})
+            sections += fill('<h2 id="{{name}}">{{name}}: {{title}}</h2>\n', name=name, title=study(name).title)
+            sections += "".join(_figure(out, name, id, entries[id]) for id in ids)
+    page = out / PAGE
+    write_page(page, "gallery", "jaxqkv figures", [_BODY.format(contents=contents, sections=sections)])
+    return page
+
+
+def _contents(study: str, titles: Mapping[str, str]) -> str:
+    link = '<a href="#{{study}}-{{id}}" title="{{title}}">{{id}}</a>\n'
+    links = "".join(fill(link, study=study, id=id, title=title) for id, title in titles.items())
+    return fill('<div><a class="study" href="#{{study}}">{{study}}</a>\n', study=study) + f"{links}</div>\n"
+
+
+def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
+    """One figure. Of a manifest only texts are shown; which files it may name is known here."""
+    files = [file for kind in ("npz", *FORMATS) if (out / study / (file := f"{id}.{kind}")).is_file()]
+    title = entry.get("title", "")
+    html = fill(_FIGURE, place=f"{study}-{id}", id=id, title=title)
+    file = f"{study}/{id}.png"
+    width, height = _png_size(out / file) if f"{id}.png" in files else (0, 0)
+    if width and height:
+        alt = f"Figure {id} of {study}: {title}"
+        html += fill(_PICTURE, file=file, alt=alt, width=width, height=height)
+    else:
+        html += "<p>Arrays only; no picture was drawn.</p>\n"
+    html += fill(_CAPTION, caption=entry.get("caption", ""), command=entry.get("command", ""))
+    link = '<a href="{{study}}/{{file}}">{{file}}</a>\n'
+    links = "".join(fill(link, study=study, file=file) for file in files)
+    return f'{html}<p class="files">{links}</p>\n</figcaption>\n</figure>\n'
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height from the picture's header, so that the page keeps its place free; 0 where it is none."""
+    with path.open("rb") as file:
+        header = file.read(24)
+    if not header.startswith(b"\x89PNG"):
+        return 0, 0
+    return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])

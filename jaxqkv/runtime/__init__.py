@@ -1,0 +1,1 @@
+"""Devices, processes, files, interruptions and the console."""

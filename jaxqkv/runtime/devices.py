@@ -1,0 +1,209 @@
+"""Where and how programs run: several devices, the precision of matrix products, early compilation, its cache."""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.caches import cache_folder
+from jaxqkv.runtime.files import make_writable
+
+# Of float32 matrix products: in full, in a few passes of shorter numbers, in one (TF32 on a GPU,
+# bfloat16 on a TPU; a CPU computes all three in full). The last rounds what enters a dense layer to
+# bfloat16 and sums in float32, on every backend: on a CPU that has such products, 1.6 times as fast.
+# The second name is the one that every JAX knows.
+PRECISIONS = {"highest": "float32", "high": "tensorfloat32", "default": "bfloat16", "bfloat16": "bfloat16"}
+
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+@overload
+def jit(function: Callable[_Parameters, _Result], **options: Any) -> Callable[_Parameters, _Result]: ...
+
+
+@overload
+def jit(
+    function: None = None, **options: Any
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]: ...
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """`jax.jit` with float32 matrix products in full precision on every backend.
+
+    A GPU's TF32 or a TPU's bfloat16 passes would otherwise change results silently. A precision that
+    the user has set (`jax.default_matmul_precision`) is left alone.
+    """
+    if function is None:
+        return functools.partial(jit, **options)
+
+    @functools.wraps(function)
+    def precise(*args: Any, **kwargs: Any) -> Any:
+        if setting("jax_default_matmul_precision") is not None:
+            return function(*args, **kwargs)
+        with jax.default_matmul_precision(PRECISIONS["highest"]):
+            return function(*args, **kwargs)
+
+    return jax.jit(precise, **options)
+
+
+def setting(name: str) -> Any:
+    """One of JAX's settings, by its full name, which JAX's own types leave out."""
+    return getattr(jax.config, name)
+
+
+class Execution(NamedTuple):
+    """How a block is run, as far as it is decided before it is compiled.
+
+    Attributes:
+      sharded: on several devices.
+      rounded: what enters its dense layers is rounded to bfloat16.
+    """
+
+    sharded: bool = False
+    rounded: bool = False
+
+
+def execution(mesh: Mesh | None) -> Execution:
+    """On those devices, in the precision that is set."""
+    return Execution(mesh is not None and mesh.size > 1, precision() == "bfloat16")
+
+
+def rounded_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any) -> Any:
+    """`jax.lax.dot_general` of float32 numbers rounded to bfloat16, with sums in float32."""
+    if x.dtype == jnp.float32:
+        # Rounded by name: of a conversion back and forth some compilers make nothing.
+        x, kernel = (jax.lax.reduce_precision(each, 8, 7).astype(jnp.bfloat16) for each in (x, kernel))
+        options["preferred_element_type"] = jnp.float32
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+
+
+# --- several devices ---
+
+# A batch is split over `data`, a wide layer over `head`.
+AXES = ("data", "head")
+# What is split of a layer, by its place in the parameters: Q, K and V by head, the MLP by its hidden
+# width, and what follows them by rows, so that the compiler sums the parts. All else is everywhere.
+SPLIT = {
+    **{f"{module}/kernel": PartitionSpec(None, "head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
+    **{f"{module}/bias": PartitionSpec("head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
+    **{f"{module}/kernel": PartitionSpec("head", None) for module in ("attn/o", "mlp/down")},
+}
+
+
+def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
+    """This process's devices as a grid of `data` by `head`.
+
+    Args:
+      data: parts of a batch; as many as there are devices for, unless given.
+      head: parts of a layer's width.
+
+    Raises:
+      JaxqkvError: when there are fewer devices.
+    """
+    devices = jax.local_devices()
+    data = len(devices) // head if data is None else data
+    if data < 1 or head < 1 or data * head > len(devices):
+        kind = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        raise JaxqkvError(f"a mesh of data={data}, head={head} needs {data * head} devices; here are {kind}")
+    return Mesh(np.array(devices[: data * head]).reshape(data, head), AXES)
+
+
+def check_split(parts: int, n_head: int, n_inner: int) -> None:
+    """Refuses to cut a head, or the hidden width into unequal parts.
+
+    Raises:
+      JaxqkvError: naming what does not divide.
+    """
+    for name, size in (("heads", n_head), ("hidden dimensions of the MLP", n_inner)):
+        if size % parts:
+            raise JaxqkvError(f"a mesh of head={parts} cannot split {size} {name} evenly")
+
+
+def place_parameters(tree: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Parameters on the devices, split as `SPLIT` says."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = "/".join(str(step.key) for step in path)
+        return jax.device_put(leaf, NamedSharding(mesh, SPLIT.get(name, PartitionSpec())))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place_batch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays `[batch, …]` split over `data`; zeros, and a mask of False, fill the batch up to equal parts."""
+
+    def place(leaf: Any) -> Any:
+        pads = -leaf.shape[0] % mesh.shape["data"]
+        if pads:
+            pad = np.pad if isinstance(leaf, np.ndarray) else jnp.pad
+            leaf = pad(leaf, [(0, pads)] + [(0, 0)] * (leaf.ndim - 1))
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data")))
+
+    return jax.tree.map(place, tree)
+
+
+# --- compilation ---
+
+_compilers = ThreadPoolExecutor(thread_name_prefix="compiler")
+
+
+def compile_early(function: Any, *arguments: Any, **static: Any) -> Callable[..., Any]:
+    """A jitted function's program for one set of shapes, compiled while the caller goes on.
+
+    Args:
+      function: from `jit`.
+      arguments: its arrays, or `jax.ShapeDtypeStruct`s in their place.
+      static: its static arguments.
+
+    Returns:
+      What takes arrays of those shapes; its first call waits until the program is there.
+    """
+    future = _compilers.submit(function.lower(*arguments, **static).compile)
+    return lambda *arrays: future.result()(*arrays)
+
+
+_rounded = False
+
+
+def set_precision(name: str) -> None:
+    """The precision of float32 matrix products from now on: one of `PRECISIONS`."""
+    global _rounded
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
+    _rounded = name == "bfloat16"
+
+
+def precision() -> str:
+    """That precision now; what else JAX has a name for on an accelerator (as TF32_TF32_F32) is "default" here."""
+    name = setting("jax_default_matmul_precision")
+    if name == "bfloat16":
+        return "bfloat16" if _rounded else "default"
+    same = {None: "highest", "float32": "highest", "F32_F32_F32": "highest"}
+    same |= {"tensorfloat32": "high", "bfloat16_3x": "high"}
+    return same.get(name, name if name in PRECISIONS else "default")
+
+
+def enable_compilation_cache() -> None:
+    """Keeps XLA's compiled programs in the user's cache folder, small and quick ones too.
+
+    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead; one that cannot be
+    written is said, and left alone.
+    """
+    if setting("jax_compilation_cache_dir") is None:
+        folder = cache_folder() / "xla"
+        try:
+            make_writable(folder)
+        except OSError as error:
+            print(f"jaxqkv: compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

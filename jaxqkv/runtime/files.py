@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, folders that can be written, and one process at a time."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxqkv.errors import JaxqkvError
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # there is none on Windows
+    import fcntl
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    with replacing_all([path]) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Any]]:
+    """`replacing` several files that belong together: all are whole on the disk before any takes its place."""
+    parts = [path.with_name(f".{path.name}.{secrets.token_hex(8)}.part") for path in paths]
+    try:
+        with contextlib.ExitStack() as files:
+            yield [files.enter_context(part.open("xb")) for part in parts]
+        for path in paths:  # nothing takes the place of a folder, and so none of the others its own
+            refuse_folder(path)
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
+    except BaseException:
+        for part in parts:
+            with contextlib.suppress(OSError):  # what stopped the writing is the error to be seen
+                part.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def written(what: Path, advice: str = "") -> Iterator[None]:
+    """Of an error of the system in the block, such as a full disk, says what cannot be written, why and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise JaxqkvError(f"{what}: cannot be written ({error.strerror or error}){advice}") from None
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """A file's content, if that is no more than `most` bytes.
+
+    Raises:
+      OSError: also where a pipe or a device is, which may have no end.
+    """
+    refuse_endless(path)
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:,.0f} MB", str(path))
+        return file.read()
+
+
+def refuse_endless(path: Path) -> None:
+    """Raises OSError where a pipe or a device is: reading one may wait for ever, or never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises OSError where a file is to be and a folder is."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def make_writable(folder: Path) -> None:
+    """Makes a folder and proves that files can be made in it.
+
+    Raises:
+      OSError: when either fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def prepare_file(path: Path) -> None:
+    """Refuses a place for a file that cannot be written, before anything is computed."""
+    with written(path, "; choose another place with --out"):
+        make_writable(path.parent)
+        refuse_folder(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block of the same folder.
+
+    The lock is the system's, on the folder itself: it leaves no file behind, and goes with the process
+    that held it, however that ends. Where there is none (Windows, some network file systems) nobody waits.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def fingerprint(path: Path, windows: int = 64, window: int = 65536) -> str:
+    """SHA-256 of a file's size and of 64 evenly spaced windows of 64 KiB; of small files, the whole.
+
+    Any training step changes every window, and the cost does not grow with the file.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= windows * window:
+            digest.update(file.read())
+        else:
+            for index in range(windows):
+                file.seek((size - window) * index // (windows - 1))
+                digest.update(file.read(window))
+    return f"sampled-sha256:{digest.hexdigest()}"

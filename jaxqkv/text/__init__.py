@@ -1,0 +1,1 @@
+"""Tokenizers, batches and corpora."""

@@ -1,0 +1,306 @@
+"""Documents to count and to run: from the Hugging Face hub, from local files, or from Python itself.
+
+    owner/name[:CONFIG[:SPLIT]]     a data set on the hub, streamed; only what is used is fetched
+    FILE, FOLDER                    .txt, .jsonl and .parquet, in the order of their paths
+    python-docs                     the language reference inside every CPython, in windows
+
+All but the last are read through `datasets`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import glob
+import hashlib
+import itertools
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxqkv.errors import CorpusError, first_line
+from jaxqkv.runtime.caches import cache_folder
+from jaxqkv.runtime.files import fingerprint, make_writable, replacing
+
+DEFAULT = "wikimedia/wikipedia:20231101.en:train"
+PYTHON_DOCS = "python-docs"
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+DOCUMENTS = ("files", "paragraphs")
+# Characters of a window of python-docs: some 1,000 tokens of BERT's.
+WINDOW = 4096
+WAYS_OUT = f"give local text with --corpus FILE or FOLDER ({', '.join(SUFFIXES)}), or --corpus {PYTHON_DOCS}"
+# Seconds that the hub may take to say what it has.
+PATIENCE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order, read again at each iteration.
+
+    Attributes:
+      name: as the user gave it.
+      about: what a manifest records, so that the same documents can be found again.
+      fingerprint: changes when the documents may have changed.
+      read: gives an iterator over the documents.
+      split: gives one over those of one process of several, (index, count); every n-th document unless given.
+    """
+
+    name: str
+    about: dict[str, Any]
+    fingerprint: str
+    read: Callable[[], Iterator[str]]
+    split: Callable[[int, int], Iterator[str]] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read()
+
+    def share(self, index: int, count: int) -> Iterator[str]:
+        """The documents of one process of several."""
+        if count > 1 and self.split:
+            return self.split(index, count)
+        return itertools.islice(self.read(), index, None, count)
+
+
+def open_corpus(
+    specs: str | Path | Sequence[str | Path], *, documents: str = "files", text_column: str = "text"
+) -> Corpus:
+    """Finds a corpus; of a file nothing but its fingerprint is read, of a data set its commit.
+
+    Args:
+      specs: what the module's docstring lists; of files and folders there may be several.
+      documents: a text file is one document ("files"), or has them separated by blank lines ("paragraphs").
+      text_column: the field of a .jsonl line, or the column of a table, that holds the text.
+
+    Raises:
+      CorpusError: for what is not there, not text, or out of reach.
+    """
+    names = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
+    if documents not in DOCUMENTS:
+        raise CorpusError(f"documents are {' or '.join(DOCUMENTS)}, not {documents!r}")
+    alone = [spec for spec in names if spec == PYTHON_DOCS or not _is_local(spec)]
+    if alone and len(names) > 1:
+        raise CorpusError(f"{alone[0]}: of files and folders there may be several; this one is none, and stands alone")
+    if alone:
+        return _python_docs() if alone == [PYTHON_DOCS] else _hub_corpus(alone[0], text_column)
+    return _local_corpus(names, documents, text_column)
+
+
+def _is_local(spec: str) -> bool:
+    try:
+        return spec.startswith((".", "/", "~", "\\")) or spec.endswith(SUFFIXES) or Path(spec).exists()
+    except (OSError, ValueError):  # longer than a path may be, or with a null byte
+        return False
+
+
+def digest(*parts: Any) -> str:
+    """A name for what is made of `parts`, for fingerprints and files in the cache."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# --- Python's own documentation ---
+
+
+def _python_docs() -> Corpus:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise CorpusError(f"{PYTHON_DOCS}: this Python comes without pydoc_data; {WAYS_OUT}") from None
+    text = "\n".join(topics[name] for name in sorted(topics))
+    name = digest(text)
+    about = {"corpus": PYTHON_DOCS, "source": "pydoc_data.topics", "sha256": name}
+    return Corpus(PYTHON_DOCS, about, name, lambda: _windows(text))
+
+
+def _windows(text: str) -> Iterator[str]:
+    """The text cut at the first line end after every `WINDOW` characters."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + WINDOW) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+# --- local files ---
+
+
+def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Corpus:
+    files = [file for spec in specs for file in _files(spec)]
+    try:
+        prints = [[str(file), fingerprint(file), file.stat().st_mtime_ns] for file in files]
+    except OSError as error:
+        raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    about = {"corpus": " ".join(specs), "source": "files", "files": {name: print for name, print, _ in prints}}
+    about |= {"documents": documents, "text column": text_column}
+
+    def read() -> Iterator[str]:
+        for file in files:
+            yield from READERS[file.suffix.lower()](file, documents, text_column)
+
+    return Corpus(" ".join(specs), about, digest(prints, documents, text_column), read)
+
+
+def _files(spec: str) -> list[Path]:
+    """The files of a spec: itself, or those below a folder, in the order of their paths."""
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError:
+        raise CorpusError(f"{spec}: no such file or folder") from None
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise CorpusError(f"{path}: of files, {', '.join(SUFFIXES)} are read")
+        return [path]
+    if not path.is_dir():
+        raise CorpusError(f"{path}: no such file or folder")
+    files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not visible:
+        raise CorpusError(f"{path}: has no {', '.join(SUFFIXES)} file")
+    return sorted(visible)
+
+
+def _rows(kind: str, file: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    """A file's rows, by one of the formats of `datasets`."""
+    datasets = _datasets()
+    data_files = [glob.escape(str(file.resolve()))]
+    try:
+        # What `datasets` keeps of a file is not used again, and its own cache may be read-only.
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from datasets.load_dataset(
+                kind, data_files=data_files, split="train", streaming=True, cache_dir=scratch, **options
+            )
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file}: not UTF-8 text (byte {error.start} of a block)") from None
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_text(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    for row in _rows("text", file, sample_by="document" if documents == "files" else "paragraph"):
+        # `datasets` cuts at empty lines; one with blanks in it looks empty too.
+        yield from re.split(r"\n\s*\n", row["text"]) if documents == "paragraphs" else [row["text"]]
+
+
+def _read_jsonl(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    # As lines, not as a table: fields beside the text may have any type, and errors can name the line.
+    for number, row in enumerate(_rows("text", file, sample_by="line"), start=1):
+        line = row["text"]
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{file}, line {number}: not JSON ({error})") from None
+        yield _text_of(fields, text_column, f"{file}, line {number}")
+
+
+def _read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        columns = parquet.read_schema(file).names
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{file}: not a readable parquet file ({first_line(error)})") from None
+    _text_of(dict.fromkeys(columns, ""), text_column, str(file))
+    for number, row in enumerate(_rows("parquet", file, columns=[text_column])):
+        yield _text_of(row, text_column, f"{file}, row {number}")
+
+
+READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _text_of(row: Any, column: str, where: str) -> str:
+    if not isinstance(row, dict) or column not in row:
+        has = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) and row else "it has no fields"
+        raise CorpusError(f"{where}: no column {column!r}; {has}; name the text's with --text-column")
+    if not isinstance(row[column], str):
+        raise CorpusError(f"{where}: {column!r} is {type(row[column]).__name__}, not text")
+    text = row[column]
+    if not text.isascii():  # half an emoji, as truncated JSON has it, is no character
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+# --- the hub ---
+
+
+def _hub_corpus(spec: str, text_column: str) -> Corpus:
+    parts = spec.split(":")
+    if len(parts) > 3:
+        raise CorpusError(f"{spec}: expected NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")
+    name, config, split = (*parts, "", "")[:3]
+    split = split or "train"
+    commit = _commit(name)
+    about = {"corpus": spec, "source": "hub", "config": config or None, "split": split, "revision": commit}
+    return Corpus(
+        spec,
+        about,
+        digest(about, text_column),
+        lambda: _read_hub(spec, name, config, split, commit, text_column),
+        functools.partial(_read_hub, spec, name, config, split, commit, text_column),
+    )
+
+
+def _commit(name: str) -> str:
+    """The data set's present commit; out of reach the last one seen, whose counts may have been kept.
+
+    One quick question, before `datasets` would try again and again.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    seen = cache_folder() / "corpora" / f"commit-{digest(name)[:32]}.txt"
+    try:
+        commit = str(huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha)
+    except errors.HFValidationError:
+        reason = f"neither a file here nor a valid hub id; {WAYS_OUT}"
+    except errors.GatedRepoError:
+        reason = "a gated data set; accept its terms on the hub and log in with `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = f"neither a file here nor a data set on the hub that you can read; {WAYS_OUT}"
+    except Exception as error:  # the HTTP library below the hub's differs by version
+        with contextlib.suppress(OSError, ValueError):
+            commit = seen.read_text(encoding="ascii")
+            print(f"jaxqkv: {name}: the hub cannot be reached; the last commit seen is {commit}", file=sys.stderr)
+            return commit
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            reason = f"HF_HUB_OFFLINE is set, and data sets are streamed; unset it, or {WAYS_OUT}"
+        else:
+            reason = f"the hub cannot be reached ({type(error).__name__}); go online, or {WAYS_OUT}"
+    else:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no loss
+            make_writable(seen.parent)
+            with replacing(seen) as file:
+                file.write(commit.encode("ascii"))
+        return commit
+    raise CorpusError(f"{name}: {reason}")
+
+
+def _read_hub(
+    spec: str, name: str, config: str, split: str, commit: str, text_column: str, index: int = 0, count: int = 1
+) -> Iterator[str]:
+    datasets = _datasets()
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split, revision=commit, streaming=True)
+        if count > 1:  # whole files for each process where they divide evenly, else every n-th row
+            rows = datasets.distributed.split_dataset_by_node(rows, rank=index, world_size=count)
+        for number, row in enumerate(rows):
+            yield _text_of(row, text_column, f"{spec}, row {number}")
+    except CorpusError:
+        raise
+    except Exception as error:  # `datasets` raises whatever the layer below does
+        raise CorpusError(f"{spec}: {type(error).__name__}: {first_line(error)}; or {WAYS_OUT}") from None
+
+
+def _datasets() -> Any:
+    """`datasets`, without its own progress bars, and without telling a server what is loaded."""
+    import datasets
+    import datasets.distributed
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    return datasets
