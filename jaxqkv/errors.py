@@ -1,6 +1,7 @@
 """The errors of the package, all with messages written for the person at the keyboard."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 # Characters of a message, and things of a kind that it names.
 LONGEST, MOST_NAMED = 2000, 12
@@ -58,3 +59,10 @@ def listed(things: Sequence[str], separator: str = ", ") -> str:
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut to a line."""
     return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """Returns the end of an error about an unknown name: those that it may have meant, or all that there are."""
+    same = [each for each in names if each.casefold() == name.casefold()]
+    near = same or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names)}"

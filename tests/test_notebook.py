@@ -19,7 +19,7 @@ import jaxqkv
 from jaxqkv.checkpoints.checkpoint import open_checkpoint
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
-from jaxqkv.figures import Figure
+from jaxqkv.figures.drawing import Figure
 from jaxqkv.studies import attention_scores, qkv_weights, token_frequency, token_similarity, weight_tour
 from jaxqkv.studies.registry import STUDIES, study
 

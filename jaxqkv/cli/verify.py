@@ -4,11 +4,12 @@ Both sides run in float32 and in float64 (jaxqkv's float64 on the CPU where the 
 it shows whose rounding a difference is. Needs the extra `torch`.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.cli.output import about_run, show
+from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_checkpoint, add_options, made
 from jaxqkv.errors import JaxqkvError, NoTokenizer
 from jaxqkv.figures.panels import Table
 from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import precision
-from jaxqkv.runtime.files import replacing, written
-from jaxqkv.studies.options import stimuli
+from jaxqkv.runtime.files import prepare_file, replacing, written
+from jaxqkv.studies.options import option
+from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.text.tokens import Batch, Tokenizer
 
 # `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm.
@@ -202,3 +206,45 @@ def write(report: dict[str, Any], path: Path) -> None:
     """The report as JSON, whole or not at all."""
     with written(path), replacing(path) as file:
         file.write(json.dumps(report, indent=1).encode())
+
+
+# --- the command ---
+
+EXAMPLES = """example:
+  jaxqkv verify demo-gpt2
+
+exit status 0 when every tensor of every layer is within the tolerance, 1 when one is not"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is compared."""
+
+    text: tuple[str, ...] = option((), "texts to run (default two of the studies')", metavar="TEXT", several=True)
+    dtype: str = option("float32", "the arithmetic", choices=("float32", "bfloat16"))
+    out: Path = option(Path("verify.json"), "report to write", parse=Path, metavar="FILE")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parses the words after `verify`."""
+    parser = Parser(
+        prog="jaxqkv verify", description="Compare every intermediate with PyTorch's.", epilog=EXAMPLES
+    )
+    add_checkpoint(parser)
+    for group in (VerifyOptions, Precision, Output):
+        add_options(parser, group)
+    return parser.parse_all(words, "; quote a text of several words")
+
+
+def run(given: argparse.Namespace, line: Line) -> int:
+    """Writes the report and prints the worst layer of each tensor."""
+    options = made(VerifyOptions, given)
+    checkpoint = open_checkpoint(given.spec, revision=given.revision)
+    prepare_file(options.out)
+    found = report(checkpoint, list(options.text) or None, options.dtype)
+    found |= {name: value for name, value in about_run(options, line).items() if name not in found}
+    write(found, options.out)
+    verdict = "passed" if found["passed"] else "FAILED"
+    last = f"{verdict}: {found['checkpoint']['checkpoint']}, {found['batch']}; see {options.out}"
+    show(given, found | {"report": str(options.out)}, lambda: f"{table(found).text()}\n{last}")
+    return 0 if found["passed"] else 1

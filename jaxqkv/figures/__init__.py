@@ -1,5 +1,1 @@
-"""Figures: a registry of what can be drawn, displays, `Figure`s that are drawn, and a gallery that keeps them."""
-
-from jaxqkv.figures.drawing import Figure
-
-__all__ = ["Figure"]
+"""All the matplotlib there is: displays, panels, style, drawing. Knows no study."""

@@ -16,14 +16,12 @@ import numpy as np
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.style import FORMATS
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.files import replacing, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
-
-# The first is always drawn: the page shows it.
-FORMATS = ("png", "svg", "pdf")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
-"""Colours and matplotlib settings, the same in every figure of the project."""
+"""Colours, file formats and matplotlib settings, the same in every figure of the project."""
 
 from typing import Any
+
+# Formats of a picture; the first is always written, since the page shows it.
+FORMATS = ("png", "svg", "pdf")
 
 Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
 WITHIN, ACROSS = "#8457b3", "#e08a1e"

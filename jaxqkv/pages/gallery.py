@@ -4,16 +4,39 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jaxqkv.figures.displays import Display
-from jaxqkv.figures.drawing import FORMATS, drawn, rendered, save_arrays
+from jaxqkv.figures.drawing import drawn, rendered, save_arrays
+from jaxqkv.figures.style import FORMATS
 from jaxqkv.pages import manifest
 from jaxqkv.pages.html import fill, write_page
 from jaxqkv.pages.manifest import Record, listed_figures
 from jaxqkv.runtime.files import locked, make_writable, replacing_all, written
 from jaxqkv.runtime.interrupts import undisturbed
-from jaxqkv.studies.registry import STUDIES, FigureSpec
+
+class Listed(Protocol):
+    """A figure, as the page lists it."""
+
+    @property
+    def id(self) -> str:
+        """Its name on the command line."""
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+
+
+class ListedStudy(Protocol):
+    """A study, as the page lists it."""
+
+    name: str
+    title: str
+
+    @property
+    def figures(self) -> Mapping[str, Listed]:
+        """Its figures by id, in their order."""
+
 
 PAGE = "index.html"
 ADVICE = "; choose another folder with --out"
@@ -28,7 +51,7 @@ def prepare_folder(out: Path, study: str) -> None:
 
 
 def save_figure(
-    display: Display, spec: FigureSpec, record: Record, command: str, formats: Sequence[str], theme: str, dpi: int
+    display: Display, spec: Listed, record: Record, command: str, formats: Sequence[str], theme: str, dpi: int
 ) -> None:
     """Writes `ID.npz`, a picture in each format, and the manifest that lists them, with the command that draws them.
 
@@ -88,18 +111,17 @@ _CAPTION = """<figcaption>
 """
 
 
-def write_gallery(out: Path) -> Path:
-    """`out/index.html`: every figure that the manifests under `out` list, with its caption."""
-    from jaxqkv.studies.registry import study
-
+def write_gallery(out: Path, studies: Sequence[ListedStudy]) -> Path:
+    """Writes `out/index.html`: every figure of the studies that the manifests under `out` list, with its caption."""
     contents, sections = "", ""
-    for name in STUDIES:
-        entries = listed_figures(out / name / manifest.NAME)
-        ids = [id for id in study(name).figures if id in entries]
+    for study in studies:
+        entries = listed_figures(out / study.name / manifest.NAME)
+        ids = [id for id in study.figures if id in entries] if entries else []
         if ids:
-            contents += _contents(name, {id: study(name).figures[id].title for id in ids})
-            sections += fill('<h2 id="{{name}}">{{name}}: {{title}}</h2>\n', name=name, title=study(name).title)
-            sections += "".join(_figure(out, name, id, entries[id]) for id in ids)
+            contents += _contents(study.name, {id: study.figures[id].title for id in ids})
+            heading = '<h2 id="{{name}}">{{name}}: {{title}}</h2>\n'
+            sections += fill(heading, name=study.name, title=study.title)
+            sections += "".join(_figure(out, study.name, id, entries[id]) for id in ids)
     page = out / PAGE
     write_page(page, "gallery", "jaxqkv figures", [_BODY.format(contents=contents, sections=sections)])
     return page

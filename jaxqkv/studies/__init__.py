@@ -1,4 +1,4 @@
-"""One module a published study: what each of its figures needs, and its arrays and labels.
+"""The published studies, one module each: its options, what its figures need, and their arrays and labels.
 
 `jaxqkv.studies.attention_scores.figure("5a", model="gpt2")` draws a figure; each module has such a function.
 """
@@ -6,13 +6,13 @@
 import importlib
 from types import ModuleType
 
-from jaxqkv.studies.registry import STUDIES
+from jaxqkv.studies.registry import MODULES
 
-__all__ = list(STUDIES.values())
+__all__ = list(MODULES)
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Studies are imported when they are first used."""
-    if name in __all__:
+    """Imports a study when it is first used."""
+    if name in MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__} has no attribute {name}")

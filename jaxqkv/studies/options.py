@@ -1,286 +1,280 @@
-"""What the studies share: opening the checkpoints asked for, and the nearest of what the originals name."""
+"""The options of the studies, as fields of frozen dataclasses.
 
-import argparse
+From the fields are derived the arguments of `jaxqkv figures STUDY`, the keywords of a call from Python, and the
+checks of both. A study's options are a dataclass that inherits the groups it needs. Nothing here imports JAX or
+NumPy, so that help is printed at once.
+"""
+
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
-from tqdm import tqdm
+from jaxqkv.errors import JaxqkvError, nearest
+from jaxqkv.figures.style import THEMES
 
-from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from jaxqkv.checkpoints.weights import Weights
-from jaxqkv.cli import arguments
-from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import style
-from jaxqkv.figures.panels import plain
-from jaxqkv.model.model import Model, load
-from jaxqkv.model.streaming import Arena, read_after, to_device
-from jaxqkv.runtime.devices import make_mesh
-from jaxqkv.studies.registry import nearest
-
-if TYPE_CHECKING:
-    from jaxqkv.studies.registry import Study
+_METADATA = "option"
 
 
-# Of a text or of sentences.
-MOST_BYTES = 5_000_000
-# What is decided when a model is loaded; the first when a checkpoint is opened.
-LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field's meaning, beside its name, type and default.
+
+    Attributes:
+      help: its effect.
+      parse: word of the command line → value; a ValueError says what it takes.
+      metavar: what stands for the value in the help.
+      choices: the words that it takes, if it takes only some.
+      several: takes one or more values, as a tuple.
+      repeated: a second value needs the option's name again.
+      accepts: tells a Python object that is a value as it is, such as an open checkpoint.
+      command_only: has no meaning in a call from Python.
+    """
+
+    help: str
+    parse: Callable[[str], Any] = str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    several: bool = False
+    repeated: bool = False
+    accepts: Callable[[Any], bool] = lambda value: False
+    command_only: bool = False
 
 
-def from_keywords(study: "Study", model: Any, given: Mapping[str, Any]) -> argparse.Namespace:
-    """The options of a call from Python: the command's own, with its defaults, types and checks.
+def option(default: Any, help: str, **about: Any) -> Any:
+    """Returns a dataclass field with this default; `about` as for `Option`."""
+    return dataclasses.field(default=default, metadata={_METADATA: Option(help, **about)})
+
+
+def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
+    """Returns name → (option, default) of a dataclass whose fields are made by `option`."""
+    return {field.name: (field.metadata[_METADATA], field.default) for field in dataclasses.fields(kind)}
+
+
+# --- words and values ---
+
+
+def whole_number(smallest: int | None = None, largest: int | None = None) -> Callable[[str], int]:
+    """Returns a `parse` for a whole number in a range."""
+
+    def parse(text: str) -> int:
+        limits = "" if smallest is None else f" from {smallest} " + ("up" if largest is None else f"to {largest}")
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text} is not a whole number{limits}") from None
+        if (smallest is not None and value < smallest) or (largest is not None and value > largest):
+            raise ValueError(f"{value} is not a whole number{limits}")
+        return value
+
+    return parse
+
+
+def size_in_bytes(text: str) -> int:
+    """Parses a size with a unit, as 2GB or 500MiB, or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise ValueError(f"{text} is not a size such as 2GB or 500MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def device_count(text: str) -> int | str:
+    """Parses how many devices: a number from 1 up, or `all`."""
+    return text if text == "all" else whole_number(1)(text)
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """Parses the parts of each axis of a mesh, as data=4,head=2."""
+    parts = re.fullmatch(r"(?:(data|head)=([1-9]\d*))(?:,(data|head)=([1-9]\d*))?", text)
+    if not parts or parts[1] == parts[3]:
+        raise ValueError(f"{text} is not like data=4,head=2")
+    return {"data": 1} | {name: int(size) for name, size in (parts.group(1, 2), parts.group(3, 4)) if name}
+
+
+Kind = TypeVar("Kind")
+
+
+def from_keywords(kind: type[Kind], given: Mapping[str, Any], owner: str) -> Kind:
+    """Returns the options of a call from Python, checked as the command checks its arguments.
 
     Args:
-      study: what is drawn; only the options that it takes are known.
-      model: a spec, a `Checkpoint`, a `Model`, several of them, or None for the study's own.
-      given: values by the options' Python names; None is as if it were not there.
+      kind: the dataclass.
+      given: values by name; None is as if it were not there.
+      owner: whose options they are, for error messages.
+
+    Raises:
+      JaxqkvError: naming the option, and what it takes.
     """
-    names = [name for name in study.options if name in arguments.STUDY_OPTIONS and name != "resume"]
-    known = arguments.COMMON_OPTIONS | {name: arguments.STUDY_OPTIONS[name] for name in names}
-    options = arguments.parse(["figures", study.name])
-    options.out = None  # nothing is written
+    known = {name: each for name, (each, _) in options_of(kind).items() if not each.command_only}
+    values = {}
     for name, value in given.items():
         if name not in known:
-            raise JaxqkvError(f"{study.name} takes no option {name}; {nearest(name, known)}")
+            raise JaxqkvError(f"{owner} takes no option {name}; {nearest(name, known)}")
         if value is not None:
-            setattr(options, name, _checked(name, value, known[name]))
-    if model is not None:
-        options.model = [_one("model", each, {}) for each in _several("model", model)]
-    for each in options.model or ():
-        decided = LOADING if isinstance(each, Model) else LOADING[:1] if isinstance(each, Checkpoint) else ()
-        for name in decided:
-            if given.get(name) is not None:
-                raise JaxqkvError(f"{name} is decided already for a checkpoint or model that is open; leave it out")
-    return options
+            default = options_of(kind)[name][1]
+            values[name] = _checked(name, value, known[name], is_flag=default is False)
+    return kind(**values)
 
 
-def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    """A value as the command's parser would have it; `rule` is what the parser was told of the option."""
-    if rule.get("action") == "store_true":
+def _checked(name: str, value: Any, about: Option, is_flag: bool) -> Any:
+    if is_flag:
         if not isinstance(value, bool):
             raise JaxqkvError(f"{name} is True or False, not {value!r}")
         return value
-    if name == "sentences" and not isinstance(value, str | os.PathLike):  # a list, where the command takes a file
-        return [_one(name, each, {}) for each in _several(name, value)]
-    if rule.get("nargs") == "+" or rule.get("action") == "append":
-        return [_one(name, each, rule) for each in _several(name, value)]
-    return _one(name, value, rule)
-
-
-def _one(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    if name in ("model", "compare") and isinstance(value, Checkpoint | Model):
-        return value
-    if isinstance(value, Mapping):  # of a mesh
-        value = ",".join(f"{key}={size}" for key, size in value.items())
-    convert = rule.get("type")
+    if not about.several:
+        return _one(name, value, about)
     try:
-        value = os.fspath(value) if convert is None else convert(str(value))
-    except argparse.ArgumentTypeError as error:
-        raise JaxqkvError(f"{name}: {error}") from None
-    except (TypeError, ValueError):
-        raise JaxqkvError(f"{name} cannot be {value!r}; `jaxqkv figures --help` says what it takes") from None
-    if "choices" in rule and value not in rule["choices"]:
-        raise JaxqkvError(f"{name} is one of {', '.join(rule['choices'])}, not {value!r}")
-    return value
-
-
-def _several(name: str, value: Any) -> list[Any]:
-    """One or many as a list, which is not empty."""
-    try:
-        values = [value] if isinstance(value, str | os.PathLike | Checkpoint | Model) else list(value)
+        many = [value] if isinstance(value, str | os.PathLike) or about.accepts(value) else list(value)
     except TypeError:
-        raise JaxqkvError(f"{name} cannot be {value!r}; `jaxqkv figures --help` says what it takes") from None
-    if not values:
+        raise _unfit(name, value) from None
+    if not many:
         raise JaxqkvError(f"{name} is empty")
-    return values
+    return tuple(_one(name, each, about) for each in many)
 
 
-def specs(options: argparse.Namespace, study: "Study") -> tuple[Any, ...]:
-    """The checkpoints to draw: `--model`, the bundled one with `--demo`, or the study's own.
-
-    Names on the command line; from Python also what is open already.
-    """
-    if options.demo and options.model:
-        raise JaxqkvError("--demo and --model exclude each other")
-    return (study.demo,) if options.demo else tuple(options.model or study.models)
-
-
-def _weights(spec: Any, options: argparse.Namespace, revision: str | None) -> Weights:
-    """In float32, whatever the dtype of a model's arithmetic."""
-    spec = spec.checkpoint if isinstance(spec, Model) else spec
-    return Weights(open_checkpoint(spec, revision=revision, seed=options.seed))
-
-
-def open_weights(options: argparse.Namespace, study: "Study") -> list[Weights]:
-    """The weights of every checkpoint asked for; headers are read, no tensors."""
-    return [_weights(spec, options, options.revision) for spec in specs(options, study)]
+def _one(name: str, value: Any, about: Option) -> Any:
+    if about.accepts(value):
+        return value
+    if isinstance(value, Mapping):  # the axes of a mesh
+        value = ",".join(f"{key}={size}" for key, size in value.items())
+    try:
+        word = os.fspath(value) if about.parse is str else str(value)
+    except TypeError:
+        raise _unfit(name, value) from None
+    try:
+        parsed = about.parse(word)
+    except ValueError as error:
+        raise JaxqkvError(f"{name}: {error}") from None
+    if about.choices and parsed not in about.choices:
+        raise JaxqkvError(f"{name} is one of {', '.join(about.choices)}, not {value!r}")
+    return parsed
 
 
-def open_compared(options: argparse.Namespace, default: Sequence[str] = ()) -> list[Weights]:
-    """The weights that `--compare` sets beside those of the study; of the hub's, NAME@REVISION."""
-    opened = []
-    for spec in options.compare or default:
-        revision = ""
-        if isinstance(spec, str) and not Path(spec).exists():
-            spec, _, revision = spec.partition("@")
-        opened.append(_weights(spec, options, revision or None))
-    return opened
+def _unfit(name: str, value: Any) -> JaxqkvError:
+    return JaxqkvError(f"{name} cannot be {value!r}; `jaxqkv figures STUDY --help` says what it takes")
 
 
-def load_model(options: argparse.Namespace, study: "Study", stream: bool | None = True) -> Model:
-    """The one checkpoint of a study of activations, read layer by layer; `stream` as for `load`."""
-    chosen = specs(options, study)
-    if len(chosen) > 1:
-        names = [getattr(getattr(each, "checkpoint", each), "spec", each) for each in chosen]
-        raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(names)}")
-    if isinstance(chosen[0], Model):
-        return chosen[0]
-    return load(
-        chosen[0],
-        revision=options.revision,
-        seed=options.seed,
-        dtype=options.dtype or "float32",
-        stream=stream,
-        tokenizer=options.tokenizer,
-        mesh=_mesh(options),
+# --- groups that studies share ---
+
+# Options that mean the same thing in two ways.
+EXCLUSIVE = (("demo", "model"), ("text", "text_file"), ("devices", "mesh"))
+
+
+def is_open(value: Any) -> bool:
+    """Tells an open checkpoint or model from the name of one."""
+    return hasattr(value, "config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which checkpoint and layer are drawn, and how; options of every study."""
+
+    model: tuple[Any, ...] = option(
+        (),
+        "checkpoint to draw: hub id, folder, demo-gpt2, demo-bert or random:SPEC (default the study's own)",
+        metavar="SPEC",
+        several=True,
+        accepts=is_open,
+    )
+    demo: bool = option(False, "draw the bundled checkpoint that fits the study; no download")
+    revision: str | None = option(None, "branch, tag or commit on the hub", metavar="NAME")
+    layer: int | None = option(None, "layer to draw (default the study's own)", parse=whole_number(), metavar="LAYER")
+    seed: int = option(0, "seed of everything random, fresh weights too", parse=whole_number(0), metavar="N")
+    theme: str = option("light", "colours of the pictures", choices=THEMES)
+    dpi: int = option(200, "resolution of the pictures", parse=whole_number(10, 2400), metavar="N")
+
+    def __post_init__(self) -> None:
+        for names in EXCLUSIVE:
+            given = [name for name in names if getattr(self, name, None) not in (None, False, ())]
+            if len(given) > 1:
+                raise JaxqkvError(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " exclude each other")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Checkpoints beside the first."""
+
+    compare: tuple[Any, ...] = option(
+        (),
+        "further checkpoints, overlaid or beside; NAME@REVISION on the hub",
+        metavar="SPEC",
+        several=True,
+        accepts=is_open,
     )
 
 
-def _mesh(options: argparse.Namespace) -> Mesh | None:
-    """The devices that `--devices` or `--mesh` name; None for one."""
-    if options.devices is not None and options.mesh is not None:
-        raise JaxqkvError("--devices and --mesh exclude each other: --devices N is --mesh data=N")
-    if options.mesh is not None:
-        return make_mesh(**options.mesh)
-    if options.devices is None:
-        return None
-    return make_mesh(None if options.devices == "all" else options.devices)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """How the model runs and what it reads text with; for studies of activations."""
+
+    tokenizer: Path | None = option(
+        None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
+    )
+    dtype: str = option(
+        "float32", "the model's arithmetic; statistics are always float32", choices=("float32", "bfloat16")
+    )
 
 
-def stimuli(name: str) -> list[str]:
-    """The lines of a data file of the package, without its heading."""
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts instead of the study's own."""
+
+    text: tuple[str, ...] = option(
+        (), "texts instead of the study's own; several make a batch", metavar="TEXT", several=True
+    )
+    text_file: tuple[Path, ...] = option(
+        (), "the same, each read from a file", parse=Path, metavar="FILE", several=True
+    )
 
 
-def read_text(path: Path) -> str:
-    """A text file of the user's."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise JaxqkvError(f"{path}: has more than {MOST_BYTES / 1e6:.0f} MB; no model here reads so long a text")
-        return content.decode()
-    except OSError as error:
-        raise JaxqkvError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise JaxqkvError(f"{path}: not UTF-8 text (byte {error.start})") from None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Documents of a corpus."""
+
+    corpus: tuple[str, ...] = option(
+        (),
+        "hub data set NAME[:CONFIG[:SPLIT]], python-docs, or files or folders of .txt, .jsonl and .parquet "
+        "(give --corpus once for each)",
+        metavar="SPEC",
+        several=True,
+        repeated=True,
+    )
+    documents: str = option("files", "what one document of a .txt file is", choices=("files", "paragraphs"))
+    text_column: str = option("text", "field or column that holds the text", metavar="NAME")
 
 
-def nearest_indices(wanted: Sequence[int], size: int, original_size: int) -> list[int]:
-    """The original's indices where the last exists, else those at the same fractions of the range, all of them."""
-    return list(wanted) if max(wanted) < size else [index * size // original_size for index in wanted]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Several devices of this machine."""
+
+    devices: int | str | None = option(
+        None, "devices that share the batch (default one)", parse=device_count, metavar="N|all"
+    )
+    mesh: Mapping[str, int] | None = option(
+        None,
+        "data=N,head=M: N parts of the batch, each on M devices that share the heads",
+        parse=mesh_axes,
+        metavar="AXES",
+    )
 
 
-def nearest_index(wanted: int, size: int, original_size: int) -> int:
-    """`nearest_indices` of one."""
-    return nearest_indices([wanted], size, original_size)[0]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Several processes of one job."""
 
-
-class OfOneLayer:
-    """A run that shows one layer of one checkpoint: what captions and titles call it."""
-
-    name: str
-    layer: int
-
-    @property
-    def where(self) -> str:
-        """For a caption."""
-        return f"layer {self.layer} of {self.name}"
-
-    @property
-    def label(self) -> str:
-        """The checkpoint, for a title."""
-        return plain(self.name)
-
-    @property
-    def heading(self) -> str:
-        """Both, for a title."""
-        return f"Layer {self.layer} of {self.label}"
-
-
-@dataclasses.dataclass
-class Compared:
-    """One checkpoint of a comparison: the first, of order 0, or one that is set beside it."""
-
-    weights: Weights
-    name: str
-    order: int
-    wanted_layer: int
-    reductions: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def suffix(self) -> str:
-        """What its arrays' names end with; nothing for the first."""
-        return f"_{self.name}" if self.order else ""
-
-    @property
-    def line(self) -> style.LineStyle:
-        """How its curves are drawn."""
-        return style.LINES[self.order % len(style.LINES)]
-
-    @property
-    def layer(self) -> int:
-        """The layer that is drawn, or the last one where there are fewer."""
-        return min(self.wanted_layer, self.weights.config.n_layer - 1)
-
-
-def beside(names: Sequence[str]) -> str:
-    """The checkpoints of a comparison, for a caption."""
-    first, *others = names
-    return f"{first}, beside {', '.join(others)}" if others else first
-
-
-def reduce_layers(
-    weights: Weights,
-    layers: Sequence[int],
-    reduce: Callable[[int, Float[Array, "embed three_embed"]], Any],
-    progress: tqdm,
-) -> list[Any]:
-    """`reduce(layer, W_Q W_K W_V side by side)` of each layer, with one layer's matrices in memory at a time."""
-    arena = Arena()
-    results: list[Any] = []
-    for layer in layers:
-        wide = read_after(results[-1:], lambda: to_device(weights.W_QKV(layer), arena))  # noqa: B023
-        results.append(reduce(layer, wide))
-        progress.update()
-    return results
-
-
-def short_names(weights: Sequence[Weights]) -> list[str]:
-    """A name for each checkpoint, fit for titles and array names: a folder's last part; never twice."""
-    names: list[str] = []
-    for each in weights:
-        name = base = each.checkpoint.name
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
-    return names
-
-
-def pick_layer(options: argparse.Namespace, wanted: int, n_layer: int, name: str) -> tuple[int, str]:
-    """`--layer`, else the original's layer, else the middle one; and what the caption says of it."""
-    if options.layer is not None:
-        if not 0 <= options.layer < n_layer:
-            raise JaxqkvError(f"--layer {options.layer}: the layers of {name} are 0 to {n_layer - 1}")
-        return options.layer, ""
-    if wanted < n_layer:
-        return wanted, ""
-    return n_layer // 2, f" ({name} has no layer {wanted} as in the original; the middle one is drawn.)"
+    distributed: bool = option(False, "join a job of several processes; the first one draws", command_only=True)
+    coordinator: str | None = option(
+        None,
+        "address of the first process, where SLURM or MPI do not say it",
+        metavar="HOST:PORT",
+        command_only=True,
+    )
+    processes: int | None = option(None, "number of processes", parse=whole_number(1), metavar="N", command_only=True)
+    process: int | None = option(
+        None, "which process this is, from 0", parse=whole_number(0), metavar="I", command_only=True
+    )
+    patience: int = option(
+        60, "seconds to wait for the others", parse=whole_number(1), metavar="SECONDS", command_only=True
+    )

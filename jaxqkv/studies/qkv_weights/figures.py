@@ -1,192 +1,19 @@
-"""Study 1: characteristics of the weights of Q, K and V. Weights only; the model is never built.
+"""The figures of the study."""
 
-Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weights characteristics.
-"""
-
-import argparse
 import dataclasses
-import functools
-from collections.abc import Callable, Collection
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
-from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_map, rows_of
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
-from jaxqkv.kernels import (
-    column_cosine,
-    column_cosine_moments,
-    density,
-    freedman_diaconis_histogram,
-    head_pair_densities,
-    head_pair_masks,
-    moments,
-    require_finite,
-)
-from jaxqkv.runtime import console
-from jaxqkv.runtime.devices import jit
-from jaxqkv.studies.options import (
-    Compared,
-    OfOneLayer,
-    beside,
-    open_compared,
-    open_weights,
-    pick_layer,
-    reduce_layers,
-    short_names,
-)
-from jaxqkv.studies.registry import Study
+from jaxqkv.kernels import column_cosine, freedman_diaconis_histogram, head_pair_masks, require_finite
+from jaxqkv.studies.qkv_weights import STUDY
+from jaxqkv.studies.qkv_weights.run import COSINE_EDGES, WEIGHT_EDGES, QKVWeightsRun, Reduced
 
-LAYER = 6
 ORIGINAL_GRID = (3, 4)
-WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
-COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 MATRICES = ("Q", "K", "V")
-
-# One matrix and the number of heads → what is kept of it.
-Reduction = Callable[[Float[Array, "embed embed"], int], dict[str, Array]]
-
-
-def _moments(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
-    mean, std = moments(matrix, ddof=1)
-    return {"mean": mean, "std": std}
-
-
-def _densities(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
-    return {"density": density(matrix, WEIGHT_EDGES)}
-
-
-def _head_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
-    values, mean, std = head_pair_densities(matrix, n_head, COSINE_EDGES)
-    return {"density": values, "mean": mean, "std": std}
-
-
-def _column_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
-    mean, std = column_cosine_moments(matrix, ddof=1)
-    return {"mean": mean, "std": std}
-
-
-REDUCTIONS: dict[str, Reduction] = {
-    "moments": _moments,
-    "densities": _densities,
-    "head cosines": _head_cosines,
-    "column cosines": _column_cosines,
-}
-# A figure that needs this draws every model, from these reductions; the others draw the first.
-EVERY_MODEL = "every model"
-ACROSS_MODELS = frozenset({"moments", "column cosines"})
-# What figures 2c and 2d show of the checkpoints that are compared, too.
-COMPARABLE = frozenset({"moments", "densities"})
-# Figures 5b and 5c have no V.
-MATRICES_OF = {"head cosines": 2}
-
-
-@jit(static_argnames=("n_head", "names"))
-def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: frozenset[str]) -> dict[str, Any]:
-    """The reductions `names` of W_Q, W_K and W_V, stacked.
-
-    One matrix after another: a product that fills the machine gains nothing from a batch axis, and
-    the columns of the wide matrix need not be moved to make one.
-    """
-    width = wide.shape[0]
-
-    def reduce_one(start: Int[Array, ""], chosen: frozenset[str]) -> dict[str, Any]:
-        matrix = jax.lax.dynamic_slice_in_dim(wide, start, width, axis=1)
-        # In one order always, so that the compilation cache knows the program again.
-        return {name: REDUCTIONS[name](matrix, n_head) for name in sorted(chosen)}
-
-    results: dict[str, Any] = {}
-    for count in (2, 3):
-        chosen = frozenset(name for name in names if MATRICES_OF.get(name, 3) == count)
-        results |= jax.lax.map(functools.partial(reduce_one, chosen=chosen), width * jnp.arange(count))
-    return results
-
-
-class Run(OfOneLayer):
-    """The checkpoints, the layer, and each checkpoint's reductions `[layer, …]` after `prepare`."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.weights = open_weights(options, STUDY)
-        self.compared = open_compared(options)
-        names = short_names([*self.weights, *self.compared])
-        self.names, self.compared_names = names[: len(self.weights)], names[len(self.weights) :]
-        self.first, self.name = self.weights[0], self.names[0]
-        self.config = self.first.config
-        self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
-        # Of every checkpoint of the study, then of those it is compared with.
-        self.reductions: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in names]
-
-    def describe(self) -> dict[str, Any]:
-        """What the manifest says of this run."""
-        checkpoints = [weights.checkpoint.identity() for weights in [*self.weights, *self.compared]]
-        return {"checkpoint": checkpoints, "layer": self.layer}
-
-    def prepare(self, needs: Collection[str]) -> None:
-        """One pass over the layers of each checkpoint, with one layer's matrices in memory at a time."""
-        names = frozenset(needs) - {EVERY_MODEL}
-        across = names & ACROSS_MODELS if EVERY_MODEL in needs else frozenset()
-        compared = names & COMPARABLE
-        wanted = [names] + [across] * (len(self.weights) - 1) + [compared] * len(self.compared)
-        everything = [*self.weights, *self.compared]
-        total = sum(w.config.n_layer for w, names in zip(everything, wanted, strict=True) if names)
-        with console.bar(total=total, desc="layers", unit="layer") as progress:
-            for index, (weights, names) in enumerate(zip(everything, wanted, strict=True)):
-                if names:
-                    self.reductions[index] = _reduce_layers(weights, names, progress)
-
-    @cached_property
-    def wide(self) -> Float[np.ndarray, "embed three_embed"]:
-        """W_Q, W_K and W_V of the layer, side by side."""
-        return self.first.W_QKV(self.layer)
-
-    @cached_property
-    def qkv(self) -> list[Float[np.ndarray, "embed embed"]]:
-        """W_Q, W_K and W_V of the layer."""
-        return np.split(self.wide, 3, axis=1)
-
-    @property
-    def shown(self) -> list[Compared]:
-        """What figures 2b to 2d show: the first checkpoint and those it is compared with."""
-        names = [self.name, *self.compared_names]
-        reductions = [self.reductions[0], *self.reductions[len(self.weights) :]]
-        together = zip(names, [self.first, *self.compared], reductions, strict=True)
-        return [Compared(w, name, order, self.layer, each) for order, (name, w, each) in enumerate(together)]
-
-    @property
-    def in_model(self) -> str:
-        """How a title names the model, when there is one alone."""
-        return "" if self.compared else f" in {self.label}"
-
-    @property
-    def beside(self) -> str:
-        """The checkpoints of figures 2b to 2d, for a caption."""
-        return beside([self.name, *self.compared_names])
-
-
-def _reduce_layers(weights: Weights, names: frozenset[str], progress: tqdm) -> dict[str, dict[str, np.ndarray]]:
-    def reduce(layer: int, wide: Float[Array, "embed three_embed"]) -> dict[str, Any]:
-        return _reduce(wide, n_head=weights.config.n_head, names=names)
-
-    layers = reduce_layers(weights, range(weights.config.n_layer), reduce, progress)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-
-
-STUDY = Study(
-    name="qkv-weights",
-    title="QKV weights characteristics",
-    models=("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
-    demo="demo-gpt2",
-    run=Run,
-    options=("compare",),
-)
-figure = STUDY.draw
 
 
 def _label(matrix: str) -> str:
@@ -215,19 +42,19 @@ def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Li
     ]
 
 
-def _across_models(run: Run, need: str, caption: str) -> Display:
-    """A row of means and standard deviations for every model."""
+def _across_models(run: QKVWeightsRun, moments: Sequence[Reduced], caption: str) -> Display:
+    """Returns a row of means and standard deviations for every model."""
     arrays: dict[str, np.ndarray] = {}
     rows = []
-    for name, reductions in zip(run.names, run.reductions[: len(run.names)], strict=True):
-        mean, std = reductions[need]["mean"], reductions[need]["std"]
+    for name, reduced in zip(run.names, moments, strict=True):
+        mean, std = reduced["mean"], reduced["std"]
         arrays |= {f"mean_{name}": mean, f"std_{name}": std}
         rows.append(_mean_and_std(mean, std, title=plain(name)))
     return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.7 + 2.4 * len(rows)), legend=True)
 
 
-@STUDY.figure("1", "table of the models and their attention parameters")
-def figure_1(run: Run) -> Display:
+@STUDY.define("1", "table of the models and their attention parameters")
+def figure_1(run: QKVWeightsRun) -> Display:
     rows = []
     for weights in run.weights:
         config = weights.config
@@ -248,8 +75,8 @@ def figure_1(run: Run) -> Display:
     )
 
 
-@STUDY.figure("2a", "W_Q, W_K and W_V of one layer as one wide matrix")
-def figure_2a(run: Run) -> Display:
+@STUDY.define("2a", "W_Q, W_K and W_V of one layer as one wide matrix")
+def figure_2a(run: QKVWeightsRun) -> Display:
     n_embd = run.config.n_embd
     image = Image(
         values=run.wide,
@@ -265,8 +92,8 @@ def figure_2a(run: Run) -> Display:
     return Display(arrays={"weights": run.wide}, panels=[[image]], caption=caption, title=run.heading, size=(10, 3.7))
 
 
-@STUDY.figure("2b", "histograms of W_Q, W_K and W_V of one layer")
-def figure_2b(run: Run) -> Display:
+@STUDY.define("2b", "histograms of W_Q, W_K and W_V of one layer")
+def figure_2b(run: QKVWeightsRun) -> Display:
     arrays: dict[str, np.ndarray] = {}
     lines = []
     for each in run.shown:
@@ -285,11 +112,11 @@ def figure_2b(run: Run) -> Display:
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
 
 
-@STUDY.figure("2c", "distributions of W_Q, W_K and W_V by layer", needs={"densities"})
-def figure_2c(run: Run) -> Display:
+@STUDY.define("2c", "distributions of W_Q, W_K and W_V by layer")
+def figure_2c(run: QKVWeightsRun, densities: Sequence[Reduced]) -> Display:
     arrays, rows = {"edges": WEIGHT_EDGES}, []
-    for each in run.shown:
-        values = each.reductions["densities"]["density"]
+    for each, reduced in zip(run.shown, densities, strict=True):
+        values = reduced["density"]
         arrays[f"density{each.suffix}"] = values
         rows.append(
             [
@@ -313,12 +140,12 @@ def figure_2c(run: Run) -> Display:
     )
 
 
-@STUDY.figure("2d", "mean and standard deviation of W_Q, W_K and W_V by layer", needs={"moments"})
-def figure_2d(run: Run) -> Display:
+@STUDY.define("2d", "mean and standard deviation of W_Q, W_K and W_V by layer")
+def figure_2d(run: QKVWeightsRun, moments: Sequence[Reduced]) -> Display:
     arrays: dict[str, np.ndarray] = {}
     panels: list[Lines] = []
-    for each in run.shown:
-        mean, std = each.reductions["moments"]["mean"], each.reductions["moments"]["std"]
+    for each, reduced in zip(run.shown, moments, strict=True):
+        mean, std = reduced["mean"], reduced["std"]
         arrays |= {f"mean{each.suffix}": mean, f"std{each.suffix}": std}
         own = _mean_and_std(mean, std)
         for panel in own if run.compared else ():
@@ -338,15 +165,15 @@ def figure_2d(run: Run) -> Display:
     )
 
 
-@STUDY.figure("3", "means and standard deviations by layer, every model", needs={"moments", EVERY_MODEL})
-def figure_3(run: Run) -> Display:
+@STUDY.define("3", "means and standard deviations by layer, every model")
+def figure_3(run: QKVWeightsRun, moments_of_models: Sequence[Reduced]) -> Display:
     return _across_models(
-        run, "moments", "Mean and sample standard deviation of the weights of each layer, one row a model."
+        run, moments_of_models, "Mean and sample standard deviation of the weights of each layer, one row a model."
     )
 
 
-@STUDY.figure("4a", "W_Q of every head of one layer")
-def figure_4a(run: Run) -> Display:
+@STUDY.define("4a", "W_Q of every head of one layer")
+def figure_4a(run: QKVWeightsRun) -> Display:
     heads = run.first.W_Q(run.layer, by_head=True)
     panels, grid = head_images(heads.swapaxes(1, 2), "H", ORIGINAL_GRID, vmin=-0.1, vmax=0.1)
     corner = panels[-1][0]
@@ -357,8 +184,8 @@ def figure_4a(run: Run) -> Display:
     )
 
 
-@STUDY.figure("4b", "cosine similarity of the columns of head 0 of W_Q")
-def figure_4b(run: Run) -> Display:
+@STUDY.define("4b", "cosine similarity of the columns of head 0 of W_Q")
+def figure_4b(run: QKVWeightsRun) -> Display:
     similarity = np.asarray(column_cosine(run.first.W_Q(run.layer, by_head=True)[0]))
     values = similarity[np.triu_indices(len(similarity), 1)]
     heights, edges = np.histogram(require_finite(values), bins=40)
@@ -387,8 +214,8 @@ def figure_4b(run: Run) -> Display:
     return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(10, 3.9))
 
 
-@STUDY.figure("5a", "cosine similarities within and across heads of one layer")
-def figure_5a(run: Run) -> Display:
+@STUDY.define("5a", "cosine similarities within and across heads of one layer")
+def figure_5a(run: QKVWeightsRun) -> Display:
     arrays: dict[str, np.ndarray] = {}
     panels: list[Panel] = []
     masks = np.asarray(head_pair_masks(run.config.n_head, run.config.head_dim))
@@ -409,9 +236,9 @@ def figure_5a(run: Run) -> Display:
     return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(12, 3.9))
 
 
-@STUDY.figure("5b", "cosine similarities within and across heads by layer", needs={"head cosines"})
-def figure_5b(run: Run) -> Display:
-    values = run.reductions[0]["head cosines"]["density"]
+@STUDY.define("5b", "cosine similarities within and across heads by layer")
+def figure_5b(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
+    values = head_cosines[0]["density"]
     places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
     panels = [
         layer_map(
@@ -434,9 +261,9 @@ def figure_5b(run: Run) -> Display:
     )
 
 
-@STUDY.figure("5c", "mean and standard deviation of the similarities by layer", needs={"head cosines"})
-def figure_5c(run: Run) -> Display:
-    mean, std = (run.reductions[0]["head cosines"][name] for name in ("mean", "std"))
+@STUDY.define("5c", "mean and standard deviation of the similarities by layer")
+def figure_5c(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
+    mean, std = head_cosines[0]["mean"], head_cosines[0]["std"]
     panels = []
     for values, ylabel, title in (
         (mean, "Mean", "A) Average of the cosine similarities"),
@@ -465,11 +292,11 @@ def figure_5c(run: Run) -> Display:
     )
 
 
-@STUDY.figure("6", "cosine similarities of all columns by layer, every model", needs={"column cosines", EVERY_MODEL})
-def figure_6(run: Run) -> Display:
+@STUDY.define("6", "cosine similarities of all columns by layer, every model")
+def figure_6(run: QKVWeightsRun, column_cosines_of_models: Sequence[Reduced]) -> Display:
     return _across_models(
         run,
-        "column cosines",
+        column_cosines_of_models,
         "Mean and sample standard deviation of the cosine similarities of all pairs of columns of W_Q, W_K and W_V "
         "in each layer, one row a model.",
     )

@@ -1,0 +1,274 @@
+"""`jaxqkv figures`: draws the figures of a study into a folder, with their arrays, a manifest and a page."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxqkv import errors
+from jaxqkv.cli.output import about_run, note_words, say, show
+from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, made
+from jaxqkv.figures.style import FORMATS
+from jaxqkv.runtime import console
+from jaxqkv.studies import registry
+from jaxqkv.studies.options import Options, option
+from jaxqkv.studies.study import FigureSpec, Run, Study
+
+HELP = "draw the figures of a study"
+ALL = "all"
+EXAMPLES = """examples:
+  jaxqkv figures qkv-weights --demo
+  jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg
+  jaxqkv figures all --demo"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """Files."""
+
+    out: Path = option(Path("figures"), "folder to write to", parse=Path, metavar="FOLDER")
+    format: tuple[str, ...] = option((), "write these besides png", choices=FORMATS, several=True)
+    arrays_only: bool = option(False, "write the .npz files and draw nothing")
+    no_compilation_cache: bool = option(False, "do not keep XLA's compiled programs")
+
+
+# --- arguments ---
+
+
+class _Word(str):
+    """A word that is told from its equals: the 6 of `--layer 6` from figure 6."""
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parses the words after `figures`; figure ids may stand before and after the options."""
+    words = [_Word(word) for word in words]
+    named = next((word for word in words if word in (*registry.names(), ALL)), None)
+    if named is None:
+        return _parse_without_study(words)
+    study = None if named == ALL else registry.study(named)
+    parser = _parser(study, named)
+    place = next(index for index, word in enumerate(words) if word is named)
+    given, rest = parser.parse_known_args(words[:place] + words[place + 1 :])
+    if study is None or any(word.startswith("-") for word in rest):
+        parser.refuse_unknown(rest)
+    given.ids = [*getattr(given, "ids", ()), *rest]
+    given.study, given.studies = named, [study] if study else registry.studies()
+    given.words = words
+    return given
+
+
+def _parser(study: Study | None, named: str) -> Parser:
+    parser = Parser(
+        prog=f"jaxqkv figures {named}",
+        usage=f"jaxqkv figures {named} [ID ...] [options]" if study else f"jaxqkv figures {named} [options]",
+        description=f"{study.title}. `jaxqkv list {named}` names its figures."
+        if study
+        else "Draw every study, each with its own checkpoints unless --demo or --model is given.",
+        epilog=f"example:\n  jaxqkv figures {named} --demo",
+    )
+    if study:
+        parser.add_argument("ids", metavar="ID", nargs="*", default=[], help="figures to draw (default all)")
+    for group in (study.options if study else Options, Files, Precision, Output):
+        add_options(parser, group)
+    return parser
+
+
+def _parse_without_study(words: Sequence[str]) -> argparse.Namespace:
+    studies = "\n".join(f"  {each.name:24}{each.title}" for each in registry.studies())
+    parser = Parser(
+        prog="jaxqkv figures",
+        usage="jaxqkv figures STUDY [ID ...] [options]",
+        description=f"Draw the figures of a study:\n\n{studies}\n  {ALL:24}every study",
+        epilog=f"`jaxqkv figures STUDY --help` shows the study's options.\n\n{EXAMPLES}",
+    )
+    add_options(parser, Output)
+    given, rest = parser.parse_known_args(words)
+    if rest and not rest[0].startswith("-"):
+        parser.error(f"no study {rest[0]}; {errors.nearest(rest[0], [*registry.names(), ALL])}")
+    if rest:
+        parser.error(f"{rest[0]} is an option of a study, and none is named")
+    given.studies = []
+    return given
+
+
+def command_for(given: argparse.Namespace, study: Study, id: str, before: Sequence[str] = ()) -> str:
+    """Returns the command that draws one figure as this one does: the same line with that id alone.
+
+    Args:
+      given: from `parse`.
+      study: of the figure.
+      id: of the figure.
+      before: the words before `figures`.
+    """
+    kept = [word for word in given.words if not any(word is each for each in given.ids)]
+    place = next(index for index, word in enumerate(kept) if word is given.study)
+    return shlex.join(["jaxqkv", *before, "figures", *kept[:place], study.name, id, *kept[place + 1 :]])
+
+
+# --- drawing ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Figures of one study to draw.
+
+    Attributes:
+      study: whose they are.
+      specs: the figures.
+      options: of the study.
+      files: where they go.
+      asked: whether they were asked for one by one.
+      given: the parsed command.
+      line: the command.
+    """
+
+    study: Study
+    specs: Sequence[FigureSpec]
+    options: Any
+    files: Files
+    asked: bool
+    given: argparse.Namespace
+    line: Line
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's files go."""
+        return self.files.out / self.study.name
+
+
+def run(given: argparse.Namespace, line: Line) -> int:
+    """Draws what the command names."""
+    if not given.studies:
+        show(given, _catalogue(), lambda: "\n".join(f"{row['study']:24}{row['title']}" for row in _catalogue()))
+        return 0
+    documents, failed = [], []
+    for study in given.studies:
+        try:
+            documents.append(_draw_study(_order(given, line, study)))
+        except errors.JaxqkvError as error:
+            if len(given.studies) == 1:
+                raise
+            failed.append(study.name)
+            print(f"jaxqkv: {study.name}: {error}", file=sys.stderr)
+    show(given, documents if given.study == ALL else documents[0], lambda: "")
+    if failed:
+        raise errors.JaxqkvError(f"{', '.join(failed)} cannot be drawn as asked for; the others are")
+    return 0
+
+
+def _catalogue() -> list[dict[str, str]]:
+    return [{"study": each.name, "title": each.title} for each in registry.studies()]
+
+
+def _order(given: argparse.Namespace, line: Line, study: Study) -> Order:
+    specs = study.select(given.ids)
+    for name in ("model", "compare"):  # they take several values, and figure ids after them too
+        values = getattr(given, name, ())
+        taken = [each for each in values if each in study.figures and not Path(each).exists()]
+        if taken:
+            raise errors.JaxqkvError(f"{taken[0]} is a figure of {study.name}; ids stand before --{name}")
+    note_words(getattr(given, "text", ()))
+    options = made(study.options, given)
+    return Order(study, specs, options, made(Files, given), bool(given.ids), given, line)
+
+
+def _join_job(options: Any) -> None:
+    """Joins the job of several processes, if the options say that there is one."""
+    from jaxqkv.runtime import distributed
+
+    lost = [name for name in ("coordinator", "processes", "process") if getattr(options, name, None) is not None]
+    if lost and not options.distributed:
+        raise errors.JaxqkvError(f"--{lost[0]} is for --distributed, which is not given")
+    if getattr(options, "distributed", False):
+        distributed.start(options.coordinator, options.processes, options.process, options.patience)
+
+
+def _draw_study(order: Order) -> dict[str, Any] | None:
+    """Draws the figures of one study, and returns what is said of them as a document."""
+    from jaxqkv.pages import gallery, manifest
+    from jaxqkv.runtime import devices
+
+    _join_job(order.options)
+    if not order.files.no_compilation_cache:
+        devices.enable_compilation_cache()
+    record = manifest.Record(order.folder, order.study.name)
+    try:
+        gallery.prepare_folder(order.files.out, order.study.name)
+        return _draw(order, record)
+    except KeyboardInterrupt as stop:
+        done = "no figure was finished" + (f", and {order.folder} is as it was" if not stop.args else "")
+        if record.finished:
+            count, names = len(record.finished), ", ".join(record.finished)
+            done = f"{count} of {len(order.specs)} figures finished in {order.folder}: {names}"
+        raise KeyboardInterrupt(done, *stop.args) from None
+
+
+def _draw(order: Order, record: Any) -> dict[str, Any] | None:
+    from jaxqkv.pages import gallery, manifest
+    from jaxqkv.runtime import distributed
+
+    start = time.monotonic()
+    with order.study.start(order.options, order.folder) as run:
+        record.about = {"seed": order.options.seed} | about_run(order.options, order.line) | run.describe()
+        names = [errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
+        say(f"{order.study.name}: {', '.join(names)}")
+        reductions = run.compute(order.study.needs(order.specs))
+        if distributed.index() > 0:  # the first process has everything, and writes it
+            return None
+        record.about |= run.describe()
+        for note in record.about.get("notes", ()):
+            say(note)
+        record.computing = time.monotonic() - start
+        left_out = _draw_each(order, record, run, reductions)
+        if len(order.specs) == 1 and left_out:
+            raise errors.JaxqkvError(f"{order.specs[0].id} is not drawn: {left_out[order.specs[0].id]}")
+        if not record.finished:
+            raise errors.JaxqkvError(f"no figure of {order.study.name} can be drawn of this")
+    figures = {
+        id: entry | {"files": [str(record.folder / name) for name in entry["files"]]}
+        for id, entry in record.finished.items()
+    }
+    page = order.files.out / gallery.PAGE
+    document = {"study": order.study.name, **record.about, "seconds": record.seconds, "figures": figures}
+    document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
+    drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
+    times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
+    say(f"{drawn}; {times}; see {page}")
+    if left_out and order.asked:
+        show(order.given, document, lambda: "")
+        raise errors.JaxqkvError(f"of the figures asked for, {', '.join(left_out)} cannot be drawn of this")
+    return document
+
+
+def _draw_each(order: Order, record: Any, run: Run, reductions: Any) -> dict[str, str]:
+    """Draws and writes figure after figure; returns those that cannot be drawn, with the reasons."""
+    from jaxqkv.pages import gallery
+    from jaxqkv.runtime.files import locked
+
+    files, options = order.files, order.options
+    formats = [] if files.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in files.format)]
+    left_out: dict[str, str] = {}
+    try:
+        for spec in console.bar(order.specs, desc="figures", unit="figure"):
+            begin = time.monotonic()
+            try:
+                display = spec.display(run, reductions)
+            except errors.NotDrawable as error:
+                left_out[spec.id] = str(error)
+                if len(order.specs) > 1:
+                    print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
+                continue
+            if display.text:
+                say(display.text)
+            record.computing += time.monotonic() - begin
+            command = command_for(order.given, order.study, spec.id, order.line.before)
+            gallery.save_figure(display, spec, record, command, formats, options.theme, options.dpi)
+    finally:  # an interrupted run leaves a page that shows what it finished
+        if record.finished:
+            with locked(files.out):  # of several runs at once, the last one's page shows what all have finished
+                gallery.write_gallery(files.out, registry.studies())
+    return left_out

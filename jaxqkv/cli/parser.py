@@ -1,0 +1,136 @@
+"""Arguments: a parser whose errors are one line, and arguments derived from dataclasses of options."""
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from jaxqkv.errors import JaxqkvError, nearest, printable
+from jaxqkv.studies.options import Option, option, options_of
+
+Kind = TypeVar("Kind")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line and status 2; help as it is written. Long options cannot be abbreviated."""
+
+    def __init__(self, **settings: Any):
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line and status 2."""
+        self.exit(2, f"jaxqkv: error: {printable(message)}; see {self.prog} --help\n")
+
+    def parse_all(self, words: Sequence[str], hint: str = "") -> argparse.Namespace:
+        """Parses all words; an error about one that no argument takes ends with `hint`."""
+        given, rest = self.parse_known_args(words)
+        self.refuse_unknown(rest, "" if any(word.startswith("-") for word in rest) else hint)
+        return given
+
+    def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
+        """Ends the process if there are words that no argument takes, naming the nearest option."""
+        if not words:
+            return
+        message = f"unrecognized arguments: {' '.join(words)}{hint}"
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
+        if unknown and (near := nearest(unknown, known)).startswith("did you mean"):
+            message += f"; {near}"
+        self.error(message)
+
+
+def add_options(parser: Parser, kind: type, skip: Sequence[str] = ()) -> None:
+    """Adds an argument for each field of a dataclass of options, in a group for each class that it inherits."""
+    about = options_of(kind)
+    for base in kind.__mro__:
+        names = [name for name in vars(base).get("__annotations__", ()) if name in about and name not in skip]
+        if names:
+            title = (base.__doc__ or "").split(".")[0].split("\n")[0]
+            group = parser.add_argument_group(title[0].lower() + title[1:])
+            for name in names:
+                _add_argument(group, name, *about[name])
+
+
+def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
+    # Without a default of its own: what is not given is left to the dataclass.
+    settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    shown = f"{default:,}" if type(default) is int else str(default)
+    suffix = "" if default is None or default is False or default == () else f" (default {shown})"
+    settings["help"] = f"{about.help}{suffix}".replace("%", "%%")
+    if default is False:
+        settings["action"] = "store_true"
+    else:
+        settings |= {"type": _type(about.parse), "metavar": about.metavar}
+        if about.choices:
+            settings["choices"] = about.choices
+        if about.repeated:
+            settings["action"] = "append"
+        elif about.several:
+            settings["nargs"] = "+"
+    group.add_argument(f"--{name.replace('_', '-')}", **settings)
+
+
+def _type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse` as argparse wants it: its own error's words are shown."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """Adds the arguments of a command about one checkpoint."""
+    parser.add_argument("spec", metavar="SPEC", help="hub id, folder, demo-gpt2, demo-bert or random:SPEC")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
+
+
+def made(kind: type[Kind], given: argparse.Namespace) -> Kind:
+    """Returns the dataclass of options from what was parsed."""
+    values = {name: getattr(given, name) for name in options_of(kind) if hasattr(given, name)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The command line as it was given: the words before the command, the command, and those after it."""
+
+    before: tuple[str, ...]
+    command: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(["jaxqkv", *self.before, self.command, *self.words])
+
+
+# --- options that several commands share ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is printed."""
+
+    quiet: bool = option(False, "print nothing but errors and warnings, draw no progress bars")
+    json: bool = option(False, "the same, and print the result as one JSON document")
+    debug: bool = option(False, "show the traceback of an error")
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.json:
+            raise JaxqkvError("--quiet and --json exclude each other")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Precision."""
+
+    # The names of `runtime.devices.PRECISIONS`, which needs JAX.
+    precision: str | None = option(
+        None,
+        "of float32 matrix products: high and default matter on accelerators, bfloat16 everywhere (default highest)",
+        choices=("highest", "high", "default", "bfloat16"),
+    )

@@ -1,0 +1,68 @@
+"""`jaxqkv view`: one interactive page of a text's attention in every head."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxqkv.cli.output import show
+from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_checkpoint, add_options, made
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.studies.options import option, whole_number
+
+EXAMPLES = """examples:
+  jaxqkv view demo-gpt2 --text "I saw her at the market."
+  jaxqkv view gpt2-xl --text-file story.txt --layers 0 24 47 --out story.html"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """What is shown."""
+
+    text: str | None = option(None, "text to look at", metavar="TEXT")
+    text_file: Path | None = option(None, "the same, read from a file", parse=Path, metavar="FILE")
+    layers: tuple[int, ...] = option(
+        (), "layers to show (default all)", parse=whole_number(0), metavar="LAYER", several=True
+    )
+    seed: int = option(0, "seed of the weights of random:SPEC", parse=whole_number(0), metavar="N")
+    tokenizer: Path | None = option(
+        None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
+    )
+    out: Path = option(Path("attention.html"), "page to write", parse=Path, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.text_file is None):
+            raise JaxqkvError("give exactly one of --text and --text-file")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parses the words after `view`."""
+    parser = Parser(
+        prog="jaxqkv view",
+        description="Make one page that shows the attention of every head on a text. It needs no network.",
+        epilog=EXAMPLES,
+    )
+    add_checkpoint(parser)
+    for group in (ViewOptions, Precision, Output):
+        add_options(parser, group)
+    return parser.parse_all(words, "; quote a text of several words")
+
+
+def run(given: argparse.Namespace, line: Line) -> None:
+    """Writes the page and says what is on it."""
+    from jaxqkv.model.model import load
+    from jaxqkv.pages.view import write_view
+    from jaxqkv.runtime import devices, showing
+    from jaxqkv.runtime.files import prepare_file
+    from jaxqkv.text.reading import read_text
+
+    options = made(ViewOptions, given)
+    text = options.text if options.text_file is None else read_text(options.text_file)
+    assert text is not None  # which the options see to
+    prepare_file(options.out)
+    devices.enable_compilation_cache()
+    model = load(given.spec, revision=given.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer)
+    drawn = write_view(options.out, model, text, list(options.layers) or None, str(line))
+    size = options.out.stat().st_size
+    document = {"drawn": drawn, "checkpoint": model.checkpoint.identity(), "page": str(options.out), "bytes": size}
+    show(given, document, lambda: f"{drawn}; {showing.megabytes(size)} MB, see {options.out}")

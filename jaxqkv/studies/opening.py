@@ -1,0 +1,89 @@
+"""Opens the checkpoints that a study's options name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
+
+from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.model.model import Model, load
+from jaxqkv.runtime.devices import make_mesh
+from jaxqkv.studies.options import Options
+
+if TYPE_CHECKING:
+    from jaxqkv.studies.study import Study
+
+# Options that are decided when a model is loaded; the first when a checkpoint is opened.
+LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
+
+
+def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
+    """Refuses options of a call from Python that an open checkpoint or model has decided already.
+
+    Raises:
+      JaxqkvError: naming the option.
+    """
+    for each in model if isinstance(model, list | tuple) else [model]:
+        decided = LOADING if isinstance(each, Model) else LOADING[:1] if isinstance(each, Checkpoint) else ()
+        for name in decided:
+            if given.get(name) is not None:
+                raise JaxqkvError(f"{name} is decided already for a checkpoint or model that is open; leave it out")
+
+
+def chosen(options: Options, study: "Study") -> tuple[Any, ...]:
+    """Returns the checkpoints to draw, as names or open: those given, the bundled one, or the study's own."""
+    return (study.demo,) if options.demo else options.model or study.models
+
+
+def open_weights(options: Options, study: "Study") -> list[Weights]:
+    """Returns the weights of every checkpoint to draw; headers are read, no tensors."""
+    return [_weights(spec, options, options.revision) for spec in chosen(options, study)]
+
+
+def open_compared(options: Any, default: Sequence[str] = ()) -> list[Weights]:
+    """Returns the weights that `--compare` sets beside those of the study; of the hub's, NAME@REVISION."""
+    opened = []
+    for spec in options.compare or default:
+        revision = ""
+        if isinstance(spec, str) and not Path(spec).exists():
+            spec, _, revision = spec.partition("@")
+        opened.append(_weights(spec, options, revision or None))
+    return opened
+
+
+def _weights(spec: Any, options: Options, revision: str | None) -> Weights:
+    """Weights in float32, whatever the dtype of a model's arithmetic."""
+    spec = spec.checkpoint if isinstance(spec, Model) else spec
+    return Weights(open_checkpoint(spec, revision=revision, seed=options.seed))
+
+
+def load_model(options: Any, study: "Study", stream: bool | None = True) -> Model:
+    """Returns the one model of a study of activations, read layer by layer; `stream` as for `load`."""
+    specs = chosen(options, study)
+    if len(specs) > 1:
+        names = [getattr(getattr(each, "checkpoint", each), "spec", each) for each in specs]
+        raise JaxqkvError(f"{study.name} draws one checkpoint at a time, not {', '.join(names)}")
+    if isinstance(specs[0], Model):
+        return specs[0]
+    return load(
+        specs[0],
+        revision=options.revision,
+        seed=options.seed,
+        dtype=options.dtype,
+        stream=stream,
+        tokenizer=options.tokenizer,
+        mesh=_mesh(options),
+    )
+
+
+def _mesh(options: Any) -> Mesh | None:
+    """The devices that `--devices` or `--mesh` name; None for one, and for a study that runs on one."""
+    mesh, devices = getattr(options, "mesh", None), getattr(options, "devices", None)
+    if mesh is not None:
+        return make_mesh(**mesh)
+    if devices is None:
+        return None
+    return make_mesh(None if devices == "all" else devices)

@@ -1,0 +1,189 @@
+"""`Study`: a published study as a value, with its options, its figures and the run that computes them."""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from jaxqkv.errors import JaxqkvError, nearest
+from jaxqkv.studies.options import Options, from_keywords
+
+if TYPE_CHECKING:
+    from jaxqkv.figures.displays import Display
+    from jaxqkv.figures.drawing import Figure
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+RunType = TypeVar("RunType", bound="type[Run]")
+
+
+class Run:
+    """One computation of a study: opens what the options name, then computes what the figures take.
+
+    A context manager, so that a study can tidy up after its figures are written, or say how an interrupted run
+    goes on. Subclasses set `name`, and override `describe` and `compute`.
+    """
+
+    def __init__(self, options: Any, folder: Path | None = None):
+        """Opens the checkpoints and texts; `folder` is where the study's files go, None for a call from Python."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the manifest says of this run: checkpoint, layer, text or corpus."""
+        raise NotImplementedError
+
+    def compute(self, names: Collection[str]) -> Mapping[str, Any]:
+        """Returns the reductions of these names, computed in one pass."""
+        return {}
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Does nothing by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureSpec:
+    """A figure of a study.
+
+    Attributes:
+      id: its name on the command line.
+      title: its row in the table of figures.
+      make: function of the run, and of the reductions that its further parameters name.
+    """
+
+    id: str
+    title: str
+    make: Callable[..., "Display"]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the reductions that `make` takes."""
+        return tuple(inspect.signature(self.make).parameters)[1:]
+
+    def display(self, run: Run, reductions: Mapping[str, Any]) -> "Display":
+        """Returns the figure's arrays and panels."""
+        return self.make(run, **{name: reductions[name] for name in self.needs})
+
+
+@dataclasses.dataclass(eq=False)
+class Study:
+    """A published study.
+
+    Attributes:
+      name: on the command line.
+      title: of the page and of the table of studies.
+      models: default checkpoints.
+      demo: the bundled checkpoint that fits.
+      options: the dataclass of its options.
+      modules: what defines its run and its figures, imported when they are first asked for, so that a study's help
+        needs no JAX.
+    """
+
+    name: str
+    title: str
+    models: tuple[str, ...]
+    demo: str
+    options: type[Options] = Options
+    modules: tuple[str, ...] = ()
+    _run: type[Run] | None = None
+    _figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
+
+    # --- definition ---
+
+    def computation(self, run: RunType) -> RunType:
+        """Makes the decorated class the run of this study."""
+        self._run = run
+        return run
+
+    def define(self, id: str, title: str) -> Callable[[Make], Make]:
+        """Makes the decorated function a figure of this study; its parameters after the run name reductions."""
+
+        def register(make: Make) -> Make:
+            self._figures[id] = FigureSpec(id, title, make)
+            return make
+
+        return register
+
+    # --- use ---
+
+    @property
+    def figures(self) -> dict[str, FigureSpec]:
+        """Every figure by its id, in the order of the study."""
+        self._load()
+        return self._figures
+
+    def select(self, ids: Sequence[str]) -> list[FigureSpec]:
+        """Returns the figures named, in the study's order; all of them when none is.
+
+        Raises:
+          JaxqkvError: for an id that the study does not have.
+        """
+        unknown = [id for id in ids if id not in self.figures]
+        if unknown:
+            raise JaxqkvError(f"{self.name} has no figure {unknown[0]}; {nearest(unknown[0], self.figures)}")
+        return [spec for id, spec in self.figures.items() if not ids or id in ids]
+
+    @contextlib.contextmanager
+    def start(self, options: Options, folder: Path | None = None) -> Iterator[Run]:
+        """Opens a run of this study for a `with` block."""
+        self._load()
+        assert self._run is not None, f"{self.name} has no run"
+        with self._run(options, folder) as run:
+            yield run
+
+    @staticmethod
+    def needs(specs: Sequence[FigureSpec]) -> frozenset[str]:
+        """Returns the names of the reductions that these figures take together."""
+        return frozenset(name for spec in specs for name in spec.needs)
+
+    def _load(self) -> None:
+        for module in self.modules:
+            importlib.import_module(module)
+
+    @overload
+    def figure(self, id: str, *, model: Any = None, **options: Any) -> "Figure": ...
+
+    @overload
+    def figure(self, id: list[str] | tuple[str, ...], *, model: Any = None, **options: Any) -> "list[Figure]": ...
+
+    def figure(
+        self, id: str | list[str] | tuple[str, ...], *, model: Any = None, **options: Any
+    ) -> "Figure | list[Figure]":
+        """Draws a figure of this study, as `jaxqkv figures` does, and returns it instead of writing files.
+
+        Args:
+          id: of the figure; a list gives a list of figures that share one pass over the model.
+          model: hub id, folder, demo-gpt2, demo-bert or random:SPEC; an open `Checkpoint` or a `Model`;
+            several in a list where the study takes several. The study's own unless given.
+          options: the options of `jaxqkv figures STUDY` under their Python names: `layer`, `seed`, `theme`, ….
+
+        Raises:
+          JaxqkvError: on names, values, checkpoints and texts that the command would refuse, too.
+        """
+        import numpy as np
+
+        from jaxqkv.figures.drawing import Figure, drawn
+        from jaxqkv.studies.opening import refuse_decided
+
+        if not isinstance(id, str | list | tuple):
+            raise JaxqkvError(f"a figure's id is a text, as {next(iter(self.figures))!r}, not {id!r}")
+        specs = self.select([id] if isinstance(id, str) else list(id))
+        refuse_decided(model, options)
+        chosen = from_keywords(self.options, {"model": model} | options, self.name)
+        figures = {}
+        with self.start(chosen) as run:
+            reductions = run.compute(self.needs(specs))
+            for spec in specs:
+                display = spec.display(run, reductions)
+                arrays = {name: np.array(array) for name, array in display.arrays.items()}
+                picture = drawn(display, chosen.theme, chosen.dpi)
+                figures[spec.id] = Figure(
+                    self.name, spec.id, spec.title, display.caption, arrays, picture, chosen.theme
+                )
+        return figures[id] if isinstance(id, str) else [figures[each] for each in id or figures]
