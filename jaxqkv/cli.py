@@ -30,6 +30,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def command(arguments: Sequence[str] | None = None) -> NoReturn:
     """The command as a process of its own: ends it, with the status that `main` returns."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files, and a notebook's backend may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal has no character for stops no figure
             stream.reconfigure(errors="backslashreplace")
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         message = str(error)
         if not isinstance(error, jaxqkv.errors.JaxqkvError):
             what = jaxqkv.errors.printable(jaxqkv.errors.first_line(error))
-            message = f"{type(error).__name__}: {what} (--debug shows where)"
+            message = jaxqkv.devices.missing_platform() or f"{type(error).__name__}: {what} (--debug shows where)"
         print(f"jaxqkv: error: {message}", file=sys.stderr, flush=True)
         _leave_job(options, 2)
         return 2
@@ -163,7 +164,7 @@ def _view(options: argparse.Namespace) -> None:
     from jaxqkv import devices
     from jaxqkv.figures.view import write_view
     from jaxqkv.files import prepare_file
-    from jaxqkv.studies.options import read_text
+    from jaxqkv.text.reading import read_text
 
     text = options.text if options.text_file is None else read_text(options.text_file)
     prepare_file(options.out)

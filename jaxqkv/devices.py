@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, first_line, printable
 from jaxqkv.files import make_writable
 
 # Of float32 matrix products: in full, in a few passes of shorter numbers, in one (TF32 on a GPU,
@@ -59,6 +59,20 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
 def setting(name: str) -> Any:
     """One of JAX's settings, by its full name, which JAX's own types leave out."""
     return getattr(jax.config, name)
+
+
+def missing_platform() -> str | None:
+    """Says which platform JAX was told to use (`JAX_PLATFORMS`) and cannot; None if it has what it was told."""
+    wanted = setting("jax_platforms")
+    if not wanted:
+        return None
+    try:
+        jax.devices()
+    except Exception as error:  # of whatever type the platform's plugin raises
+        why = f" ({first_line(error)})" if str(error).strip() else ""
+        advice = "set JAX_PLATFORMS=cpu, or install JAX for that platform, as pip install 'jaxqkv[cuda]' does for CUDA"
+        return printable(f"JAX_PLATFORMS={wanted}: JAX has no such platform here{why}; {advice}")
+    return None
 
 
 class Execution(NamedTuple):

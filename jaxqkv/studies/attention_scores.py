@@ -31,7 +31,8 @@ from jaxqkv.kernels import (
     last_token_scores,
     moments,
 )
-from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, stimuli
+from jaxqkv.text.reading import read_text
 from jaxqkv.tokens import Batch
 
 LAYER = 6

@@ -20,14 +20,13 @@ from jaxqkv.figures.panels import plain
 from jaxqkv.figures.registry import nearest
 from jaxqkv.model import Model, load
 from jaxqkv.streaming import Arena, read_after, to_device
+from jaxqkv.text.reading import read_lines
 from jaxqkv.weights import Weights
 
 if TYPE_CHECKING:
     from jaxqkv.figures.registry import Study
 
 
-# Of a text or of sentences.
-MOST_BYTES = 5_000_000
 # What is decided when a model is loaded; the first when a checkpoint is opened.
 LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
 
@@ -164,22 +163,7 @@ def _mesh(options: argparse.Namespace) -> Mesh | None:
 
 def stimuli(name: str) -> list[str]:
     """The lines of a data file of the package, without its heading."""
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
-
-
-def read_text(path: Path) -> str:
-    """A text file of the user's."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise JaxqkvError(f"{path}: has more than {MOST_BYTES / 1e6:.0f} MB; no model here reads so long a text")
-        return content.decode()
-    except OSError as error:
-        raise JaxqkvError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise JaxqkvError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return [line for line in read_lines(Path(__file__).parent / name) if line and not line.startswith("#")]
 
 
 def nearest_indices(wanted: Sequence[int], size: int, original_size: int) -> list[int]:

@@ -32,7 +32,8 @@ from jaxqkv.kernels import (
     require_finite,
     upper_density,
 )
-from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, stimuli
+from jaxqkv.text.reading import read_sentences
 from jaxqkv.tokens import find_token
 
 LAYER = 6
@@ -186,7 +187,7 @@ def _sentences(given: Path | list[str] | None) -> list[str]:
     """The lines of a file, a list from Python, or the study's own."""
     if given is None:
         return stimuli("her.txt")
-    return read_text(given).splitlines() if isinstance(given, Path) else given
+    return read_sentences(given) if isinstance(given, Path) else given
 
 
 STUDY = Study(
