@@ -12,8 +12,9 @@ from typing import Any
 from jaxqkv.errors import CorpusError, JaxqkvWarning, first_line, listed
 from jaxqkv.text.reading import read_document, read_lines
 
-# Rows of a table that are in memory at a time.
+# Rows of a table that are in memory at a time, and bytes of its file.
 ROWS = 256
+BUFFER = 1 << 20
 # Of Arrow; a dictionary of one of them is text too.
 TEXT_TYPES = ("string", "large_string", "string_view")
 
@@ -58,7 +59,7 @@ def read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
         if not file.stat().st_size:
             warnings.warn(f"{file}: has 0 bytes, so it is left out; was it copied whole?", JaxqkvWarning, stacklevel=2)
             return
-        with parquet.ParquetFile(file) as table:
+        with parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as table:
             if not table.metadata.num_rows:
                 return
             _check_column(table.schema_arrow, text_column, str(file))
