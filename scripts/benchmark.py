@@ -24,11 +24,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 from benchmarks import processes, report
 from benchmarks.cases import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
+from jaxqkv.cli.arguments import Parser
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
 from jaxqkv.checkpoints.config import GPT2Config, read_config
-from jaxqkv.cli.arguments import Parser
 from jaxqkv.runtime.devices import cache_folder
 from jaxqkv.runtime.files import make_writable, replacing, written
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus

@@ -141,7 +141,7 @@ def arrays_of(path):
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
-    assert jaxqkv.cli.main.main(line) == 0
+    assert jaxqkv.cli.main(line) == 0
     return {path.stem: arrays_of(path) for path in (base / "out" / study).glob("*.npz")}
 
 

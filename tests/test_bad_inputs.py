@@ -366,7 +366,7 @@ TEXTS = {
     "half a character": (half_a_character, "text 1 is not valid Unicode: character 3 is half of one"),
     "no such file": (lambda place: ["--text-file", "nowhere.txt"], "nowhere.txt: cannot be read (No such file"),
     "a folder": (lambda place: ["--text-file", "model"], "model: cannot be read (Is a directory)"),
-    "an empty file": (in_a_file(b""), "text 0 is empty"),
+    "an empty file": (in_a_file(b""), "text.txt: is empty; give a file with text in it"),
     "no text": (in_a_file(b"I saw \xff\xfe"), "text.txt: not UTF-8 text (byte 6)"),
 }
 

@@ -205,7 +205,7 @@ def test_no_such_case(capsys):
 
 def test_cases_of_given_checkpoints(capsys):
     folder = str(open_checkpoint("demo-gpt2").folder)
-    assert jaxqkv.cli.main.main(["bench", "--model", folder, "demo-bert", "--list"]) == 0
+    assert jaxqkv.cli.main(["bench", "--model", folder, "demo-bert", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert "forward demo-gpt2, 8 × 256" in listed
     assert "forward demo-bert, 1 × 115" in listed
@@ -215,5 +215,5 @@ def test_cases_of_given_checkpoints(capsys):
 
 def test_bench_without_its_scripts(monkeypatch, capsys):
     monkeypatch.setattr(jaxqkv.cli.main, "SCRIPTS", ROOT / "not there")
-    assert jaxqkv.cli.main.main(["bench", "--list"]) == 2
+    assert jaxqkv.cli.main(["bench", "--list"]) == 2
     assert "clone" in capsys.readouterr().err

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 from conftest import GPT2, write_folder
+from jaxqkv.cli.arguments import command_for, parse
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
-from jaxqkv.cli.arguments import command_for, parse
 from jaxqkv.cli.main import main
 from jaxqkv.errors import CheckpointError
 from jaxqkv.studies.registry import STUDIES, study

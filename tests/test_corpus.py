@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from test_hub import Hub
 
-from jaxqkv.errors import CorpusError, JaxqkvError
+from jaxqkv.errors import CorpusError, JaxqkvError, JaxqkvWarning
 from jaxqkv.text import corpora as corpus
 from jaxqkv.text.corpora import open_corpus
 
@@ -96,16 +97,130 @@ class TestTables:
         path = write(tmp_path / "a.jsonl", f'{{"text": "one"}}\n\n{line}\n')
         assert refusal(path).startswith(f"{path}, {message}")
 
-    def test_parquet(self, tmp_path):
-        path = tmp_path / "a.parquet"
-        pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2], "text": ["one", "two"], "n": [7, None]}), path)
-        assert list(open_corpus(path)) == ["one", "two"]
-        assert refusal(path, text_column="body").startswith(f"{path}: no column 'body'; it has id, text, n")
-        assert refusal(path, text_column="id") == f"{path}, row 0: 'id' is int, not text"
+    def test_null_is_no_text(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": null}\n')
+        assert refusal(path) == f"{path}, line 2: 'text' is null, not text"
 
-    def test_parquet_that_is_none(self, tmp_path):
-        path = write(tmp_path / "a.parquet", "no table")
-        assert refusal(path).startswith(f"{path}: not a readable parquet file")
+
+def write_table(path, metadata=None, **columns):
+    table = pyarrow.table(columns)
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+class TestParquet:
+    TEXTS = ("one", "two\r\n", "café 猫", "", "one")
+    KINDS = (pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string()),
+             pyarrow.dictionary(pyarrow.int32(), pyarrow.large_string()))  # fmt: skip
+
+    @pytest.mark.parametrize("kind", KINDS, ids=str)
+    def test_text_of_every_type(self, tmp_path, kind):
+        numbers = pyarrow.array([7, None, 8, 9, 10])
+        path = write_table(tmp_path / "a.parquet", id=numbers, text=pyarrow.array(self.TEXTS, kind), n=numbers)
+        assert list(open_corpus(path)) == list(self.TEXTS)
+
+    def test_features_that_datasets_does_not_know(self, tmp_path):
+        """What another version of the library has written beside the table is not needed to read it."""
+        for number, features in enumerate(({"text": {"_type": "Nonsense"}}, {"text": 3}, "[")):
+            metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+            path = write_table(tmp_path / f"{number}.parquet", metadata, text=["one", "two"])
+            assert list(open_corpus(path)) == ["one", "two"]
+
+    def test_columns_beside_the_text_are_not_read(self, tmp_path):
+        strange = pyarrow.array([[{"a": b"\xff"}], None], pyarrow.list_(pyarrow.struct({"a": pyarrow.binary()})))
+        path = write_table(tmp_path / "a.parquet", strange=strange, text=["one", "two"])
+        assert list(open_corpus(path)) == ["one", "two"]
+
+    @pytest.mark.parametrize("last", [True, False])
+    def test_empty_shards_are_left_out(self, tmp_path, last):
+        write_table(tmp_path / "b.parquet", text=["one"])
+        write_table(tmp_path / f"{'c' if last else 'a'}.parquet", text=pyarrow.array([], pyarrow.string()))
+        write_table(tmp_path / f"{'d' if last else 'aa'}.parquet", other=pyarrow.array([], pyarrow.int8()))
+        assert list(open_corpus(tmp_path)) == ["one"]
+
+    def test_a_file_without_a_byte_is_left_out_and_named(self, tmp_path):
+        write_table(tmp_path / "b.parquet", text=["one"])
+        (tmp_path / "a.parquet").write_bytes(b"")
+        with pytest.warns(JaxqkvWarning) as caught:
+            assert list(open_corpus(tmp_path)) == ["one"]
+        (warning,) = caught
+        assert str(warning.message) == f"{tmp_path}/a.parquet: has 0 bytes, so it is left out; was it copied whole?"
+
+    def test_a_folder_of_empty_files(self, tmp_path):
+        write_table(tmp_path / "a.parquet", text=pyarrow.array([], pyarrow.string()))
+        write(tmp_path / "b.jsonl", "\n\n")
+        write(tmp_path / "c.txt", "\n")
+        expected = f"{tmp_path}: no document in it: all of the 3 files are empty; give files with text in them"
+        assert refusal(tmp_path) == expected
+
+    @pytest.mark.parametrize(
+        ("column", "kind"),
+        [
+            ([1, 2], "int64"),
+            ([b"one", b"two"], "binary"),
+            ([["one"], []], "list<.*: string>"),
+            ([None, None], "null"),
+        ],
+    )
+    def test_a_column_that_is_no_text(self, tmp_path, column, kind):
+        path = write_table(tmp_path / "a.parquet", text=column)
+        match = re.fullmatch(
+            r"(.*): column 'text' is (.*), not text; name the text's with --text-column", refusal(path)
+        )
+        assert match[1] == str(path)
+        assert re.fullmatch(kind, match[2])
+
+    def test_a_column_that_is_not_there(self, tmp_path):
+        path = write_table(tmp_path / "a.parquet", id=[1, 2], body=["one", "two"])
+        assert refusal(path) == f"{path}: no column 'text'; it has id, body; name the text's with --text-column"
+        assert list(open_corpus(path, text_column="body")) == ["one", "two"]
+
+    def test_two_columns_of_one_name(self, tmp_path):
+        table = pyarrow.Table.from_arrays([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        assert refusal(tmp_path) == f"{tmp_path}/a.parquet: has 2 columns 'text'; leave one"
+
+    @pytest.mark.parametrize("kind", KINDS, ids=str)
+    def test_rows_without_text(self, tmp_path, kind):
+        texts = ["one"] * 300 + [None, "two"]
+        path = write_table(tmp_path / "a.parquet", text=pyarrow.array(texts, kind))
+        assert refusal(path) == f"{path}, row 300: 'text' is null, not text"
+
+    def test_bytes_that_are_no_text(self, tmp_path):
+        data = pyarrow.array([b"one", b"\xff\xfe"]).view(pyarrow.string())
+        path = write_table(tmp_path / "a.parquet", text=data)
+        assert refusal(path) == f"{path}, row 1: 'text' is not UTF-8 text"
+
+    @pytest.mark.parametrize("damage", [lambda all: b"no table", lambda all: all[:-9], lambda all: all[:4] + all[40:]])
+    def test_a_file_that_is_no_table(self, tmp_path, damage):
+        path = write_table(tmp_path / "a.parquet", text=["one", "two"])
+        path.write_bytes(damage(path.read_bytes()))
+        assert refusal(path).startswith(f"{path}: not a readable parquet file (")
+
+    def test_damage_in_the_middle(self, tmp_path):
+        path = tmp_path / "a.parquet"
+        texts = pyarrow.table({"text": [f"{number} " * 100 for number in range(20_000)]})
+        pyarrow.parquet.write_table(texts, path, row_group_size=1000)
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 2000] = bytes(2000)
+        path.write_bytes(content)
+        assert refusal(path).startswith(f"{path}: not a readable parquet file (")
+
+    @pytest.mark.parametrize("groups", [1, 20])
+    def test_rows_are_read_as_they_are_used(self, tmp_path, groups):
+        """Of a file of 40 MB, also in one group of rows, never more than some batches are in memory."""
+        path = tmp_path / "a.parquet"
+        texts = [f"{number} ".rjust(2000, "x") for number in range(20_000)]
+        options = {"row_group_size": 20_000 // groups, "compression": "none", "use_dictionary": False}
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, **options)
+        assert path.stat().st_size > 40_000_000
+        before = pyarrow.total_allocated_bytes()
+        largest = 0
+        for expected, text in zip(texts, open_corpus(path), strict=True):
+            assert text == expected
+            largest = max(largest, pyarrow.total_allocated_bytes() - before)
+        assert largest < 10_000_000
 
 
 class TestFolders:

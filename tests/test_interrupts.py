@@ -371,5 +371,5 @@ def test_other_commands_say_it_too(command, monkeypatch, capsys):
 
     monkeypatch.setattr(f"jaxqkv.cli.main._{command}", press)
     more = {"list": [], "view": ["demo-gpt2", "--text", "a"]}.get(command, ["demo-gpt2"])
-    assert jaxqkv.cli.main.main([command, *more]) == 130
+    assert jaxqkv.cli.main([command, *more]) == 130
     assert capsys.readouterr().err == "jaxqkv: interrupted\n"

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from jaxqkv.cli.arguments import parser
+
 from jaxqkv.studies.registry import STUDIES, study
 
 ROOT = Path(__file__).parent.parent

@@ -108,7 +108,7 @@ def test_a_nan_does_not_pass(folder, monkeypatch):
 def test_the_command_saves_what_it_prints(tmp_path, capsys):
     path = tmp_path / "reports" / "verify.json"
     line = ["verify", "demo-gpt2", "--text", "I saw her at the market.", "Yes.", "--out", str(path)]
-    assert jaxqkv.cli.main.main(line) == 0
+    assert jaxqkv.cli.main(line) == 0
     report = json.loads(path.read_text())
     assert report["passed"]
     assert report["dtype"] == "float32"
@@ -124,7 +124,7 @@ def test_the_command_saves_what_it_prints(tmp_path, capsys):
 def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(verify.TOLERANCES, "highest", 1e-12)
     path = tmp_path / "verify.json"
-    assert jaxqkv.cli.main.main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
+    assert jaxqkv.cli.main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
     assert not json.loads(path.read_text())["passed"]
     printed = capsys.readouterr().out
     assert "FAIL" in printed
@@ -135,6 +135,6 @@ def test_without_pytorch(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "jaxqkv.model.torch_reference")
     monkeypatch.delattr(jaxqkv.model, "torch_reference")
-    assert jaxqkv.cli.main.main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
+    assert jaxqkv.cli.main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
     assert "pip install 'jaxqkv[torch]'" in capsys.readouterr().err
     assert not (tmp_path / "verify.json").exists()

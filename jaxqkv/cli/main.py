@@ -34,6 +34,7 @@ COMMANDS = {
 
 def command(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command as a process of its own, and ends it with the status that `main` returns."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files, and a notebook's backend may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal has no character for stops no figure
             stream.reconfigure(errors="backslashreplace")
@@ -114,7 +115,10 @@ def _run(module: ModuleType, given: argparse.Namespace, line: Line) -> int:
             raise
         message = str(error)
         if not isinstance(error, errors.JaxqkvError):
-            message = f"{type(error).__name__}: {errors.printable(errors.first_line(error))} (--debug shows where)"
+            from jaxqkv.runtime.devices import missing_platform
+
+            what = errors.printable(errors.first_line(error))
+            message = missing_platform() or f"{type(error).__name__}: {what} (--debug shows where)"
         print(f"jaxqkv: error: {message}", file=sys.stderr, flush=True)
         _leave_job(given, 2)
         return 2

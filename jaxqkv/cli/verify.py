@@ -227,9 +227,7 @@ class VerifyOptions:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses the words after `verify`."""
-    parser = Parser(
-        prog="jaxqkv verify", description="Compare every intermediate with PyTorch's.", epilog=EXAMPLES
-    )
+    parser = Parser(prog="jaxqkv verify", description="Compare every intermediate with PyTorch's.", epilog=EXAMPLES)
     add_checkpoint(parser)
     for group in (VerifyOptions, Precision, Output):
         add_options(parser, group)

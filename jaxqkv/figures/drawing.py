@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import html
 import io
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import style
+from jaxqkv.figures import fonts, style
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.style import FORMATS
 from jaxqkv.runtime import showing
@@ -24,20 +26,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
 
-@contextlib.contextmanager
-def _settings(theme: str) -> Iterator[None]:
-    """Matplotlib's, for the block."""
+def load_matplotlib() -> Any:
+    """Imports matplotlib, also where `MPLBACKEND` names a backend that is not installed; here none is needed."""
+    if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)) is not None:
+        try:
+            import matplotlib
+        finally:
+            os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
     import matplotlib
 
-    settings: Any = style.settings(theme)
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A checkpoint may have a name in any script; what the font lacks is drawn as an empty box.
+    return matplotlib
+
+
+@contextlib.contextmanager
+def _settings(theme: str) -> Iterator[None]:
+    """Sets matplotlib's defaults and the theme's settings for the block, whatever the user's own are."""
+    matplotlib = load_matplotlib()
+    logger = logging.getLogger("matplotlib.mathtext")
+    level = logger.level
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():  # a setting that is on its way out has its default here
+            warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+            defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+            stack.enter_context(matplotlib.rc_context(defaults | style.settings(theme)))
+        # Characters that no font has are named by `fonts.complete`.
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        stack.callback(logger.setLevel, level)
+        logger.setLevel(logging.ERROR)
         yield
 
 
 def drawn(display: Display, theme: str, dpi: int) -> "MatplotlibFigure":
     """The display on a matplotlib figure of its own."""
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,6 +69,7 @@ def drawn(display: Display, theme: str, dpi: int) -> "MatplotlibFigure":
         figure = Figure(figsize=display.size, layout="constrained", dpi=dpi)
         FigureCanvasAgg(figure)
         display.draw(figure)
+        fonts.complete(figure)
     return figure
 
 
@@ -53,6 +78,7 @@ def rendered(figure: "MatplotlibFigure", kind: str, theme: str) -> memoryview:
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     buffer = io.BytesIO()
     with _settings(theme):
+        fonts.complete(figure)  # its texts may have been changed since it was drawn
         figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
     return buffer.getbuffer()
 

@@ -15,6 +15,7 @@ from jaxqkv.pages.manifest import Record, listed_figures
 from jaxqkv.runtime.files import locked, make_writable, replacing_all, written
 from jaxqkv.runtime.interrupts import undisturbed
 
+
 class Listed(Protocol):
     """A figure, as the page lists it."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, first_line, printable
 from jaxqkv.runtime.caches import cache_folder
 from jaxqkv.runtime.files import make_writable
 
@@ -58,6 +58,20 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
 def setting(name: str) -> Any:
     """One of JAX's settings, by its full name, which JAX's own types leave out."""
     return getattr(jax.config, name)
+
+
+def missing_platform() -> str | None:
+    """Says which platform JAX was told to use (`JAX_PLATFORMS`) and cannot; None if it has what it was told."""
+    wanted = setting("jax_platforms")
+    if not wanted:
+        return None
+    try:
+        jax.devices()
+    except Exception as error:  # of whatever type the platform's plugin raises
+        why = f" ({first_line(error)})" if str(error).strip() else ""
+        advice = "set JAX_PLATFORMS=cpu, or install JAX for that platform, as pip install 'jaxqkv[cuda]' does for CUDA"
+        return printable(f"JAX_PLATFORMS={wanted}: JAX has no such platform here{why}; {advice}")
+    return None
 
 
 class Execution(NamedTuple):

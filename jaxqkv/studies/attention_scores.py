@@ -29,8 +29,9 @@ from jaxqkv.kernels import (
 )
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import compile_early, jit
-from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, stimuli
 from jaxqkv.studies.registry import Study
+from jaxqkv.text.reading import read_text
 from jaxqkv.text.tokens import Batch
 from jaxqkv.typing import AnyArray
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from jaxqkv.text.reading import read_lines
+
 FOLDER = Path(__file__).parent
 
 
 def stimuli(name: str) -> list[str]:
-    """The lines of a data file of the package, without its heading."""
-    text = (FOLDER / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    """Returns the lines of a data file of a study, as `attention_scores/purple.txt`, without its heading."""
+    return [line for line in read_lines(FOLDER / name) if line and not line.startswith("#")]

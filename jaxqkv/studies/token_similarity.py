@@ -31,8 +31,9 @@ from jaxqkv.kernels import (
 )
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import compile_early, jit
-from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, read_text, stimuli
+from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, stimuli
 from jaxqkv.studies.registry import Study
+from jaxqkv.text.reading import read_sentences
 from jaxqkv.text.tokens import find_token
 from jaxqkv.typing import AnyArray
 
@@ -187,7 +188,7 @@ def _sentences(given: Path | list[str] | None) -> list[str]:
     """The lines of a file, a list from Python, or the study's own."""
     if given is None:
         return stimuli("her.txt")
-    return read_text(given).splitlines() if isinstance(given, Path) else given
+    return read_sentences(given) if isinstance(given, Path) else given
 
 
 STUDY = Study(

@@ -1,1 +1,1 @@
-"""Tokenizers, batches and corpora."""
+"""Text: reading it, tokenizers, batches of token ids, and the documents of corpora."""

@@ -4,19 +4,16 @@
     FILE, FOLDER                    .txt, .jsonl and .parquet, in the order of their paths
     python-docs                     the language reference inside every CPython, in windows
 
-All but the last are read through `datasets`.
+Data sets of the hub are read through `datasets`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import glob
 import hashlib
 import itertools
 import json
-import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from typing import Any
 from jaxqkv.errors import CorpusError, first_line
 from jaxqkv.runtime.caches import cache_folder
 from jaxqkv.runtime.files import fingerprint, make_writable, replacing
+from jaxqkv.text.documents import READERS, text_of
 
 DEFAULT = "wikimedia/wikipedia:20231101.en:train"
 PYTHON_DOCS = "python-docs"
@@ -34,6 +32,8 @@ WINDOW = 4096
 WAYS_OUT = f"give local text with --corpus FILE or FOLDER ({', '.join(SUFFIXES)}), or --corpus {PYTHON_DOCS}"
 # Seconds that the hub may take to say what it has.
 PATIENCE = 10
+# Raised when other documents are read of the same files, so that what was kept of the former is not used.
+READING = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +136,15 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
     about |= {"documents": documents, "text column": text_column}
 
     def read() -> Iterator[str]:
+        number = 0
         for file in files:
-            yield from READERS[file.suffix.lower()](file, documents, text_column)
+            for number, text in enumerate(READERS[file.suffix.lower()](file, documents, text_column), start=number + 1):
+                yield text
+        if not number:
+            files_are = "the file is" if len(files) == 1 else f"all of the {len(files)} files are"
+            raise CorpusError(f"{' '.join(specs)}: no document in it: {files_are} empty; give files with text in them")
 
-    return Corpus(" ".join(specs), about, digest(prints, documents, text_column), read)
+    return Corpus(" ".join(specs), about, digest(prints, documents, text_column, READING), read)
 
 
 def _files(spec: str) -> list[Path]:
@@ -159,69 +164,6 @@ def _files(spec: str) -> list[Path]:
     if not visible:
         raise CorpusError(f"{path}: has no {', '.join(SUFFIXES)} file")
     return sorted(visible)
-
-
-def _rows(kind: str, file: Path, **options: Any) -> Iterator[dict[str, Any]]:
-    """A file's rows, by one of the formats of `datasets`."""
-    datasets = _datasets()
-    data_files = [glob.escape(str(file.resolve()))]
-    try:
-        # What `datasets` keeps of a file is not used again, and its own cache may be read-only.
-        with tempfile.TemporaryDirectory() as scratch:
-            yield from datasets.load_dataset(
-                kind, data_files=data_files, split="train", streaming=True, cache_dir=scratch, **options
-            )
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: not UTF-8 text (byte {error.start} of a block)") from None
-    except OSError as error:
-        raise CorpusError(f"{file}: cannot be read ({error.strerror or error})") from None
-
-
-def _read_text(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    for row in _rows("text", file, sample_by="document" if documents == "files" else "paragraph"):
-        # `datasets` cuts at empty lines; one with blanks in it looks empty too.
-        yield from re.split(r"\n\s*\n", row["text"]) if documents == "paragraphs" else [row["text"]]
-
-
-def _read_jsonl(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    # As lines, not as a table: fields beside the text may have any type, and errors can name the line.
-    for number, row in enumerate(_rows("text", file, sample_by="line"), start=1):
-        line = row["text"]
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{file}, line {number}: not JSON ({error})") from None
-        yield _text_of(fields, text_column, f"{file}, line {number}")
-
-
-def _read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        columns = parquet.read_schema(file).names
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise CorpusError(f"{file}: not a readable parquet file ({first_line(error)})") from None
-    _text_of(dict.fromkeys(columns, ""), text_column, str(file))
-    for number, row in enumerate(_rows("parquet", file, columns=[text_column])):
-        yield _text_of(row, text_column, f"{file}, row {number}")
-
-
-READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _text_of(row: Any, column: str, where: str) -> str:
-    if not isinstance(row, dict) or column not in row:
-        has = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) and row else "it has no fields"
-        raise CorpusError(f"{where}: no column {column!r}; {has}; name the text's with --text-column")
-    if not isinstance(row[column], str):
-        raise CorpusError(f"{where}: {column!r} is {type(row[column]).__name__}, not text")
-    text = row[column]
-    if not text.isascii():  # half an emoji, as truncated JSON has it, is no character
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 # --- the hub ---
@@ -288,7 +230,7 @@ def _read_hub(
         if count > 1:  # whole files for each process where they divide evenly, else every n-th row
             rows = datasets.distributed.split_dataset_by_node(rows, rank=index, world_size=count)
         for number, row in enumerate(rows):
-            yield _text_of(row, text_column, f"{spec}, row {number}")
+            yield text_of(row, text_column, f"{spec}, row {number}")
     except CorpusError:
         raise
     except Exception as error:  # `datasets` raises whatever the layer below does

@@ -1,0 +1,268 @@
+"""Pictures are the same whatever matplotlib is told elsewhere, and in every script that an installed font has."""
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+
+import matplotlib
+import matplotlib.font_manager
+import numpy as np
+import pytest
+from conftest import GPT2, write_folder
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.t2CharStringPen import T2CharStringPen
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+from jaxqkv.errors import JaxqkvWarning
+from jaxqkv.figures import fonts
+from jaxqkv.figures.displays import Display
+from jaxqkv.figures.drawing import drawn, rendered
+from jaxqkv.figures.panels import Image, Line, Lines, Table, Violins
+from jaxqkv.studies import qkv_weights
+
+# What a user's matplotlibrc or notebook may say.
+SETTINGS = {
+    "text.usetex": True,
+    "axes.labelsize": 31,
+    "axes.grid": True,
+    "savefig.dpi": 37,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "figure.dpi": 41,
+    "figure.constrained_layout.h_pad": 0.5,
+    "font.family": "serif",
+    "font.sans-serif": ["STIXGeneral"],
+    "lines.markersize": 19,
+    "lines.antialiased": False,
+    "image.cmap": "gray",
+    "axes.unicode_minus": False,
+    "mathtext.fontset": "cm",
+    "xtick.direction": "in",
+    "axes.xmargin": 0.4,
+    "svg.fonttype": "path",
+}
+
+
+def a_display(title="T", **more):
+    values = np.arange(6.0).reshape(2, 3) - 2
+    lines = Lines(lines=[Line(x=values[0], y=values[1], label="a")], title="L", xlabel=r"$\frac{x}{2}$", ylabel="y")
+    panels = [[Image(values=values, colorbar="unit", xlabel="x", **more), lines]]
+    return Display(arrays={}, panels=panels, caption="", size=(6, 3), title=title)
+
+
+def files_of(display, theme="light", dpi=50):
+    figure = drawn(display, theme, dpi)
+    return {kind: bytes(rendered(figure, kind, theme)) for kind in ("png", "svg", "pdf")}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_settings_of_the_user_s_change_nothing_and_are_left_alone(theme):
+    expected = files_of(a_display(), theme)
+    with matplotlib.rc_context(SETTINGS):
+        before = matplotlib.rcParams.copy()
+        assert files_of(a_display(), theme) == expected
+        assert dict(matplotlib.rcParams) == dict(before)
+
+
+def test_the_classic_style_and_sketches_change_nothing():
+    import matplotlib.style
+
+    expected = files_of(a_display())
+    with matplotlib.style.context("classic"):
+        assert files_of(a_display()) == expected
+    with matplotlib.rc_context({"path.sketch": (1, 100, 2)}):
+        assert files_of(a_display()) == expected
+
+
+COMMAND = """
+from jaxqkv.cli.main import command
+command(["figures", "qkv-weights", "2d", "--model", "model", "--dpi", "40", "--quiet"])
+"""
+LIBRARY = """
+import pathlib, jaxqkv
+pathlib.Path("figures/qkv-weights").mkdir(parents=True)
+jaxqkv.studies.qkv_weights.figure("2d", model="model", dpi=40).save("figures/qkv-weights/2d.png")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "backend"), [(COMMAND, "module://matplotlib_inline.backend_inline"), (LIBRARY, "nonsense")]
+)
+def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
+    """Neither a matplotlibrc nor a backend that is not installed, as a notebook's is not in an environment of its own."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "model", GPT2)
+    lines = [f"{key}: {value}" for key, value in SETTINGS.items() if not isinstance(value, list)]
+    (tmp_path / "matplotlibrc").write_text("\n".join(lines))
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    picture = qkv_weights.figure("2d", model="model", dpi=40).save("here.png").read_bytes()
+    assert (tmp_path / "figures/qkv-weights/2d.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize(("backend", "kept"), [("svg", "svg"), ("nonsense", None)])
+def test_a_backend_of_the_user_s_stays_theirs(backend, kept):
+    """As far as there is one: so pyplot goes on to show figures in a notebook."""
+    code = (
+        "import os; from jaxqkv.figures.drawing import load_matplotlib; matplotlib = load_matplotlib(); "
+        "print(dict.__getitem__(matplotlib.rcParams, 'backend'), os.environ['MPLBACKEND'])"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    chosen, told = done.stdout.split(maxsplit=1) if kept else done.stdout.rsplit(maxsplit=1)
+    assert told.strip() == backend
+    assert (chosen == kept) == bool(kept)
+
+
+# --- characters that the usual font lacks ---
+
+CAT, MODEL, GIFT = "猫", "模", "\U0001f381"
+
+
+def make_font(path, characters, name, compact=False):
+    """A font file with a square, 0.7 of the size wide, for each of the characters."""
+    names = [".notdef", *(f"u{ord(char):X}" for char in characters)]
+    pen = T2CharStringPen(800, None) if compact else TTGlyphPen(None)
+    pen.moveTo((50, 0))
+    for point in ((50, 700), (750, 700), (750, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    square = pen.getCharString() if compact else pen.glyph()
+    font = FontBuilder(1000, isTTF=not compact)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(char): glyph for char, glyph in zip(characters, names[1:], strict=True)})
+    if compact:
+        font.setupCFF(name.replace(" ", ""), {"FullName": name}, dict.fromkeys(names, square), {})
+    else:
+        font.setupGlyf(dict.fromkeys(names, square))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (800, 50)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": name, "styleName": "Regular", "psName": name.replace(" ", "")})
+    font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    font.setupPost()
+    font.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine that has the fonts that matplotlib brings, and those that it is given."""
+    manager = matplotlib.font_manager.FontManager.__new__(matplotlib.font_manager.FontManager)
+    vars(manager).update(vars(matplotlib.font_manager.fontManager))
+    own = str(matplotlib.get_data_path())
+    manager.ttflist = [entry for entry in manager.ttflist if str(entry.fname).startswith(own)]
+    installed = []
+    monkeypatch.setattr(matplotlib.font_manager, "fontManager", manager)
+    monkeypatch.setattr(matplotlib.font_manager, "findfont", manager.findfont)
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda *arguments: list(installed))
+    fonts._look_for_new_fonts.cache_clear()
+
+    def install(characters, name, known=True, **options):
+        path = make_font(tmp_path / f"{name}.{'otf' if options.get('compact') else 'ttf'}", characters, name, **options)
+        installed.append(path)
+        if known:
+            manager.addfont(path)
+
+    yield install
+    fonts._look_for_new_fonts.cache_clear()
+
+
+def drawn_with(display):
+    """Every kind of file, and the characters that are drawn as boxes, as matplotlib itself says."""
+    figure = drawn(display, "light", 50)
+    for kind in ("png", "svg", "pdf"):
+        assert bytes(rendered(figure, kind, "light"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.canvas.draw()
+    return figure, {chr(int(str(each.message).split()[1])) for each in caught if "missing from" in str(each.message)}
+
+
+def in_every_place(char):
+    """Displays that have the character as a title, a label, a tick label, a word in a legend, a cell and a table."""
+    values = np.arange(4.0)
+    yield a_display(title=f"T {char}")
+    yield a_display(texts=[[char, "a", "b"], ["c", "d", "e"]])
+    violins = Violins(samples=[values, values], names=["a", f"{char} b"], colors=["r", "g"], seed=0)
+    table = Table(heading=("a", "b"), rows=[("1", char)])
+    legend = Lines(lines=[Line(x=values, y=values, label=char)], ylabel=char)
+    for panel in (violins, table, legend):
+        yield Display(arrays={}, panels=[[panel]], caption="", size=(4, 3))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("place", range(5))
+def test_a_font_that_has_the_character_is_used(machine, place, compact, known):
+    """Wherever it stands, in fonts of either make, and in one that was installed after matplotlib looked for them."""
+    machine(CAT, "Cats", known=known, compact=compact)
+    _, boxes = drawn_with(list(in_every_place(CAT))[place])
+    assert not boxes
+
+
+def test_what_is_drawn_is_the_glyph(machine):
+    """A square in the ink's colour."""
+    machine(CAT, "Cats")
+    from matplotlib.image import imread
+
+    def ink(title):
+        figure = drawn(Display(arrays={}, panels=[], caption="", size=(2, 1), title=title), "light", 100)
+        return int((imread(io.BytesIO(rendered(figure, "png", "light")))[..., 0] < 0.5).sum())
+
+    side = 0.7 * 12 / 72 * 100  # of a title of 12 points
+    assert ink(CAT) == pytest.approx(side**2, rel=0.15)
+    assert ink(2 * CAT) == 2 * ink(CAT)
+
+
+def test_several_fonts_stand_in_for_one_text(machine):
+    machine(CAT, "Cats")
+    machine(MODEL, "Models")
+    figure, boxes = drawn_with(a_display(title=f"{CAT} é {MODEL}"))
+    assert not boxes
+    assert figure.get_suptitle() == f"{CAT} é {MODEL}"
+
+
+def test_what_no_font_has_is_named_once(machine):
+    """And the rest is drawn in the font that has it."""
+    machine(CAT, "Cats")
+    with pytest.warns(JaxqkvWarning) as caught:
+        _, boxes = drawn_with(a_display(title=f"{CAT} {MODEL} {GIFT} {MODEL}"))
+    assert boxes == {MODEL, GIFT}
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"no font on this machine has {MODEL} (U+6A21), {GIFT} (U+1F381): boxes are drawn in their place; install a "
+        "font that has, such as Noto Emoji and Noto Sans CJK, and draw again"
+    )
+
+
+def test_mathematics_has_fonts_of_its_own(machine, caplog):
+    machine(CAT, "Cats")
+    with pytest.warns(JaxqkvWarning, match=rf"no font on this machine has {CAT} \(U\+732B\)"):
+        drawn(a_display(title=f"$x$ of {CAT}"), "light", 50)
+    assert not caplog.records
+
+
+def test_texts_that_were_changed_since(machine):
+    machine(CAT, "Cats")
+    figure = drawn(a_display(), "light", 50)
+    figure.suptitle(CAT)
+    figure.axes[0].set_title(MODEL)
+    with pytest.warns(JaxqkvWarning) as caught:
+        for kind in ("png", "svg"):
+            rendered(figure, kind, "light")
+    assert len(caught) == 1
+    assert f"has {MODEL} (U+6A21):" in str(caught[0].message)
+
+
+def test_fonts_are_looked_for_only_where_a_character_is_missing(machine, monkeypatch):
+    monkeypatch.setattr(fonts, "_families", lambda: pytest.fail("searched"))
+    drawn_with(a_display(title="Größe × модель · … − αβγ ↵"))
+
+
+def test_placeholders_and_symbols_are_no_fonts_for_text():
+    """Matplotlib brings a font that has a box for every character, and some with glyphs at other places."""
+    assert not [name for name in fonts._families() if name.startswith(("Last Resort", "cm", "STIXSize", "STIXNon"))]
+    assert "DejaVu Sans" in fonts._families()
