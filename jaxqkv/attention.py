@@ -91,7 +91,7 @@ def mix(
 
 def score_dtype(dtype: np.dtype[Any], upcast: bool) -> np.dtype[Any]:
     """The dtype of scores and softmax: that of the arithmetic, with `upcast` float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32) if upcast else dtype
+    return np.dtype(np.float32) if upcast and dtype.itemsize < 4 else dtype
 
 
 def attend(

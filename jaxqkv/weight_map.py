@@ -206,10 +206,13 @@ def resolve(
         outside = prefixed and not key.startswith(known.prefix)
         if name not in wanted and not outside and not allowed.fullmatch(name):
             problems.append(f"unexpected {key} {list(shapes[key])}")
-    reasons = {canonical(key, known.prefix): f" ({reason})" for key, reason in (absent or {}).items()}
+    reasons = {canonical(key, known.prefix): reason for key, reason in (absent or {}).items()}
+    missing: dict[str, list[str]] = {}  # by the reason, as of all that a file would hold which is not there
     for name, rule in needed.items():
         if name not in found:
-            problems.append(f"missing {name} {list(rule.shape)}{reasons.get(name, '')}")
+            missing.setdefault(reasons.get(name, ""), []).append(f"{name} {list(rule.shape)}")
+    problems += [f"missing {name}" for name in missing.pop("", [])]
+    problems += [f"missing {listed(each)} ({reason})" for reason, each in missing.items()]
     if problems:
         raise CheckpointError(f"{where}: tensors do not fit config.json: {listed(sorted(problems), '; ')}")
     return found

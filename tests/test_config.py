@@ -1,12 +1,12 @@
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, write_folder
 
 import jaxqkv
+from jaxqkv import verify
 from jaxqkv.config import ACTIVATIONS, KNOWN, config_to_json, parse_config, read_config
 from jaxqkv.errors import CheckpointError, JaxqkvWarning
 from jaxqkv.layers import ACTIVATION_FUNCTIONS
@@ -186,7 +186,7 @@ def test_every_key_that_transformers_writes_is_known(config):
     [
         (GPT2, {"n_ctx": 17, "resid_pdrop": 0.1, "summary_type": "cls_index", "is_decoder": True, "output_past": True}),
         (GPT2, {"task_specific_params": {"a": {}}, "torch_dtype": "float16", "use_bfloat16": True, "_num_labels": 1}),
-        (BERT, {"directionality": "bidi", "pooler_fc_size": 768, "hidden_dropout_prob": 0.1, "gradient_checkpointing": False}),
+        (BERT, {"directionality": "bidi", "pooler_fc_size": 768, "gradient_checkpointing": False, "pad_token_id": 0}),
         (BERT, {"id2label": {"0": "a"}, "label2id": {"a": 0}, "finetuning_task": "ner", "chunk_size_feed_forward": 3}),
     ],
 )  # fmt: skip
@@ -204,7 +204,7 @@ def test_activations_are_those_of_transformers(name):
     activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
     x = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, 1e3]])
     expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
-    with jax.enable_x64(True):
+    with verify._double_precision():
         actual = np.asarray(ACTIVATION_FUNCTIONS[ACTIVATIONS[name]](jnp.asarray(x)))
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 if name == "gelu_fast" else 1e-13)
 
