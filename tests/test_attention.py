@@ -123,3 +123,25 @@ class TestAttend:
             loss(attention.attend_whole)(*heads), loss(attention.attend_sliced)(*heads), strict=True
         ):
             np.testing.assert_allclose(sliced, whole, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
+    def test_upcast_scores_are_those_of_float32(self, heads, visible, dtype, attend):
+        """What is of 16 bits goes in and comes out; scores and softmax between are as exact as float32."""
+        q, k, v = (x.astype(dtype) for x in (8 * heads[0], heads[1], heads[2]))
+        upcast = jax.jit(lambda *arrays: attend(*arrays, visible, upcast=True))(q, k, v)
+        exact = jax.jit(lambda *arrays: attend(*arrays, visible))(*(x.astype(jnp.float32) for x in (q, k, v)))
+        plain = jax.jit(lambda *arrays: attend(*arrays, visible))(q, k, v)
+        assert (upcast.scores.dtype, upcast.pattern.dtype, upcast.z.dtype) == (jnp.float32, dtype, dtype)
+        np.testing.assert_allclose(upcast.scores, exact.scores, rtol=1e-5, atol=1e-5)
+        rounded = np.asarray(exact.pattern.astype(dtype), np.float32)
+        unit = float(jnp.finfo(dtype).eps)
+        difference = np.abs(np.asarray(upcast.pattern, np.float32) - rounded)
+        assert (difference <= unit * rounded + 1e-7).all()  # of the last bit, where float32 rounded the other way
+        assert np.abs(np.asarray(plain.pattern, np.float32) - rounded).max() > 3 * unit  # it matters
+
+    def test_upcast_changes_nothing_in_float32(self, heads, visible):
+        for one, other in zip(
+            attention.attend(*heads, visible, upcast=True), attention.attend(*heads, visible), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)

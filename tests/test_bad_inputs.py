@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import GPT2, arrays_of, random_tensors, write_folder, write_word_tokenizer
+from safetensors.numpy import save_file
 
 import jaxqkv
 from jaxqkv.checkpoints.weights import count_broken
@@ -162,13 +163,16 @@ def stored_as(dtype):
     return weights(change)
 
 
-def index(**places):
-    """Damage: an index in the place of model.safetensors."""
+def index(keep=True, **places):
+    """Damage: an index in the place of model.safetensors, with the token embedding or without."""
 
     def damage(folder):
         (folder / "model.safetensors").rename(folder / "part.safetensors")
+        if not keep:
+            kept = {key: values for key, values in random_tensors(GPT2).items() if key != "wte.weight"}
+            save_file(kept, folder / "part.safetensors")
         whole = dict.fromkeys(random_tensors(GPT2), "part.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": whole | places}))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"tables": whole | places}))
 
     return damage
 
@@ -265,12 +269,25 @@ CHECKPOINTS = {
     "fewer tokens than there are": (config(vocab_size=40), "wrong shape wte.weight [43, 35], config says [40, 35]"),
     "more positions than there are": (config(n_positions=18), "wrong shape wpe.weight [17, 35], config says [18, 35]"),
     "index out of its folder": (index(x="../part.safetensors"), "names a file outside its folder"),
-    "index to nowhere": (index(x="n.safetensors"), "names files that are not there: n.safetensors"),
-    "index to a name too long": (index(x="n" * 5000 + ".safetensors"), "names files that are not there"),
+    "index to nowhere": (
+        index(keep=False, **{"wte.weight": "n.safetensors"}),
+        "missing wte.weight [43, 35] (the index places it in n.safetensors, which is not there)",
+    ),
+    "index to nowhere alone": (
+        index(**dict.fromkeys(random_tensors(GPT2), "n.safetensors")),
+        "names files that are not there: n.safetensors",
+    ),
+    "index to a name too long": (
+        index(**dict.fromkeys(random_tensors(GPT2), "n" * 5000 + ".safetensors")),
+        "names files that are not there",
+    ),
     "index to no name": (index(x=""), "names what is no safetensors file: ''"),
     "index to a pickle": (index(x="pytorch_model.bin"), "names what is no safetensors file: 'pytorch_model.bin'"),
     "index to a pattern": (index(x="*.safetensors"), "names what is no safetensors file: '*.safetensors'"),
-    "index with a tensor too many": (index(x="part.safetensors"), "the index places x here, and it is not"),
+    "index to a pointer of Git LFS": (
+        lambda f: (index()(f), text("part.safetensors", "version https://git-lfs.github.com/spec/v1\noid x\n")(f)),
+        "model/part.safetensors: a Git LFS pointer instead of the file; run `git lfs pull` in its folder",
+    ),
 }
 
 
@@ -319,6 +336,10 @@ TOKENIZERS = {
     "one that panics when it is read": (
         tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}),
         "model: tokenizer files cannot be read",
+    ),
+    "a pointer of Git LFS": (
+        text("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1355256\n"),
+        "model/tokenizer.json: a Git LFS pointer instead of the file; run `git lfs pull` in its folder",
     ),
     "one without the word for all others": (
         tokenizer(model={"unk_token": "?", "vocab": {" her": 1, "I": 4}}),
@@ -663,6 +684,32 @@ class TestNotFinite:
             model.run([[1, 7]], layers=0)
         with pytest.warns(JaxqkvWarning, match=r"in h.1.attn.c_attn.weight \(1 of"):
             model.hidden([[1, 2]])
+
+    @pytest.mark.parametrize("layers", [None, [2], [1]])
+    def test_a_loop_over_layers_that_is_left_hears_of_what_it_was_given(self, place, layers):
+        """Said before the layer is handed out, or the first one after it, and of each layer once."""
+        key = "h.0.mlp.c_proj.weight"
+        tensors(lambda t: t[key].__setitem__((3, 5), np.nan))(place / "model")
+        model = jaxqkv.load("./model")
+        loop = model.layerwise([[1, 2, 3]], layers=layers)
+        with pytest.warns(JaxqkvWarning, match=rf"NaN or infinite values in {key} \(1 of 1,015\)$") as caught:
+            next(loop)
+        assert len(caught) == 1
+        for _ in loop:  # warnings are errors
+            pass
+
+    def test_a_loop_over_sound_layers_looks_at_no_weights(self, place, monkeypatch):
+        looked = []
+        monkeypatch.setattr(jaxqkv.checkpoints.weights, "count_broken", lambda tensor: looked.append(tensor.shape) or 0)
+        model = jaxqkv.load("./model")
+        for layer, _ in model.layerwise([[1, 2, 3]]):
+            if layer == 1:
+                break
+        assert set(looked) <= {
+            (43, 35),
+            (17, 35),
+            (35,),
+        }  # the embeddings and the final norm, none of a layer's matrices
 
     def test_parameters_are_looked_at_before_they_are_handed_out(self, place):
         tensors(spoil)(place / "model")

@@ -4,12 +4,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, random_tensors, write_folder
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import MappedFile, fingerprint, open_checkpoint
+from jaxqkv.errors import CheckpointError, JaxqkvWarning
 from jaxqkv.checkpoints.weights import Weights
-from jaxqkv.errors import CheckpointError
 
 
 def weights_of(path):
@@ -47,7 +47,8 @@ def test_prefix_buffers_and_heads_are_known():
     buffers = {f"h.{i}.attn.{name}": (1, 1, 17, 17) for i in range(3) for name in ("bias", "masked_bias")}
     assert resolve(GPT2, gpt2 | buffers, "x") == {key: key for key in gpt2}
     prefixed = {f"transformer.{key}": shape for key, shape in (gpt2 | buffers).items()} | {"lm_head.weight": (43, 35)}
-    assert resolve(GPT2, prefixed, "x") == {key: f"transformer.{key}" for key in gpt2}
+    own = {"lm_head.weight": "lm_head.weight"}  # whose values decide whether it is the token embedding
+    assert resolve(GPT2, prefixed, "x") == {key: f"transformer.{key}" for key in gpt2} | own
 
     bert = {key: rule.shape for key, rule in jaxqkv.checkpoints.tables.table(BERT).rules(BERT.n_layer).items()}
     old = {
@@ -95,7 +96,7 @@ def write_sharded(folder, config, rename=lambda name: name):
     places = {key: f"model-{index % 2 + 1:05d}-of-00002.safetensors" for index, key in enumerate(tensors)}
     for name in set(places.values()):
         save_file({key: tensors[key] for key in tensors if places[key] == name}, folder / name)
-    index = {"metadata": {}, "weight_map": {key: rename(name) for key, name in places.items()}}
+    index = {"metadata": {}, "tables": {key: rename(name) for key, name in places.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
@@ -106,17 +107,149 @@ def test_an_index_cannot_leave_its_folder(tmp_path, name):
     assert "names a file outside its folder" in refusal(folder)
 
 
+def change_index(folder, **places):
+    """Other places in the index; None takes a tensor out."""
+    path = folder / "model.safetensors.index.json"
+    places = json.loads(path.read_text())["tables"] | places
+    path.write_text(json.dumps({"tables": {key: name for key, name in places.items() if name is not None}}))
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
 def test_broken_indexes(tmp_path):
     folder = write_sharded(tmp_path / "x", GPT2)
     index = folder / "model.safetensors.index.json"
-    places = json.loads(index.read_text())["weight_map"]
-    index.write_text(json.dumps({"weight_map": places | {"ghost.weight": "model-00001-of-00002.safetensors"}}))
-    assert "the index places ghost.weight here" in refusal(folder)
-    index.write_text(json.dumps({"weight_map": places | {"wte.weight": "model-00009.safetensors"}}))
-    assert "names files that are not there: model-00009.safetensors" in refusal(folder)
-    for text in ("{", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["b"]}}'):
+    change_index(folder, **{"wte.weight": "model-00009.safetensors"})
+    (folder / FIRST).rename(folder / "elsewhere")
+    message = refusal(folder)
+    assert "missing wte.weight [43, 35] (the index places it in model-00009.safetensors, which is not there)" in message
+    assert "missing h.0.ln_1.weight [35], " in message
+    assert f", and 7 more (the index places it in {FIRST}, which is not there)" in message
+    assert "wpe.weight" not in message
+    (folder / SECOND).unlink()
+    assert f"names files that are not there: model-00009.safetensors, {SECOND}, {FIRST}" in refusal(folder)
+    for text in ("{", "{}", '{"tables": 3}', '{"tables": {"a": 3}}', '{"tables": {"a": ["b"]}}'):
         index.write_text(text)
         assert "not a readable index" in refusal(folder)
+
+
+def without(folder, key):
+    """Takes a tensor out of the file that has it."""
+    for path in folder.glob("*.safetensors"):
+        if key in (tensors := load_file(path)):
+            save_file({name: values for name, values in tensors.items() if name != key}, path)
+
+
+def test_a_tensor_that_no_file_has(tmp_path):
+    folder = write_sharded(tmp_path / "x", GPT2)
+    without(folder, "wte.weight")
+    message = refusal(folder)
+    assert message.endswith(f"missing wte.weight [43, 35] (the index places it in {FIRST}, which does not have it)")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"ghost.weight": FIRST},
+        {"ghost.weight": "model-00009.safetensors"},
+        {"h.7.ln_1.weight": "h7.safetensors", "wpe.weight": SECOND},
+        {"wte.weight": None, "h.1.attn.c_attn.weight": None},
+        {"wte.weight": SECOND},
+        {"wte.weight": "model-00009.safetensors"},
+    ],
+    ids=["stale", "no file", "no layer", "unnamed", "in another file", "in another file than one that is gone"],
+)
+def test_an_index_that_is_wrong_about_what_is_there(tmp_path, places):
+    """Every tensor that is needed is there, so that all are read."""
+    folder = write_sharded(tmp_path / "x", GPT2)
+    change_index(folder, **places)
+    weights = weights_of(folder)
+    for key, tensor in random_tensors(GPT2).items():
+        np.testing.assert_array_equal(weights[key], tensor)
+
+
+@pytest.mark.parametrize(("named", "other"), [(FIRST, SECOND), (SECOND, FIRST)])
+def test_a_tensor_in_two_files_is_that_of_the_index_and_named(tmp_path, named, other):
+    folder = write_sharded(tmp_path / "x", GPT2)
+    right = random_tensors(GPT2)["wte.weight"]
+    for name, factor in ((named, 1), (other, 3)):
+        save_file(load_file(folder / name) | {"wte.weight": factor * right}, folder / name)
+    change_index(folder, **{"wte.weight": named})
+    with pytest.warns(JaxqkvWarning, match=f"index.json: wte.weight is in {other} too, and taken from {named}$"):
+        weights = weights_of(folder)
+    np.testing.assert_array_equal(weights["wte.weight"], right)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", FIRST, "model.safetensors.index.json"])
+def test_a_pointer_of_git_lfs(tmp_path, name):
+    folder = write_folder(tmp_path / "x", GPT2) if name == "model.safetensors" else write_sharded(tmp_path / "x", GPT2)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n")
+    assert (
+        refusal(folder) == f"{folder / name}: a Git LFS pointer instead of the file; run `git lfs pull` in its folder"
+    )
+
+
+# --- tensors under another name, and tensors of other heads ---
+
+TIED = {
+    "gpt2": ("wte.weight", "lm_head.weight", "transformer."),
+    "bert": ("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "bert."),
+}
+
+
+@pytest.mark.parametrize("prefixed", [False, True], ids=["bare", "prefixed"])
+def test_a_tied_tensor_under_its_other_name(config, tmp_path, prefixed):
+    key, other, prefix = TIED[config.model_type]
+    tensors = {(prefix if prefixed else "") + name: each for name, each in random_tensors(config).items()}
+    tensors[other] = tensors.pop(prefix + key if prefixed else key)
+    model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors))
+    np.testing.assert_array_equal(model.weights[key], tensors[other])
+    assert model.weights.left_out == []
+    assert sorted(model.weights.names) == sorted(random_tensors(config))
+    ids = np.random.default_rng(0).integers(0, 43, (2, 5))
+    plain = jaxqkv.load(write_folder(tmp_path / "plain", config))
+    np.testing.assert_array_equal(model.hidden(ids), plain.hidden(ids))
+    if config is GPT2:
+        np.testing.assert_array_equal(model.logits(ids), plain.logits(ids))
+    # Where they are said not to be the same, one cannot be taken for the other.
+    untied = write_folder(tmp_path / "untied", changed(config, tie_word_embeddings=False), tensors)
+    assert f"missing {key} [43, 35]" in refusal(untied)
+
+
+def test_what_lacks_the_prefix_is_a_head(config, tmp_path, capsys):
+    prefix = TIED[config.model_type][2]
+    tensors = {prefix + name: each for name, each in random_tensors(config).items()}
+    heads = {"v_head.summary.weight": 3, "v_head.summary.bias": 1, "qa_outputs.weight": 2, "linear.bias": 5}
+    heads |= {"crf.transitions": 7, "h.9.own": 2}
+    tensors |= {key: np.zeros(size, np.float32) for key, size in heads.items()}
+    folder = write_folder(tmp_path / "x", config, tensors)
+    weights = weights_of(folder)
+    assert sorted(weights.left_out) == sorted(heads)
+    assert sorted(weights.names) == sorted(random_tensors(config))
+    assert jaxqkv.cli.main(["info", str(folder)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:"))
+    assert sorted(line.removeprefix("left out:").strip().split(", ")) == [
+        "crf (1 tensor)", "h (1 tensor)", "linear (1 tensor)", "qa_outputs (1 tensor)", "v_head (2 tensors)",
+    ]  # fmt: skip
+    assert jaxqkv.cli.main(["info", str(folder), "--json"]) == 0
+    assert sorted(json.loads(capsys.readouterr().out)["left out"]) == sorted(heads)
+
+
+@pytest.mark.parametrize("prefixed", [False, True], ids=["bare", "prefixed"])
+def test_inside_the_backbone_nothing_is_left_out(config, tmp_path, prefixed):
+    prefix = TIED[config.model_type][2] if prefixed else ""
+    tensors = {prefix + name: each for name, each in random_tensors(config).items()}
+    tensors[f"{prefix}adapter.weight"] = np.zeros(3, np.float32)
+    message = refusal(write_folder(tmp_path / "x", config, tensors))
+    assert message.endswith(f"tensors do not fit config.json: unexpected {prefix}adapter.weight [3]")
+
+
+def test_buffers_are_no_heads_and_are_not_listed(tmp_path):
+    tensors = random_tensors(GPT2) | {"h.0.attn.bias": np.zeros((1, 1, 17, 17), np.float32)}
+    weights = weights_of(write_folder(tmp_path / "x", GPT2, tensors))
+    assert weights.left_out == []
+    assert "left out" not in weights.summary()
 
 
 def test_pickles_are_never_opened(tmp_path):

@@ -1,10 +1,15 @@
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import BERT, GPT2
+from conftest import BERT, CONFIGS, GPT2, changed, write_folder
 
-from jaxqkv.checkpoints.config import KNOWN, config_to_json, parse_config, read_config
-from jaxqkv.errors import CheckpointError
+import jaxqkv
+from jaxqkv.cli import verify
+from jaxqkv.checkpoints.config import ACTIVATIONS, KNOWN, config_to_json, parse_config, read_config
+from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.architectures.layers import ACTIVATION_FUNCTIONS
 
 
 def test_what_is_written_is_read_back(config):
@@ -48,13 +53,22 @@ def test_sizes_known_by_name():
     [
         (GPT2, {"model_type": "llama"}, "model_type is 'llama'; supported are 'gpt2' and 'bert'"),
         (GPT2, {"model_type": None}, "model_type is None"),
-        (GPT2, {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn = True is not supported"),
+        (GPT2, {"reorder_and_upcast_attn": 1}, "reorder_and_upcast_attn = 1 is not true or false"),
+        (
+            GPT2,
+            {"per_layer_config": {"0": {"n_inner": 3}}},
+            "per_layer_config = {'0': {'n_inner': 3}} is not supported",
+        ),
+        (GPT2, {"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': [1]} is not supported"),
+        (GPT2, {"hidden_size": 70}, "hidden_size = 70 contradicts n_embd = 35, which means the same"),
+        (BERT, {"tie_word_embeddings": None}, "tie_word_embeddings = None is not true or false"),
+        (BERT, {"add_cross_attention": True}, "add_cross_attention = True is not supported"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention = True is not supported"),
         (GPT2, {"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
         (
             GPT2,
-            {"activation_function": "mish"},
-            "activation_function = 'mish' is not supported; supported are gelu_new",
+            {"activation_function": "xielu"},
+            "activation_function = 'xielu' is not supported; supported are gelu_new",
         ),
         (GPT2, {"n_head": 4}, "n_embd = 35 is not a multiple of n_head = 4"),
         (GPT2, {"n_layer": 0}, "n_layer = 0 is not a positive integer"),
@@ -97,3 +111,123 @@ def test_unreadable_file(tmp_path, content, message):
 def test_null_inner_width_is_four_times_the_width(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_to_json(GPT2) | {"n_inner": None}))
     assert read_config(tmp_path / "config.json").n_inner == 4 * GPT2.n_embd
+
+
+# --- keys that are missing, and keys of other names ---
+
+
+@pytest.mark.parametrize(
+    ("base", "key"), [(config, key) for config in CONFIGS.values() for key in config.keys.values() if key != "n_inner"]
+)
+def test_a_missing_key_has_no_default_and_the_message_says_the_line(base, key):
+    data = {name: value for name, value in config_to_json(base).items() if name != key}
+    with pytest.raises(CheckpointError) as error:
+        parse_config(data, "config.json")
+    line = f'"{key}": {json.dumps(base.usual[key])}'
+    assert str(error.value).startswith(f"config.json: {key} is missing; add {line} to config.json")
+
+
+def test_fresh_weights_need_a_range(tmp_path, config):
+    folder = write_folder(tmp_path / "x", config, initializer_range=None)
+    with pytest.raises(CheckpointError, match=r'initializer_range is missing; add "initializer_range": 0\.02 to'):
+        jaxqkv.load(f"random:{folder}")
+
+
+def test_what_the_messages_propose_is_what_transformers_takes(config):
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    theirs = {"gpt2": transformers.GPT2Config(), "bert": transformers.BertConfig()}[config.model_type]
+    assert set(config.keys.values()) - {"n_inner"} <= set(config.usual)
+    assert {key: getattr(theirs, key) for key in config.usual} == config.usual
+    assert {key: getattr(theirs, key) for key in config.switches} == config.switches
+
+
+@pytest.mark.parametrize("alias", sorted(GPT2.aliases))
+def test_a_key_under_its_other_name(tmp_path, alias):
+    data = config_to_json(GPT2)
+    value = data.pop(GPT2.aliases[alias])
+    assert parse_config(data | {alias: value}, "here") == GPT2
+    with pytest.raises(CheckpointError, match=f"{alias} = 'x' is not a positive integer"):
+        parse_config(data | {alias: "x"}, "here")
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    assert getattr(transformers.GPT2Config(**data, **{alias: value}), GPT2.aliases[alias]) == value
+
+
+# --- keys that are not known ---
+
+
+@pytest.mark.parametrize("key", ["trainer_note", "rope_theta", "head_dim", "auto_map"])
+def test_an_unknown_key_is_named_and_ignored(config, key):
+    with pytest.warns(JaxqkvWarning, match=f"^here: unknown key {key}; jaxqkv ignores it: if it changes how") as caught:
+        assert parse_config(config_to_json(config) | {key: 3}, "here") == config
+    assert len(caught) == 1
+
+
+def test_unknown_keys_are_named_together_and_never_hide_an_error(config):
+    data = config_to_json(config) | {f"own{number}": number for number in range(20)}
+    with pytest.warns(
+        JaxqkvWarning, match=r"unknown keys own0, own1, own10, .*, and 8 more; jaxqkv ignores them: if any"
+    ):
+        parse_config(data, "here")
+    with pytest.raises(CheckpointError, match="vocab_size = 0"):
+        parse_config(data | {"vocab_size": 0}, "here")
+
+
+def test_every_key_that_transformers_writes_is_known(config):
+    """Warnings are errors."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    theirs = {"gpt2": transformers.GPT2Config(), "bert": transformers.BertConfig()}[config.model_type]
+    data = theirs.to_dict() | dict.fromkeys(transformers.GenerationConfig._get_default_generation_params())
+    expected = config_to_json(config)
+    assert parse_config(data | expected, "here") == config
+
+
+@pytest.mark.parametrize(
+    ("base", "keys"),
+    [
+        (GPT2, {"n_ctx": 17, "resid_pdrop": 0.1, "summary_type": "cls_index", "is_decoder": True, "output_past": True}),
+        (GPT2, {"task_specific_params": {"a": {}}, "torch_dtype": "float16", "use_bfloat16": True, "_num_labels": 1}),
+        (BERT, {"directionality": "bidi", "pooler_fc_size": 768, "gradient_checkpointing": False, "pad_token_id": 0}),
+        (BERT, {"id2label": {"0": "a"}, "label2id": {"a": 0}, "finetuning_task": "ner", "chunk_size_feed_forward": 3}),
+    ],
+)  # fmt: skip
+def test_keys_of_files_on_the_hub_that_change_nothing(base, keys):
+    assert parse_config(config_to_json(base) | keys, "here") == base
+
+
+# --- activations ---
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_are_those_of_transformers(name):
+    """In float64, so that only another formula can differ; gelu_fast has a constant of ten digits."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
+    x = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, 1e3]])
+    expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
+    with verify._double_precision():
+        actual = np.asarray(ACTIVATION_FUNCTIONS[ACTIVATIONS[name]](jnp.asarray(x)))
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 if name == "gelu_fast" else 1e-13)
+
+
+def test_activations_that_are_refused_are_other_functions():
+    """Each differs from all that are implemented, so that no name is refused without need."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
+    x = torch.linspace(-12, 12, 481, dtype=torch.float64)
+    implemented = [activations.ACT2FN[name](x) for name in ACTIVATIONS]
+    refused = set(activations.ACT2FN) - set(ACTIVATIONS)
+    assert refused >= {"gelu_10", "hardswish", "leaky_relu"}
+    for name in refused - {"prelu", "xielu"}:  # with parameters of their own
+        assert min(float((activations.ACT2FN[name](x) - each).abs().max()) for each in implemented) > 1e-3, name
+
+
+def test_an_activation_of_another_name_runs(tmp_path):
+    silu, swish = (jaxqkv.load(write_folder(tmp_path / n, changed(GPT2, activation=n))) for n in ("silu", "swish"))
+    np.testing.assert_array_equal(silu.hidden([[1, 2]]), swish.hidden([[1, 2]]))
+
+
+def test_a_pointer_of_git_lfs(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 665\n")
+    with pytest.raises(CheckpointError, match=r"config.json: a Git LFS pointer instead .*; run `git lfs pull`"):
+        read_config(path)

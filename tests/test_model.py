@@ -12,10 +12,11 @@ from conftest import BERT, GPT2, arrays_of, changed, random_ids, random_tensors,
 
 import jaxqkv
 from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.checkpoint import MappedFile
 from jaxqkv.checkpoints.config import parse_config
-from jaxqkv.checkpoints.weights import Weights
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.text.tokens import Batch
+from jaxqkv.checkpoints.weights import Weights, tensors_from_params
 
 GOLDENS = Path(__file__).parent / "goldens"
 EVERYTHING = frozenset(FIELDS)
@@ -271,12 +272,68 @@ def test_vmap_over_checkpoints(config, tmp_path):
 def test_untied_logits_use_lm_head(tmp_path):
     untied = changed(GPT2, tie_word_embeddings=False)
     tensors = random_tensors(untied)
-    tied = jaxqkv.load(write_folder(tmp_path / "tied", GPT2, tensors))  # lm_head.weight is a known extra there
     model = jaxqkv.load(write_folder(tmp_path / "untied", untied, tensors))
     ids = random_ids(GPT2, 2, 3)
     hidden = np.asarray(model.hidden(ids), np.float64)
     np.testing.assert_allclose(model.logits(ids), hidden @ tensors["lm_head.weight"].T, atol=1e-4)
-    np.testing.assert_allclose(tied.logits(ids), hidden @ tensors["wte.weight"].T, atol=1e-4)
+    assert not model.weights.tied
+
+
+def tied_with_lm_head(path, lm_head, flag=True):
+    """A folder whose config.json ties the embeddings, or says nothing of it, and whose file has both."""
+    folder = write_folder(path, GPT2, random_tensors(GPT2) | {"lm_head.weight": lm_head})
+    data = json.loads((folder / "config.json").read_text())
+    data.pop("tie_word_embeddings")
+    (folder / "config.json").write_text(json.dumps(data | ({"tie_word_embeddings": True} if flag else {})))
+    return folder
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["tied", "not said"])
+@pytest.mark.parametrize("row", [0, 42])
+def test_an_output_embedding_that_differs_is_used_and_named(tmp_path, monkeypatch, flag, row):
+    """As transformers 5 does; from the first row or in the last alone, found piece by piece."""
+    monkeypatch.setattr("jaxqkv.checkpoints.weights.ROWS", 7)
+    lm_head = random_tensors(GPT2)["wte.weight"].copy()
+    lm_head[row] *= 2
+    folder = tied_with_lm_head(tmp_path / "x", lm_head, flag)
+    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    hidden = np.asarray(model.hidden(ids), np.float64)  # warnings are errors: nothing is said where it is not used
+    with pytest.warns(JaxqkvWarning, match=r"lm_head.weight differs from wte.weight, .*; logits use lm_head.weight"):
+        logits = model.logits(ids)
+    np.testing.assert_allclose(logits, hidden @ lm_head.T, atol=1e-4)
+    np.testing.assert_array_equal(model.logits(ids), logits)  # said once
+    params = model.params()
+    np.testing.assert_array_equal(jaxqkv.logits(params, ids, model.config), logits)
+    saved = tensors_from_params(params, model.config)
+    np.testing.assert_array_equal(saved["lm_head.weight"], lm_head)
+    assert model.weights.names[-1] == "lm_head.weight"
+    assert not model.weights.tied
+    assert model.weights.parameters()["Output Embedding"] == 43 * 35
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids).long()).logits.numpy()
+    assert relative_error(logits, expected) <= 1e-5
+
+
+def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
+    """Both are compared once, where logits are made or parameters counted, and kept once."""
+    folder = tied_with_lm_head(tmp_path / "x", random_tensors(GPT2)["wte.weight"])
+    read = []
+    tensor = MappedFile.tensor
+    monkeypatch.setattr(MappedFile, "tensor", lambda self, key: read.append(key) or tensor(self, key))
+    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    model.hidden(ids)
+    assert "lm_head.weight" not in read
+    logits = model.logits(ids)
+    model.logits(ids)
+    model.weights.parameters()
+    assert read.count("lm_head.weight") == 1
+    assert model.weights.tied
+    assert "lm_head" not in model.params()["final"]
+    assert model.weights.parameters()["Output Embedding"] == 0
+    np.testing.assert_array_equal(logits, jaxqkv.load(write_folder(tmp_path / "one", GPT2)).logits(ids))
 
 
 @pytest.mark.parametrize(
@@ -338,6 +395,39 @@ def test_bad_ids(model, ids, message):
         model.run(ids)
 
 
+def with_types(token_types):
+    ids = np.array([[1, 2, 3]], np.int32)
+    return Batch(ids=ids, mask=np.array([[True, True, False]]), token_types=np.array([token_types]))
+
+
+@pytest.mark.parametrize("token_types", [[0, 2, 0], [0, -1, 0], [0, 0, 2], [0, 0, 1]])
+@pytest.mark.parametrize(
+    "run", [jaxqkv.Model.run, jaxqkv.Model.hidden, lambda model, batch: next(model.layerwise(batch))]
+)
+def test_bad_token_types(model, config, token_types, run):
+    """At pads too, whose values would be NaN and spread."""
+    message = "the model's are 0 to 1" if config is BERT else r"the model's are 0 alone \(gpt2\)"
+    if config is BERT and max(token_types) == 1:
+        run(model, with_types(token_types))
+        return
+    with pytest.raises(
+        JaxqkvError, match=rf"token_types reach from {min(token_types)} to {max(token_types)}; {message}"
+    ):
+        run(model, with_types(token_types))
+
+
+def test_one_token_type_in_bert(tmp_path):
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(BERT, type_vocab_size=1)))
+    assert np.isfinite(model.hidden(with_types([0, 0, 0]))).all()
+    with pytest.raises(JaxqkvError, match="token_types reach from 0 to 1; the model's are 0 alone"):
+        model.hidden(with_types([0, 1, 0]))
+
+
+def test_token_types_are_not_read_while_tracing(model):
+    batch = jax.tree.map(jnp.asarray, with_types([0, 0, 0]))
+    np.testing.assert_allclose(jax.jit(model.hidden)(batch)[:, :2], model.hidden(batch)[:, :2], atol=1e-5)
+
+
 def test_wrong_types_without_the_suites_own_checks(folder):
     """In a process of its own: the suite's type checks would refuse these before the package does."""
     code = f"""
@@ -351,6 +441,7 @@ for run in (
     lambda: model.run(batch),
     lambda: model.run(batch.replace(mask=ids)),
     lambda: model.run(np.zeros((2, 3))),
+    lambda: model.run(jaxqkv.Batch(ids=ids, mask=np.ones((1, 3), bool), token_types=np.zeros((1, 3)))),
 ):
     try:
         run()
@@ -365,6 +456,7 @@ for run in (
         "mask [1, 2] does not go with ids [1, 3]",
         "mask is boolean, True at real tokens, not int64",
         "expected integer ids [batch, pos], got float64 [2, 3]",
+        "expected integer token_types [batch, pos], got float64",
     ]
 
 

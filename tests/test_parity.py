@@ -3,9 +3,11 @@
 The suite's extra brings torch; without it these tests are skipped and the goldens stand alone.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import relative_error, write_folder
+from conftest import GPT2, changed, relative_error, write_folder
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
@@ -15,6 +17,7 @@ from jaxqkv.checkpoints.config import KNOWN
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
 from make_goldens import masks  # noqa: E402
+from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # noqa: E402
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
@@ -78,3 +81,55 @@ def test_transformers_loads_what_is_saved(config, tmp_path):
     with torch.no_grad():
         expected = torch_model(torch.tensor(ids)).last_hidden_state.numpy()
     assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= 1e-5
+
+
+UPCAST = {"reorder_and_upcast_attn": True}
+
+
+@pytest.mark.parametrize("extra", [{}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}])
+def test_reordered_and_upcast_attention_in_float32(extra, tmp_path):
+    """Every intermediate of a model such as CodeParrot's and Stanford's; eager attention does as the file says."""
+    config = changed(GPT2, **UPCAST, **extra)
+    mask = masks()["left"]
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
+    torch_model = torch_reference.build(config, seed=1)
+    assert all(block.attn.reorder_and_upcast_attn for block in torch_model.transformer.h)
+    expected = torch_reference.intermediates(torch_model, ids, mask)
+    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
+    for field in expected:
+        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= 1e-5, field
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("upcast", [True, False])
+def test_attention_of_16_bits_upcast_or_not(dtype, upcast, tmp_path):
+    """On the same queries and keys, whose scores are far from zero, transformers' pattern to a rounding of 16 bits."""
+    config = changed(GPT2, n_layer=1, initializer_range=0.7, reorder_and_upcast_attn=upcast)
+    torch_model = torch_reference.build(config, seed=1).to(getattr(torch, dtype))
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, (3, 13))
+    tensors = {key: value.float().numpy() for key, value in torch_model.state_dict().items()}
+    model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors), dtype=dtype)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms go through float32
+        activations = model.run(ids, capture={"q", "k", "v", "scores", "pattern"})
+    assert activations.scores.dtype == (jnp.float32 if upcast else dtype)
+    assert activations.pattern.dtype == dtype
+    q, k, v = (
+        torch.tensor(np.asarray(getattr(activations, n)[0], np.float32)).to(getattr(torch, dtype)) for n in "qkv"
+    )
+    attention = torch_model.transformer.h[0].attn
+    future = torch.full((13, 13), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)[None, None]
+    with torch.no_grad():
+        if upcast:
+            _, theirs = attention._upcast_and_reordered_attn(q, k, v, future)
+        else:
+            _, theirs = eager_attention_forward(attention, q, k, v, future, scaling=attention.scaling)
+    exact = torch.softmax(q.double() @ k.double().mT * 7**-0.5 + future.double(), dim=-1).numpy()
+    mine, theirs = np.asarray(activations.pattern[0], np.float64), theirs.double().numpy()
+    unit = float(jnp.finfo(dtype).eps)
+    if upcast:
+        assert np.abs(mine - theirs).max() <= unit
+        assert np.abs(mine - exact).max() <= unit
+    else:
+        # Scores of 16 bits: both are that far off, each in its own way.
+        assert np.abs(mine - exact).max() > 2 * unit
+        assert np.abs(mine - exact).max() <= 4 * np.abs(theirs - exact).max()

@@ -10,9 +10,10 @@ import pytest
 from conftest import GPT2, random_tensors, write_folder, write_word_tokenizer
 
 import jaxqkv
+from jaxqkv.text import counting
 from jaxqkv.checkpoints.checkpoint import fingerprint
 from jaxqkv.cli.main import main
-from jaxqkv.text import counting
+from jaxqkv.errors import JaxqkvWarning
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "jaxqkv").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
@@ -52,7 +53,10 @@ def trapped(tmp_path):
 
 def test_the_library_runs_nothing(trapped):
     folder, sprung = trapped
-    model = jaxqkv.load(folder)
+    with pytest.warns(
+        JaxqkvWarning, match="unknown keys auto_map, custom_pipelines, trust_remote_code; jaxqkv ignores"
+    ):
+        model = jaxqkv.load(folder)
     acts = model.run(model.tokenize("I saw her"), capture={"q"})
     write_folder(folder.with_name("plain"), GPT2)
     plain = jaxqkv.load(folder.with_name("plain")).run([[3, 2, 1]], capture={"q"})

@@ -1,14 +1,17 @@
 """`jaxqkv verify`: what it calls a difference, what it calls a failure."""
 
+import contextlib
 import json
 
 import jax
 import numpy as np
 import pytest
+from conftest import BERT, GPT2, changed, random_tensors, write_folder
 
-import jaxqkv.cli.main
-from jaxqkv.checkpoints.checkpoint import open_checkpoint
+import jaxqkv.cli
 from jaxqkv.cli import verify
+from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.errors import JaxqkvWarning
 
 pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
@@ -25,9 +28,10 @@ def compared(folder, dtype="float32"):
 
 def test_both_architectures_pass_in_both_precisions(folder, config):
     results = compared(folder)
-    assert tuple(results) == verify.TENSORS
+    logits = config.model_type == "gpt2"
+    assert tuple(results) == (verify.TENSORS if logits else verify.TENSORS[:-1])
     for each in results.values():
-        assert each.difference.shape == (config.n_layer,)
+        assert each.difference.shape == (1 if each.name in ("final_hidden", "logits") else config.n_layer,)
         assert each.difference.max() < 1e-5
         assert each.double.max() < 1e-13
         assert each.passes(verify.TOLERANCES["highest"])
@@ -69,6 +73,42 @@ def test_a_difference_is_found_where_it_is(folder, monkeypatch):
     assert failed == ["v"]
 
 
+@pytest.mark.parametrize("name", ["hidden", "logits"])
+def test_a_difference_at_the_end_is_found(tmp_path, monkeypatch, name):
+    right = torch_reference.intermediates
+    monkeypatch.setattr(
+        torch_reference, "intermediates", lambda *a: (arrays := right(*a)) | {name: np.float32(1.01) * arrays[name]}
+    )
+    results = compared(write_folder(tmp_path / "x", GPT2))
+    failed = [each for each in results if not results[each].passes(verify.TOLERANCES["highest"])]
+    assert failed == (["hidden", "final_hidden"] if name == "hidden" else ["logits"])
+    assert results[failed[-1]].difference[0] == pytest.approx(0.01 / 1.01, rel=1e-3)
+
+
+def stored_as(kind, folder):
+    """A checkpoint whose file is not as plain ones are."""
+    tensors = random_tensors(GPT2)
+    if kind == "upcast":
+        return write_folder(folder, changed(GPT2, reorder_and_upcast_attn=True))
+    if kind == "its own output embedding":
+        return write_folder(folder, GPT2, tensors | {"lm_head.weight": tensors["wte.weight"][::-1].copy()})
+    if kind == "lm_head alone":
+        tensors["lm_head.weight"] = tensors.pop("wte.weight")
+        return write_folder(folder, GPT2, tensors)
+    tensors = {f"bert.{key}": values for key, values in random_tensors(BERT).items()}
+    tensors["cls.predictions.decoder.weight"] = tensors.pop("bert.embeddings.word_embeddings.weight")
+    return write_folder(folder, BERT, tensors)
+
+
+@pytest.mark.parametrize("kind", ["upcast", "its own output embedding", "lm_head alone", "decoder alone"])
+def test_checkpoints_that_are_not_plain_pass(tmp_path, kind):
+    folder = stored_as(kind, tmp_path / "x")
+    own = kind == "its own output embedding"
+    with pytest.warns(JaxqkvWarning, match="lm_head.weight differs") if own else contextlib.nullcontext():
+        results = compared(folder)
+    assert all(each.passes(verify.TOLERANCES["highest"]) for each in results.values())
+
+
 def test_pads_are_not_compared(folder, config, monkeypatch):
     """Whatever stands at padded positions, NaN too."""
     right = torch_reference.intermediates
@@ -84,7 +124,8 @@ def test_pads_are_not_compared(folder, config, monkeypatch):
             arrays[name][:, 1, :, 7:] = arrays[name][:, 1, :, :, 7:] = np.nan
         for name in ("attn_out", "resid_pre"):
             arrays[name][:, 1, 7:] = np.nan
-        arrays["hidden"][1, 7:] = np.nan
+        for name in {"hidden", "logits"} & set(arrays):
+            arrays[name][1, 7:] = np.nan
         return arrays
 
     monkeypatch.setattr(torch_reference, "intermediates", spoilt)

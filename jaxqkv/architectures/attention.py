@@ -4,10 +4,11 @@ Shapes are those of the glossary in `activations.py`; leading axes are free, exc
 the functions work on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv.typing import AnyArray
@@ -88,6 +89,11 @@ def mix(
     return jnp.einsum("...qk,...kd->...qd", pattern, v)
 
 
+def score_dtype(dtype: np.dtype[Any], upcast: bool) -> np.dtype[Any]:
+    """The dtype of scores and softmax: that of the arithmetic, with `upcast` float32 at least."""
+    return np.dtype(np.float32) if upcast and dtype.itemsize < 4 else dtype
+
+
 def attend(
     q: Float[AnyArray, "batch head query head_dim"],
     k: Float[AnyArray, "batch head key head_dim"],
@@ -95,6 +101,7 @@ def attend(
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
     sharded: bool = False,
+    upcast: bool = False,
 ) -> Attended:
     """Scores, pattern and z of every head; under `jit`, what is not used of them is not made.
 
@@ -106,10 +113,11 @@ def attend(
       visible: from `visible_keys`; the same for all heads.
       scale: of QKᵀ; 1/√head_dim unless given.
       sharded: that the arrays are split over devices.
+      upcast: compute scores and softmax in float32 at least; the pattern is of v's dtype again.
     """
     if not sharded and jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
-        return attend_sliced(q, k, v, visible, scale)
-    return attend_whole(q, k, v, visible, scale)
+        return attend_sliced(q, k, v, visible, scale, upcast)
+    return attend_whole(q, k, v, visible, scale, upcast)
 
 
 def attend_whole(
@@ -118,9 +126,10 @@ def attend_whole(
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
+    upcast: bool = False,
 ) -> Attended:
     """`attend` with all heads at once; its arguments."""
-    return _attended(q, k, v, visible[:, None], scale)
+    return _attended(q, k, v, visible[:, None], scale, upcast)
 
 
 def attend_sliced(
@@ -129,6 +138,7 @@ def attend_sliced(
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
     scale: float | Float[Array, ""] | None = None,
+    upcast: bool = False,
 ) -> Attended:
     """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments."""
     batch, n_head = q.shape[:2]
@@ -136,7 +146,7 @@ def attend_sliced(
 
     def one(slice_: tuple[Array, ...]) -> Attended:
         index, q, k, v = slice_
-        return _attended(q, k, v, visible[index // n_head], scale)
+        return _attended(q, k, v, visible[index // n_head], scale, upcast)
 
     heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in (q, k, v))
     sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
@@ -149,8 +159,10 @@ def _attended(
     v: Float[AnyArray, "*heads key head_dim"],
     visible: Bool[AnyArray, "*#heads query key"],
     scale: float | Float[Array, ""] | None,
+    upcast: bool,
 ) -> Attended:
     """Attention itself, of one head or of many."""
-    scores = scaled_scores(q, k, scale)
-    pattern = attention_pattern(scores, visible)
+    dtype = score_dtype(q.dtype, upcast)
+    scores = scaled_scores(q.astype(dtype), k.astype(dtype), scale)
+    pattern = attention_pattern(scores, visible).astype(v.dtype)
     return Attended(scores, pattern, mix(pattern, v))

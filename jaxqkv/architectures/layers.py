@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.attention import attend, merge_heads, split_heads
+from jaxqkv.architectures.attention import attend, merge_heads, score_dtype, split_heads
 from jaxqkv.checkpoints.config import ACTIVATIONS, Config
 from jaxqkv.runtime.devices import Execution, rounded_product
 
@@ -17,6 +17,14 @@ ACTIVATION_FUNCTIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "mish": jax.nn.mish,
+    "linear": lambda x: x,
 }
 
 
@@ -45,7 +53,9 @@ class SelfAttention(nn.Module):
     ) -> Attention:
         config = self.config
         q, k, v = (split_heads(dense(config.n_embd, name, self.execution)(x), config.n_head) for name in "qkv")
-        scores, pattern, z = attend(q, k, v, visible, self.scale(layer, q.dtype), self.execution.sharded)
+        upcast = getattr(config, "reorder_and_upcast_attn", False)
+        scale = self.scale(layer, score_dtype(q.dtype, upcast))
+        scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, upcast)
         attn_out = dense(config.n_embd, "o", self.execution)(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 

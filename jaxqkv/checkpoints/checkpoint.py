@@ -15,19 +15,21 @@ are its owner's, and the hub's cache consists of them.
 import difflib
 import json
 import os
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxqkv.checkpoints import tables
-from jaxqkv.checkpoints.config import KNOWN, Config, config_to_json, read_config
-from jaxqkv.errors import CheckpointError, NoTokenizer, first_line, listed, printable
 from jaxqkv.runtime import showing
-from jaxqkv.runtime.files import fingerprint, read_whole, refuse_endless
+from jaxqkv.checkpoints import tables
+from jaxqkv.checkpoints.config import KNOWN, Config, config_to_json, missing, read_config
+from jaxqkv.errors import CheckpointError, JaxqkvWarning, NoTokenizer, first_line, listed, printable
+from jaxqkv.runtime.files import read_whole, refuse_endless, refuse_pointer
 
 BUNDLED = {name: Path(__file__).parents[1] / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,6 +50,7 @@ class Checkpoint:
       shapes, dtypes: of every tensor, by the keys that `tensor` takes; dtypes in safetensors' names (F16, BF16, …).
       tokenizer_folder: where the tokenizer's files are, if they are here.
       where: what an error about the tensors' names blames.
+      absent: why a tensor that the index names is not there, by its key.
       finite: that no tensor can have NaN or infinite values.
     """
 
@@ -57,6 +60,7 @@ class Checkpoint:
     dtypes: Mapping[str, str]
     tokenizer_folder: Path | None
     where: str
+    absent: Mapping[str, str] = MappingProxyType({})
     finite: bool = False
 
     @property
@@ -202,6 +206,7 @@ class MappedFile:
         from safetensors import SafetensorError, safe_open
 
         self.path = path
+        refuse_pointer(path)
         try:
             refuse_endless(path)
             with path.open("rb") as file:
@@ -243,14 +248,8 @@ class FolderCheckpoint(Checkpoint):
         if not folder.is_dir():
             raise CheckpointError(f"{spec}: no such folder")
         self.config = read_config(folder / "config.json")
-        self._files: dict[str, MappedFile] = {}
-        for path, keys in self._shards().items():
-            file = MappedFile(path)
-            absent = sorted(set(keys or ()) - set(file.header))
-            if absent:
-                raise CheckpointError(f"{path}: the index places {listed(absent)} here, and it is not")
-            self._files |= dict.fromkeys(keys or file.header, file)
-        self.where = f"{self.spec}: {SINGLE if len(self.files) == 1 else INDEX}"
+        self._files, self.absent = self._place(self._shards())
+        self.where = f"{self.spec}: {SINGLE if (folder / SINGLE).exists() else INDEX}"
         self.shapes = {key: tuple(file.header[key]["shape"]) for key, file in self._files.items()}
         self.dtypes = {key: file.header[key]["dtype"] for key, file in self._files.items()}
         self.tokenizer_folder = folder if any((folder / name).exists() for name in VOCABULARIES) else None
@@ -260,6 +259,32 @@ class FolderCheckpoint(Checkpoint):
         """The safetensors files, in the order of the index."""
         return list(dict.fromkeys(file.path for file in self._files.values()))
 
+    def _place(self, shards: Mapping[Path, Sequence[str] | None]) -> tuple[dict[str, MappedFile], dict[str, str]]:
+        """Key → the file that has it; key → why no file has it, though the index names it.
+
+        What the index forgets, or places in the wrong file, is taken from where it is.
+        """
+        opened = {path: MappedFile(path) for path in shards if path.exists()}
+        places: dict[str, MappedFile] = {}
+        absent = {}
+        for path, keys in shards.items():
+            file = opened.get(path)
+            for key in keys or (() if file is None else file.header):
+                if file is not None and key in file.header:
+                    places[key] = file
+                else:
+                    absent[key] = f"the index places it in {path.name}, which " + (
+                        "is not there" if file is None else "does not have it"
+                    )
+        twice = []
+        for file in reversed(opened.values()):
+            for key in file.header:
+                if (placed := places.setdefault(key, file)) is not file:
+                    twice.append(f"{key} is in {file.path.name} too, and taken from {placed.path.name}")
+        if twice:
+            warnings.warn(printable(f"{self.folder / INDEX}: {listed(twice, '; ')}"), JaxqkvWarning, stacklevel=4)
+        return places, {key: reason for key, reason in absent.items() if key not in places}
+
     def _shards(self) -> dict[Path, list[str] | None]:
         """File → the keys to take from it; None for all."""
         index = self.folder / INDEX
@@ -267,8 +292,9 @@ class FolderCheckpoint(Checkpoint):
             return {self.folder / SINGLE: None}
         if not index.exists():
             self._refuse_without_safetensors()
+        refuse_pointer(index)
         try:
-            places = json.loads(read_whole(index, MOST_HEADER_BYTES).decode())["weight_map"]
+            places = json.loads(read_whole(index, MOST_HEADER_BYTES).decode())["tables"]
             shards: dict[str, list[str]] = {}
             for key, name in places.items():
                 shards.setdefault(os.fspath(name), []).append(key)
@@ -284,7 +310,7 @@ class FolderCheckpoint(Checkpoint):
         if absent and self.hub:
             _download(self.spec, self.revision, tuple(shards))
             absent = [name for name in shards if not self._has(name)]
-        if absent:
+        if len(absent) == len(shards):  # of some it matters what they would hold
             raise CheckpointError(f"{index}: names files that are not there: {listed(absent)}")
         return {self.folder / name: keys for name, keys in shards.items()}
 
@@ -351,7 +377,7 @@ class RandomCheckpoint(Checkpoint):
             self._template = _download(self.base, revision, ("config.json", *TOKENIZER_FILES))
             self.config = read_config(self._template / "config.json")
         if self.config.initializer_range is None:
-            raise CheckpointError(f"{spec}: config.json has no initializer_range to draw weights with")
+            raise CheckpointError(f"{spec}: {missing(type(self.config), 'initializer_range')}")
         self.where = spec
         self._rules = tables.table(self.config).rules(self.config.n_layer)
         self.shapes = {key: rule.shape for key, rule in self._rules.items()}

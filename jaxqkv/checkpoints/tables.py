@@ -7,7 +7,7 @@ wrong in one error.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,18 +43,32 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rules of one checkpoint, by the part of the parameters that they fill."""
+    """The rules of one checkpoint, by the part of the parameters that they fill.
+
+    Attributes:
+      embed, layer, final: of the backbone; every tensor is needed.
+      head: of the output embedding; needed unless it is `tied` to the token embedding.
+      tied: what config.json says of it.
+      prefix: of the backbone's keys in the files of models with a head.
+      buffers, heads: regular expressions for canonical keys that are not needed: constants, other heads.
+      stand_ins: key of a tied tensor → the other key that it may be stored under.
+    """
 
     embed: tuple[Rule, ...]
     layer: tuple[Rule, ...]
     final: tuple[Rule, ...]
+    head: tuple[Rule, ...]
+    tied: bool
     prefix: str
-    extras: tuple[str, ...]  # regular expressions for canonical keys that are known and not needed
+    buffers: str
+    heads: str
+    stand_ins: Mapping[str, str]
 
     def rules(self, n_layer: int) -> dict[str, Rule]:
-        """Canonical key, with the layer filled in → its rule, in the order of the forward pass."""
+        """Canonical key, with the layer filled in → the rule of what is needed, in the order of the forward pass."""
         layers = ((rule.key.format(layer=layer), rule) for layer in range(n_layer) for rule in self.layer)
-        return {r.key: r for r in self.embed} | dict(layers) | {r.key: r for r in self.final}
+        head = () if self.tied else self.head
+        return {r.key: r for r in self.embed} | dict(layers) | {r.key: r for r in (*self.final, *head)}
 
 
 def _norm(key: str, place: str, width: int) -> tuple[Rule, Rule]:
@@ -83,9 +97,6 @@ def _linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
 def _gpt2_table(config: GPT2Config) -> Table:
     width = config.n_embd
     layer = "h.{layer}"
-    untied = () if config.tie_word_embeddings else (
-        Rule("lm_head.weight", (config.vocab_size, width), ("lm_head/embedding",)),
-    )  # fmt: skip
     return Table(
         embed=(
             Rule("wte.weight", (config.vocab_size, width), ("wte/embedding",)),
@@ -99,9 +110,13 @@ def _gpt2_table(config: GPT2Config) -> Table:
             *_conv1d(f"{layer}.mlp.c_fc", width, config.n_inner, "mlp/up"),
             *_conv1d(f"{layer}.mlp.c_proj", config.n_inner, width, "mlp/down", init="residual"),
         ),
-        final=(*_norm("ln_f", "ln_f", width), *untied),
+        final=_norm("ln_f", "ln_f", width),
+        head=(Rule("lm_head.weight", (config.vocab_size, width), ("lm_head/embedding",)),),
+        tied=config.tie_word_embeddings,
         prefix="transformer.",
-        extras=(r"h\.\d+\.attn\.(masked_)?bias", r"(lm_head|score|classifier|multiple_choice_head|summary)\..*"),
+        buffers=r"h\.\d+\.attn\.(masked_)?bias",
+        heads=r"(lm_head|score|classifier|multiple_choice_head|summary)\..*",
+        stand_ins={"wte.weight": "lm_head.weight"} if config.tie_word_embeddings else {},
     )
 
 
@@ -126,8 +141,14 @@ def _bert_table(config: BertConfig) -> Table:
             *_norm(f"{layer}.output.LayerNorm", "ln_2", width),
         ),
         final=(),
+        head=(),
+        tied=config.tie_word_embeddings,
         prefix="bert.",
-        extras=(r"embeddings\.(position_ids|token_type_ids)", r"(pooler|cls|classifier|qa_outputs)\..*"),
+        buffers=r"embeddings\.(position_ids|token_type_ids)",
+        heads=r"(pooler|cls|classifier|qa_outputs)\..*",
+        stand_ins={"embeddings.word_embeddings.weight": "cls.predictions.decoder.weight"}
+        if config.tie_word_embeddings
+        else {},
     )
 
 
@@ -145,35 +166,70 @@ def canonical(key: str, prefix: str) -> str:
     return re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", key)
 
 
-def resolve(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, str]:
-    """Canonical key → the file's key, for every tensor that the model needs.
+def resolve(
+    config: Config, shapes: Mapping[str, Sequence[int]], where: str, absent: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Canonical key → the file's key, for every tensor that the model needs, and for a tied output embedding.
+
+    A key without the prefix, in a file whose backbone has it, is a head's and left out.
 
     Args:
       config: the checkpoint's config.
       shapes: shape of every tensor in the file(s), by the file's key.
       where: the checkpoint's name, for error messages.
+      absent: why a tensor that an index names is not there, by the file's key.
 
     Raises:
       CheckpointError: listing missing, unexpected, repeated and wrongly shaped keys, the first dozen of all.
     """
-    expected = table(config).rules(config.n_layer)
-    prefix, extras = table(config).prefix, re.compile("|".join(table(config).extras))
-    found: dict[str, str] = {}
+    known = table(config)
+    needed = known.rules(config.n_layer)
+    allowed = re.compile(f"{known.buffers}|{known.heads}")
+    names: dict[str, str] = {}
     problems = []
-    for key, shape in shapes.items():
-        name = canonical(key, prefix)
-        if name in found:
-            problems.append(f"repeated {key} (also there as {found[name]})")
-        elif name in expected:
-            found[name] = key
-            if tuple(shape) != expected[name].shape:
-                problems.append(f"wrong shape {key} {list(shape)}, config says {list(expected[name].shape)}")
-        elif not extras.fullmatch(name):
-            problems.append(f"unexpected {key} {list(shape)}")
-    problems += [f"missing {key} {list(rule.shape)}" for key, rule in expected.items() if key not in found]
+    for key in shapes:
+        name = canonical(key, known.prefix)
+        if name in needed and name in names:
+            problems.append(f"repeated {key} (also there as {names[name]})")
+        names.setdefault(name, key)
+    backbone = [key for name, key in names.items() if name in needed and key not in {rule.key for rule in known.head}]
+    prefixed = bool(backbone) and all(key.startswith(known.prefix) for key in backbone)
+    for name, other in known.stand_ins.items():
+        if name not in names and other in names:
+            names[name] = names.pop(other)
+    wanted = needed | {rule.key: rule for rule in known.head}
+    found = {name: key for name, key in names.items() if name in wanted}
+    for name, key in found.items():
+        if tuple(shapes[key]) != wanted[name].shape:
+            problems.append(f"wrong shape {key} {list(shapes[key])}, config says {list(wanted[name].shape)}")
+    for name, key in names.items():
+        outside = prefixed and not key.startswith(known.prefix)
+        if name not in wanted and not outside and not allowed.fullmatch(name):
+            problems.append(f"unexpected {key} {list(shapes[key])}")
+    reasons = {canonical(key, known.prefix): reason for key, reason in (absent or {}).items()}
+    missing: dict[str, list[str]] = {}  # by the reason, as of all that a file would hold which is not there
+    for name, rule in needed.items():
+        if name not in found:
+            missing.setdefault(reasons.get(name, ""), []).append(f"{name} {list(rule.shape)}")
+    problems += [f"missing {name}" for name in missing.pop("", [])]
+    problems += [f"missing {listed(each)} ({reason})" for reason, each in missing.items()]
     if problems:
         raise CheckpointError(f"{where}: tensors do not fit config.json: {listed(sorted(problems), '; ')}")
     return found
+
+
+def stands_in(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> bool:
+    """Whether a tied tensor is stored under its other name alone; arguments and errors as for `resolve`."""
+    known = table(config)
+    found = resolve(config, shapes, where)
+    return any(canonical(found[name], known.prefix) == other for name, other in known.stand_ins.items())
+
+
+def left_out(config: Config, keys: Collection[str], used: Collection[str]) -> list[str]:
+    """Of a file's keys those that are neither `used` nor constants: its heads."""
+    known = table(config)
+    others = (key for key in keys if key not in set(used))
+    return [key for key in others if not re.fullmatch(known.buffers, canonical(key, known.prefix))]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

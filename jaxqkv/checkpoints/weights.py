@@ -1,8 +1,10 @@
 """`Weights`: a checkpoint's tensors by name and by role, each read when it is asked for."""
 
 import dataclasses
+import functools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +31,8 @@ CATEGORIES = {
     "norm": "Layer Norm",
     "lm_head": "Output Embedding",
 }
+# Rows of two tables that are compared at a time.
+ROWS = 4096
 # All ones in NaN and the infinities alone.
 EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
@@ -73,7 +77,8 @@ class Weights:
         self.dtype = np.dtype(dtype)
         self._table = tables.table(self.config)
         self._rules = self._table.rules(self.config.n_layer)
-        self._keys = tables.resolve(self.config, checkpoint.shapes, checkpoint.where)
+        self._keys = tables.resolve(self.config, checkpoint.shapes, checkpoint.where, checkpoint.absent)
+        self._rules |= {rule.key: rule for rule in self._table.head if rule.key in self._keys}
         for key in self._keys.values():
             if (stored := checkpoint.dtypes[key]) not in FLOATS:
                 expected = ", ".join(FLOATS)
@@ -85,11 +90,11 @@ class Weights:
     @property
     def names(self) -> list[str]:
         """The canonical names of all tensors of the model, in the order of the forward pass."""
-        return list(self._rules)
+        return [tensor.name for tensor in self.inventory()]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all tensors of the model take in `dtype`."""
+        """Bytes that all tensors of the model take in `dtype`, a tied output embedding too if it is stored."""
         return sum(math.prod(rule.shape) for rule in self._rules.values()) * self.dtype.itemsize
 
     def inventory(self) -> list[TensorInfo]:
@@ -100,7 +105,41 @@ class Weights:
             return TensorInfo(rule.key.format(layer=layer), _category(rule), layer, rule.shape)
 
         layers = [info(rule, layer) for layer in range(self.config.n_layer) for rule in table.layer]
-        return [*(info(r, None) for r in table.embed), *layers, *(info(r, None) for r in table.final)]
+        final = (*table.final, *self._head)
+        return [*(info(r, None) for r in table.embed), *layers, *(info(r, None) for r in final)]
+
+    @functools.cached_property
+    def _head(self) -> tuple[tables.Rule, ...]:
+        """The rule of the output embedding, if it is another than the token embedding.
+
+        Of a file that stores both, though config.json ties them, it is the values that decide, as in
+        transformers. They are compared once, and only where the output embedding is used or counted; tables that
+        differ at the beginning are told apart there.
+        """
+        head = tuple(rule for rule in self._table.head if rule.key in self._keys)
+        if not head or not self._table.tied:
+            return head
+        tables = [self.checkpoint.tensor(self._keys[rule.key]) for rule in (self._table.embed[0], *head)]
+        pieces = (slice(start, start + ROWS) for start in range(0, len(tables[0]), ROWS))
+        if all(np.array_equal(*(self._cast(each[piece]) for each in tables)) for piece in pieces):
+            return ()
+        mine, other = (self._keys[rule.key] for rule in (*head, self._table.embed[0]))
+        message = (
+            f"{self.checkpoint.file_of(mine)}: {mine} differs from {other}, though config.json ties them; logits use "
+            f'{mine}, as in transformers: say "tie_word_embeddings": false in config.json, or take {mine} out'
+        )
+        warnings.warn(printable(message), JaxqkvWarning, stacklevel=3)
+        return head
+
+    @property
+    def tied(self) -> bool:
+        """Whether logits are made with the token embedding; False also where there are none."""
+        return bool(self._table.head) and not self._head
+
+    @functools.cached_property
+    def left_out(self) -> list[str]:
+        """The keys of the files' tensors that belong to other heads and are not read."""
+        return tables.left_out(self.config, self.checkpoint.shapes.keys(), self._keys.values())
 
     def parameters(self) -> dict[str, int]:
         """How many numbers there are, by what they are for."""
@@ -122,6 +161,7 @@ class Weights:
             "config": {"model_type": config.model_type, **dataclasses.asdict(config), "head_dim": config.head_dim},
             "parameters": self.parameters() | {"all": sum(self.parameters().values())},
             "stored as": self.stored,
+            "left out": self.left_out,
             "bytes": {str(self.dtype): self.nbytes},
             "tokenizer": checkpoint.tokenizer_files,
         }
@@ -129,6 +169,8 @@ class Weights:
     def summary(self) -> dict[str, str]:
         """The same for people, as `jaxqkv info` prints it."""
         config, sizes = self.config, self.parameters()
+        modules = Counter(printable(key.removeprefix(self._table.prefix).split(".")[0]) for key in self.left_out)
+        heads = listed([f"{name} ({count} tensor{'s' * (count > 1)})" for name, count in modules.items()])
         return {
             "checkpoint": self.checkpoint.spec,
             "architecture": config.architecture,
@@ -140,6 +182,7 @@ class Weights:
             "  MLP": f"{sizes['Feed Forward']:,}",
             "  norms": f"{sizes['Layer Norm']:,}",
             "stored as": f"{', '.join(self.stored)}, {showing.megabytes(self.nbytes)} MB in {self.dtype}",
+            **({"left out": heads} if heads else {}),
             **self.checkpoint.summary(),
         }
 
@@ -150,7 +193,11 @@ class Weights:
     def _repr_html_(self) -> str:
         """A row a tensor; those of all layers together, with how many there are."""
         rows = []
-        for rules, count in ((self._table.embed, 1), (self._table.layer, self.config.n_layer), (self._table.final, 1)):
+        for rules, count in (
+            (self._table.embed, 1),
+            (self._table.layer, self.config.n_layer),
+            ((*self._table.final, *self._head), 1),
+        ):
             for rule in rules:
                 name = rule.key.format(layer="*") + (f" (× {count})" if "{layer}" in rule.key else "")
                 size = count * showing.nbytes(rule.shape, self.dtype)
@@ -272,9 +319,13 @@ class Weights:
         """Parameters of one block, whose values are not looked at."""
         return self._read(self._table.layer, layer, check=False)
 
-    def final(self) -> dict[str, Any]:
-        """Parameters of what comes after the last block; empty for BERT."""
-        return self._read(self._table.final)
+    def final(self, unembedding: bool = True) -> dict[str, Any]:
+        """Parameters of what comes after the last block; empty for BERT.
+
+        Args:
+          unembedding: with the output embedding, if it is another than the token embedding.
+        """
+        return self._read((*self._table.final, *(self._head if unembedding else ())))
 
     def _read(self, rules: Sequence[tables.Rule], layer: int | None = None, check: bool = True) -> dict[str, Any]:
         flat: dict[str, np.ndarray] = {}
@@ -334,4 +385,5 @@ def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped
     tensors = {rule.key: pick(params["embed"], rule) for rule in table.embed}
     for index, layer in enumerate(params["layers"]):
         tensors |= {rule.key.format(layer=index): pick(layer, rule) for rule in table.layer}
-    return tensors | {rule.key: pick(params["final"], rule) for rule in table.final}
+    head = () if table.tied and "lm_head" not in params["final"] else table.head
+    return tensors | {rule.key: pick(params["final"], rule) for rule in (*table.final, *head)}

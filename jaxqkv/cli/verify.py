@@ -31,9 +31,11 @@ from jaxqkv.studies.options import option
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.text.tokens import Batch, Tokenizer
 
-# `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm.
-TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden")
-CAPTURED = frozenset(TENSORS) - {"hidden"} | {"resid_pre"}
+# `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm. `final_hidden` is the
+# last of these by itself, as `Model.hidden` returns it; `logits` only where the model has them.
+TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden", "final_hidden", "logits")
+ONCE = ("final_hidden", "logits")
+CAPTURED = frozenset(TENSORS) - {"hidden", *ONCE} | {"resid_pre"}
 # The largest differences to pass, relative to the largest magnitude in the tensor and layer; that of
 # bfloat16 is for products of such numbers and for a model that is all of them.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
@@ -45,7 +47,9 @@ Intermediates = dict[str, Float[np.ndarray, "layer batch ..."]]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One tensor's differences, by layer, each relative to the largest magnitude of the exact values.
+    """One tensor's differences, each relative to the largest magnitude of the exact values.
+
+    By layer; of what the model returns at the end, one value.
 
     Attributes:
       name: of the tensor.
@@ -107,7 +111,7 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
         torch_model = torch_reference.load(checkpoint)
         theirs = _with_hidden(torch_reference.intermediates(torch_model, ids, mask))
         progress.update()
-        exact = _with_hidden(torch_reference.intermediates(torch_model.double(), ids, mask))
+        exact = _with_hidden(torch_reference.intermediates(torch_reference.double(torch_model), ids, mask))
         progress.update()
         ours = _intermediates(model, batch)
         progress.update()
@@ -115,7 +119,7 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
             ours_exact = _intermediates(Model(checkpoint, dtype=np.float64), batch)
         progress.update()
     results = []
-    for name in TENSORS:
+    for name in exact:
         mine, other, truth, double = (_real(arrays[name], name, mask) for arrays in (ours, theirs, exact, ours_exact))
         scale = np.array([np.abs(layer).max(initial=0) or 1.0 for layer in truth])
         pairs = ((mine, other), (mine, truth), (other, truth), (double, truth))
@@ -126,13 +130,19 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
 def _intermediates(model: Model, batch: Batch) -> Intermediates:
     acts = model.run(batch, capture=CAPTURED)
     arrays = {name: np.asarray(getattr(acts, name), np.float64) for name in CAPTURED}
-    return _with_hidden(arrays | {"hidden": np.asarray(model.hidden(batch), np.float64)})
+    outputs = {"hidden": model.hidden(batch)}
+    if model.config.causal:
+        outputs["logits"] = model.logits(batch)
+    return _with_hidden(arrays | {name: np.asarray(values, np.float64) for name, values in outputs.items()})
 
 
 def _with_hidden(arrays: dict[str, np.ndarray]) -> Intermediates:
-    """`hidden` of every layer: what enters the next one, and what leaves the last."""
+    """`hidden` of every layer: what enters the next one, and what leaves the last; outputs as those of one layer."""
     streams = np.concatenate([arrays["resid_pre"][1:], arrays["hidden"][None]])
-    return {name: arrays[name] for name in TENSORS if name != "hidden"} | {"hidden": streams}
+    whole = {**arrays, "hidden": streams, "final_hidden": streams[-1:]}
+    if "logits" in arrays:
+        whole["logits"] = arrays["logits"][None]
+    return {name: whole[name] for name in TENSORS if name in whole}
 
 
 def _real(
@@ -197,7 +207,8 @@ def table(report: dict[str, Any]) -> Table:
     for name, each in report["tensors"].items():
         worst = [f"{np.max(each[column]):.1e}" for column in ("difference", "error", "torch_error", "double")]
         verdict = "pass" if each["passed"] else "FAIL"
-        rows.append((name, str(int(np.argmax(each["difference"]))), *worst, verdict))
+        layer = "" if name in ONCE else str(int(np.argmax(each["difference"])))
+        rows.append((name, layer, *worst, verdict))
     rows.append(("tolerance", "", f"{report['tolerance']:.0e}", "", "", f"{report['tolerance in float64']:.0e}", ""))
     return Table(heading=heading, rows=rows)
 

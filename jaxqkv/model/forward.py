@@ -158,7 +158,8 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     captured, selected = _checked_capture(capture, None), _checked_layers(layers, config.n_layer)
-    for layer, _, result in _run(params, batch, config, captured, selected, mesh=mesh):
+    # A loop over the layers may be left before its end, so what is wrong with a layer is said when it was run.
+    for layer, _, result in _run(params, batch, config, captured, selected, mesh=mesh, check_each=True):
         if layer in selected:
             yield layer, result
 
@@ -195,7 +196,8 @@ def logits(
     """
     if not isinstance(config, GPT2Config):
         raise JaxqkvError("logits are for GPT-2; a BERT checkpoint gives hidden states: call `hidden`")
-    embedding = params["embed"]["wte"] if config.tie_word_embeddings else params["final"]["lm_head"]
+    own = not config.tie_word_embeddings or "lm_head" in params["final"]
+    embedding = params["final"]["lm_head"] if own else params["embed"]["wte"]
     return _unembed(hidden(params, batch, config, memory=memory, mesh=mesh), embedding["embedding"])
 
 
@@ -210,11 +212,13 @@ def _run(
     memory: int | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    check_each: bool = False,
 ) -> Iterator[tuple[int, Sequence[Array | None], Any]]:
     """Yields (layer, residual stream after it, what was asked of it), to the last layer that is selected.
 
     The stream is in microbatches. With no layer selected all are run, for the stream; else the last
-    one's is not made, and None.
+    one's is not made, and None. Weights with NaN or infinite values are named at the end or, with
+    `check_each`, at their layer.
     """
     embedding, embedding_config = params["embed"], config
     if isinstance(embedding, EmbeddingStream):
@@ -257,9 +261,9 @@ def _run(
             if progress:
                 jax.block_until_ready((stream[index], result))
                 progress(layer * len(pieces) + index + 1, depth * len(pieces))
+        if isinstance(layers, LayerStream) and (check_each or layer + 1 == depth):
+            layers.check(entering or stream, layer + 1, made=not entering)
         yield layer, [_first(*pair, parts) for pair in zip(sizes, stream, strict=True)], _joined(results)
-    if isinstance(layers, LayerStream):
-        layers.check(entering or stream, depth, made=not entering)
 
 
 def _first(size: int, tree: Any, parts: int) -> Any:

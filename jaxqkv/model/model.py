@@ -134,7 +134,8 @@ class Model:
 
     def logits(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos vocab"]:
         """Next-token logits of a GPT-2; see `logits`."""
-        return logits(self._streamed(), batch, self.config, memory=memory, mesh=self.mesh)
+        params = self._streamed() | {"final": self._with_unembedding}
+        return logits(params, batch, self.config, memory=memory, mesh=self.mesh)
 
     def params(self) -> dict[str, Any]:
         """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
@@ -145,7 +146,7 @@ class Model:
         self.weights.check_layers(range(self.config.n_layer))  # what computes with them knows no names
         return {
             "embed": self._embedding,
-            "final": self._final,
+            "final": self._with_unembedding,
             "layers": [kept[layer] for layer in range(self.config.n_layer)],
         }
 
@@ -165,7 +166,12 @@ class Model:
 
     @functools.cached_property
     def _final(self) -> Params:
-        """Parameters of what comes after the last block."""
+        """Parameters of what comes after the last block, without an output embedding."""
+        return to_device(self.weights.final(unembedding=False), mesh=self.mesh)
+
+    @functools.cached_property
+    def _with_unembedding(self) -> Params:
+        """The same with the output embedding, if it is another than the token embedding."""
         return to_device(self.weights.final(), mesh=self.mesh)
 
 

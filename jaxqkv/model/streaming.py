@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from jaxqkv.checkpoints.weights import Weights, count_broken
 from jaxqkv.runtime.devices import place_parameters
@@ -147,7 +148,7 @@ class LayerStream:
         return read_after(pending, lambda: self._read(layer, None if traced else self._arena))
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
-        """Names the weights with NaN or infinite values that a run has used.
+        """Names the weights with NaN or infinite values that a run has used so far; of none twice.
 
         To look at all weights would cost almost as much as to read them. The residual stream, which is
         small, shows whether one of the layers before it had any; those that it does not clear are looked at.
@@ -160,9 +161,16 @@ class LayerStream:
         layers = range(depth)
         if any(isinstance(piece, jax.core.Tracer) for piece in stream) or self._weights.are_checked(layers):
             return
-        if not any(count_broken(np.asarray(piece)) for piece in stream):
+        if all(_is_finite(piece) for piece in stream):
             self._weights.trust_layers(layers if made else layers[:-1])
         self._weights.check_layers(layers)
 
     def _read(self, layer: int, arena: Arena | None) -> Mapping[str, Any]:
         return to_device(self._weights.layer(layer), arena, self._mesh)
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all values are finite; of an accelerator's array only the answer is fetched."""
+    if jax.default_backend() == "cpu":
+        return not count_broken(np.asarray(array))
+    return bool(jnp.isfinite(array).all())

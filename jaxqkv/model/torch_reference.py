@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import transformers
 from jaxtyping import Bool, Int, Shaped
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 
 import jaxqkv.checkpoints.config
+from jaxqkv.checkpoints import tables
 from jaxqkv.checkpoints.checkpoint import Checkpoint, FolderCheckpoint
 
 
@@ -26,6 +27,8 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
     if isinstance(checkpoint, FolderCheckpoint):
         if is_gpt2:
             return GPT2LMHeadModel.from_pretrained(checkpoint.folder, **options).eval()
+        if tables.stands_in(checkpoint.config, checkpoint.shapes, checkpoint.where):
+            return BertForMaskedLM.from_pretrained(checkpoint.folder, **options).bert.eval()
         return BertModel.from_pretrained(checkpoint.folder, add_pooling_layer=False, **options).eval()
     model = _untrained(checkpoint.config)
     inner = model.transformer if is_gpt2 else model
@@ -34,6 +37,14 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
     if missing or unexpected:
         raise ValueError(f"{checkpoint.spec}: PyTorch's model has other tensors: {missing + unexpected}")
     return model.eval()
+
+
+def double(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in float64, where scores that are to be float32 at least are float64: `transformers` refuses them."""
+    for module in model.modules():
+        if hasattr(module, "reorder_and_upcast_attn"):
+            module.reorder_and_upcast_attn = False
+    return model.double()
 
 
 def _untrained(config: jaxqkv.checkpoints.config.Config) -> torch.nn.Module:
@@ -80,7 +91,8 @@ def intermediates(
     def keep_input(module: torch.nn.Module, name: str, shape: Callable[[Any], torch.Tensor] = lambda x: x) -> Any:
         return module.register_forward_hook(keep(name, lambda arguments, output: shape(arguments[0])))
 
-    handles = []
+    inner = model.transformer if is_gpt2 else model
+    handles = [keep_output(inner, "hidden", lambda output: output.last_hidden_state)]
     for block in model.transformer.h if is_gpt2 else model.encoder.layer:
         handles.append(keep_input(block, "resid_pre"))
         if is_gpt2:
@@ -102,7 +114,6 @@ def intermediates(
             attention_mask=attended,
             position_ids=positions,
             output_attentions=True,
-            output_hidden_states=True,
         )
     for handle in handles:
         handle.remove()
@@ -114,5 +125,5 @@ def intermediates(
         scale /= torch.arange(1, len(q) + 1).view_as(scale)
     arrays["scores"] = (q @ k.transpose(-1, -2) * scale.to(q.dtype)).numpy()
     arrays["pattern"] = torch.stack(output.attentions).numpy()
-    arrays["hidden"] = output.hidden_states[-1].numpy()
+    arrays["hidden"] = arrays["hidden"][0]
     return arrays | ({"logits": output.logits.numpy()} if is_gpt2 else {})

@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import CheckpointError, JaxqkvError
 
 fcntl: Any = None
 with contextlib.suppress(ImportError):  # there is none on Windows
     import fcntl
+
+
+# The beginning of what Git stores in the place of a large file.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 @contextlib.contextmanager
@@ -68,6 +72,21 @@ def refuse_endless(path: Path) -> None:
     """Raises OSError where a pipe or a device is: reading one may wait for ever, or never end."""
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuses a pointer of Git LFS in the place of a checkpoint's file, and says how to get the file.
+
+    Raises:
+      CheckpointError: naming the file.
+    """
+    with contextlib.suppress(OSError):  # a file that cannot be opened is its reader's to complain of
+        refuse_endless(path)
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(
+                    f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in its folder"
+                )
 
 
 def refuse_folder(path: Path) -> None:

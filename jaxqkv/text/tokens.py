@@ -14,11 +14,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.runtime import showing
+from jaxqkv.architectures.activations import AnyArray
+from jaxqkv.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 from jaxqkv.checkpoints.config import BertConfig, Config
 from jaxqkv.errors import CheckpointError, JaxqkvError, NoTokenizer, first_line
-from jaxqkv.runtime import showing
-from jaxqkv.typing import AnyArray
+from jaxqkv.runtime.files import refuse_pointer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -76,6 +77,7 @@ def as_batch(batch: BatchLike, config: Config) -> Batch:
                 raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(batch.ids.shape)}")
         if batch.mask.dtype != bool:
             raise JaxqkvError(f"mask is boolean, True at real tokens, not {batch.mask.dtype}")
+        _check_token_types(batch.token_types, config)
     if batch.ids.shape[-1] > config.n_positions:
         raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
     return batch
@@ -89,6 +91,17 @@ def _check_ids(ids: AnyArray, config: Config) -> None:
         raise JaxqkvError(
             f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
         )
+
+
+def _check_token_types(token_types: AnyArray, config: Config) -> None:
+    if not np.issubdtype(token_types.dtype, np.integer):
+        raise JaxqkvError(f"expected integer token_types [batch, pos], got {token_types.dtype}")
+    if isinstance(token_types, jax.core.Tracer):
+        return
+    smallest, largest = token_types.min(), token_types.max()
+    if smallest < 0 or largest >= config.token_types:
+        theirs = f"0 to {config.token_types - 1}" if config.token_types > 1 else f"0 alone ({config.model_type})"
+        raise JaxqkvError(f"token_types reach from {smallest} to {largest}; the model's are {theirs}")
 
 
 class Tokenizer:
@@ -126,6 +139,8 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         folder = Path(folder).expanduser()
+        for name in TOKENIZER_FILES:
+            refuse_pointer(folder / name)
         vocab = folder / ("vocab.txt" if isinstance(config, BertConfig) else "vocab.json")
         try:
             if (folder / "tokenizer.json").exists():

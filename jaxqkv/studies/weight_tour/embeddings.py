@@ -40,7 +40,7 @@ def _summary(tour: Tour) -> tuple[Table, int, int | None]:
     total = sum(tensor.parameters for tensor in inventory)
     rows.append(("Total", "each tensor once", "", len(inventory), total))
     with_tied = None
-    if getattr(tour.config, "tie_word_embeddings", False):
+    if tour.weights.tied:
         size = tour.config.vocab_size * tour.config.n_embd
         with_tied = total + size
         rows.append(("Output Embedding", "tied: the token embedding again", "", 1, size))
