@@ -31,6 +31,7 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.studies.token_frequency
     import jaxqkv.studies.token_similarity
     import jaxqkv.studies.weight_tour
+    import jaxqkv.text.tokenizer_files
 
 from jaxqkv.checkpoint import save_checkpoint  # noqa: E402
 from jaxqkv.config import BertConfig, GPT2Config  # noqa: E402

@@ -1,0 +1,1 @@
+"""From texts to tokens: tokenizers built from a checkpoint's files."""
