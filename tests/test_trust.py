@@ -13,6 +13,7 @@ import jaxqkv
 from jaxqkv import counting
 from jaxqkv.checkpoint import fingerprint
 from jaxqkv.cli import main
+from jaxqkv.errors import JaxqkvWarning
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "jaxqkv").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
@@ -53,7 +54,9 @@ def trapped(tmp_path):
 def test_the_library_runs_nothing(trapped):
     folder, sprung = trapped
     model = jaxqkv.load(folder)
-    acts = model.run(model.tokenize("I saw her"), capture={"q"})
+    with pytest.warns(JaxqkvWarning, match="EvilTokenizer is not implemented here"):
+        batch = model.tokenize("I saw her")
+    acts = model.run(batch, capture={"q"})
     write_folder(folder.with_name("plain"), GPT2)
     plain = jaxqkv.load(folder.with_name("plain")).run([[3, 2, 1]], capture={"q"})
     np.testing.assert_array_equal(acts.q, plain.q)

@@ -101,8 +101,7 @@ def build_tokenizer(folder: Path, model_type: str) -> tuple[Tokenizer, str]:
             _warn(f"{side.place}: {what} is without effect, as in transformers 5: {FILE} decides")
         pad = {"pad_token": padding["pad_token"]} if padding else {}
         _add_tokens(backend, side, dict.fromkeys(NAMED) | pad | side.named, {})
-    if written is not None:
-        _warn_of_template(backend, side)
+    _warn_of_template(backend, side)
     for key, harmless in IGNORED.items():
         if side.settings.get(key) not in harmless:
             _warn(f"{side.place}: {key} = {json.dumps(side.settings[key])} is without effect, as in transformers 5")
@@ -254,7 +253,7 @@ def _reframed(written: Tokenizer, backend: Tokenizer, side: SideFiles, roles: Se
 
 
 def _warn_of_template(backend: Tokenizer, side: SideFiles) -> None:
-    """Warns where add_bos_token and add_eos_token are not what tokenizer.json does, which decides."""
+    """Warns where add_bos_token and add_eos_token are not what tokenizer.json or the class does, which decide."""
     keys = {"add_bos_token": 0, "add_eos_token": -1}
     if not any(key in side.settings for key in keys):
         return
@@ -262,7 +261,7 @@ def _warn_of_template(backend: Tokenizer, side: SideFiles) -> None:
     for key, index in keys.items():
         asked = side.flag(key, None)
         if asked is not None and mask and asked != bool(mask[index]):
-            _warn(f"{side.place}: {key} = {json.dumps(asked)} is without effect, as in transformers 5: {FILE} decides")
+            _warn(f"{side.place}: {key} = {json.dumps(asked)} is without effect, as in transformers 5")
 
 
 def _warn(message: str) -> None:
