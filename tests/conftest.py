@@ -31,6 +31,7 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.studies.weight_tour
     import jaxqkv.text.corpora
     import jaxqkv.text.counting
+    import jaxqkv.text.tokenizer_files
 
 from jaxqkv.checkpoints.checkpoint import save_checkpoint  # noqa: E402
 from jaxqkv.checkpoints.config import BertConfig, GPT2Config  # noqa: E402

@@ -328,8 +328,8 @@ def tokenizer(**changes):
 TOKENIZERS = {
     "none": (text("tokenizer.json", None), "./model: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt"),
     "another model's": (
-        lambda f: write_word_tokenizer(f, [*WORDS, " word38"]),
-        "model: the tokenizer has 44 tokens, the model only 43; they do not belong together",
+        tokenizer(model={"vocab": {word: 43 + index for index, word in enumerate(WORDS)}}),
+        ", the model has 43; they do not belong together",
     ),
     "no JSON": (text("tokenizer.json", "{"), "model: tokenizer files cannot be read"),
     "half of one": (text("tokenizer.json", '{"version": "1.0", "model": {"type": "WordLevel"'), "cannot be read"),

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, random_tensors, write_folder
+from tokenizer_cases import flagged, write
 
-import jaxqkv.cli
-from jaxqkv.cli import verify
+import jaxqkv.cli.main
 from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.cli import verify
 from jaxqkv.errors import JaxqkvWarning
 
 pytest.importorskip("torch", exc_type=ImportError)
@@ -170,6 +171,60 @@ def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "FAIL" in printed
     assert "FAILED: demo-bert" in printed
+
+
+def spoilt_files(folder, base, files):
+    """A checkpoint with a tokenizer of that base."""
+    config = {"bert": BERT, "gpt2": GPT2}[base.split("-")[0]]
+    write_folder(folder, changed(config, vocab_size=300))
+    saved = (folder / "config.json").read_text()
+    write(folder, base, files)
+    (folder / "config.json").write_text(saved)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["demo-bert", "demo-gpt2"])
+def test_token_ids_of_the_bundled_tokenizers(name):
+    checkpoint = open_checkpoint(name)
+    tokens = verify.compare_tokens(Tokenizer.of(checkpoint), checkpoint.tokenizer_source(), ["a further text"])
+    assert tokens["texts"] > 60
+    assert tokens["different"] == []
+    assert tokens["passed"]
+    assert tokens["reason"] is None
+
+
+def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
+    """Where ours is cased and theirs is not, the texts with capitals are told."""
+    folder = spoilt_files(tmp_path / "model", "bert", {})
+    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    tokenizer.backend.normalizer.lowercase = False
+    tokens = verify.compare_tokens(tokenizer, folder, ["the saw", "The saw"])
+    assert not tokens["passed"]
+    assert "The saw" in tokens["different"]
+    assert "the saw" not in tokens["different"]
+    monkeypatch.setattr(verify, "compare_tokens", lambda *arguments: tokens)
+    assert jaxqkv.cli.main(["verify", str(folder), "--text", "the saw", "--out", str(tmp_path / "v.json")]) == 1
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("token ids")]
+    assert row.split() == ["token", "ids", str(len(tokens["different"])), "of", str(tokens["texts"]), "texts", "FAIL"]
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["token ids"] == tokens
+    assert all(each["passed"] for each in report["tensors"].values())
+    assert not report["passed"]
+
+
+def test_a_tokenizer_that_transformers_cannot_load(tmp_path):
+    """Said, and no failure: there is nothing to compare with."""
+    listed = {"special_tokens_map.json": {"additional_special_tokens": [flagged("[E2]", lstrip=True)]}}
+    folder = spoilt_files(tmp_path / "model", "gpt2", listed)
+    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    broken = folder.with_name("broken")
+    broken.mkdir()
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.warns(JaxqkvWarning, match=r"token ids are not compared: transformers cannot load the tokenizer \("):
+        tokens = verify.compare_tokens(tokenizer, broken, None)
+    assert tokens["passed"]
+    assert tokens["texts"] == 0
+    assert "transformers cannot load" in tokens["reason"]
 
 
 def test_without_pytorch(monkeypatch, tmp_path, capsys):

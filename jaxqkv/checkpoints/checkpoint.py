@@ -34,7 +34,7 @@ from jaxqkv.runtime.files import read_whole, refuse_endless, refuse_pointer
 BUNDLED = {name: Path(__file__).parents[1] / "demo" / name for name in ("demo-gpt2", "demo-bert")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
-TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
 # Of a safetensors header or of an index, whose largest have a few.
 MOST_HEADER_BYTES = 30_000_000

@@ -1,4 +1,4 @@
-"""Every intermediate of a checkpoint beside PyTorch's, tensor by tensor and layer by layer: `jaxqkv verify`.
+"""Every intermediate of a checkpoint beside PyTorch's, by tensor and layer, and token ids: `jaxqkv verify`.
 
 Both sides run in float32 and in float64 (jaxqkv's float64 on the CPU where the device has none), so that
 it shows whose rounding a difference is. Needs the extra `torch`.
@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.cli.output import about_run, show
 from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_checkpoint, add_options, made
-from jaxqkv.errors import JaxqkvError, NoTokenizer
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning, NoTokenizer, first_line, printable
 from jaxqkv.figures.panels import Table
 from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
@@ -39,6 +40,20 @@ CAPTURED = frozenset(TENSORS) - {"hidden", *ONCE} | {"resid_pre"}
 # The largest differences to pass, relative to the largest magnitude in the tensor and layer; that of
 # bfloat16 is for products of such numbers and for a model that is all of them.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
+# Texts that tokenizers differ on: accents, other scripts, case, spaces, special tokens, and nothing.
+ODD = (
+    "Déjà vu — naïve façade, café ÀÉÎ",
+    "日本語の会社 한국어 ١٢٣ 🙂",
+    "THE The the McDonald's can't 2,048.5 I'LL",
+    "  two  spaces \t tab\r\nline\u00a0\u200b ",
+    "[CLS] her [MASK][SEP] <s>her</s> <mask><unk> [PAD] <|endoftext|>her <|endoftext|>",
+    "<b>x</b> https://a.b/c_d?e=f #tag @name \x00\ufffd",
+    " ",
+    "\n",
+    "",
+)
+# Added tokens that are compared, of which a tokenizer may have thousands.
+MOST_ADDED = 200
 # Tokens of the two sequences, where there is no tokenizer.
 LENGTHS = (61, 23)
 
@@ -70,24 +85,70 @@ class Comparison:
         return bool((self.difference <= tolerance).all() and (self.double <= TOLERANCES["float64"]).all())
 
 
-def batch_of(checkpoint: Checkpoint, texts: list[str] | None) -> tuple[Batch, str]:
+def batch_of(checkpoint: Checkpoint, texts: list[str] | None, tokenizer: Tokenizer | None = None) -> tuple[Batch, str]:
     """Texts of different lengths, so that pads are among them; and what they are, for the report.
 
-    A checkpoint without a tokenizer, such as a fresh one out of the hub's reach, gets random ids.
+    Without a tokenizer they are random ids.
     """
     config = checkpoint.config
-    chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
-    try:
-        tokenizer = Tokenizer.of(checkpoint)
-    except NoTokenizer:
-        if texts:
-            raise
+    if tokenizer is None:
         generator = np.random.default_rng(0)
         lengths = [min(LENGTHS[0], config.n_positions), min(LENGTHS[1], max(1, config.n_positions // 2))]
         ids = generator.integers(0, config.vocab_size, (2, max(lengths))).astype(np.int32)
         mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
         return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids)), "random ids: there is no tokenizer"
+    chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
     return tokenizer.batch(chosen, config, truncate=texts is None), "given" if texts else "two texts of the studies"
+
+
+def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: list[str] | None) -> dict[str, Any]:
+    """Compares token ids with those of transformers' `AutoTokenizer`.
+
+    Args:
+      tokenizer: of the folder.
+      folder: with the tokenizer's files.
+      texts: further texts, beside those of the studies, `ODD` ones and every added token.
+
+    Returns:
+      `texts`, how many; `different`, those with other ids; `passed`; and `reason`, why nothing is compared.
+
+    Raises:
+      JaxqkvError: when transformers is not there.
+
+    Warns:
+      JaxqkvWarning: when transformers cannot load the tokenizer.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise JaxqkvError(f"verify needs {error.name}: pip install 'jaxqkv[torch]'") from None
+    transformers.logging.set_verbosity_error()
+    added = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
+    chosen = [*(texts or []), *stimuli("purple.txt"), *stimuli("her.txt"), *ODD]
+    chosen += [text for token in added[:MOST_ADDED] for text in (token, f"her{token} her", f"Her {token}her")]
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever it meets in the files
+        reason = f"transformers cannot load the tokenizer ({type(error).__name__}: {printable(first_line(error))})"
+        warnings.warn(JaxqkvWarning(f"{tokenizer.where}: token ids are not compared: {reason}"), stacklevel=2)
+        return {"texts": 0, "different": [], "passed": True, "reason": reason}
+
+    def both(text: str) -> bool:
+        one = _ids_or_none(lambda: tokenizer.backend.encode(text).ids)
+        return one == _ids_or_none(lambda: theirs(text)["input_ids"])
+
+    different = [text for text in chosen if not both(text)]
+    return {"texts": len(chosen), "different": different, "passed": not different, "reason": None}
+
+
+def _ids_or_none(encode: Callable[[], Sequence[int]]) -> list[int] | None:
+    """Ids, or None where a tokenizer fails, which it may do by a panic that is no `Exception`."""
+    try:
+        return list(encode())
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:
+        return None
 
 
 def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> list[Comparison]:
@@ -183,18 +244,28 @@ def _double_precision() -> Iterator[None]:
 def report(checkpoint: Checkpoint, texts: list[str] | None, dtype: str) -> dict[str, Any]:
     """`compare` with its tolerance and its verdict, as it is saved."""
     Weights(checkpoint)  # what is wrong with them is said before anything is made of the texts
-    batch, what = batch_of(checkpoint, texts)
+    try:
+        tokenizer = Tokenizer.of(checkpoint)
+    except NoTokenizer:  # as for fresh weights out of the hub's reach
+        if texts:
+            raise
+        tokenizer = None
+    batch, what = batch_of(checkpoint, texts, tokenizer)
     tolerance = TOLERANCES["bfloat16"] if dtype == "bfloat16" else TOLERANCES[precision()]
     tensors = {}
     for each in compare(checkpoint, batch, dtype):
         by_layer = {field.name: getattr(each, field.name).tolist() for field in dataclasses.fields(each)[1:]}
         tensors[each.name] = by_layer | {"passed": each.passes(tolerance)}
+    tokens = {"texts": 0, "different": [], "passed": True, "reason": "there is no tokenizer"}
+    if tokenizer is not None and (folder := checkpoint.tokenizer_source()) is not None:
+        tokens = compare_tokens(tokenizer, folder, texts)
     return {
         "checkpoint": checkpoint.identity(),
         "batch": f"{len(batch.ids)} sequences of {', '.join(map(str, batch.mask.sum(axis=1)))} tokens ({what})",
         "tolerance": tolerance,
         "tolerance in float64": TOLERANCES["float64"],
-        "passed": all(each["passed"] for each in tensors.values()),
+        "passed": all(each["passed"] for each in (*tensors.values(), tokens)),
+        "token ids": tokens,
         "tensors": tensors,
     }
 
@@ -209,6 +280,12 @@ def table(report: dict[str, Any]) -> Table:
         verdict = "pass" if each["passed"] else "FAIL"
         layer = "" if name in ONCE else str(int(np.argmax(each["difference"])))
         rows.append((name, layer, *worst, verdict))
+    tokens = report["token ids"]
+    if tokens["reason"] is not None:
+        rows.append(("token ids", "", "not compared", "", "", "", ""))
+    else:
+        found = f"{len(tokens['different'])} of {tokens['texts']} texts"
+        rows.append(("token ids", "", found, "", "", "", "pass" if tokens["passed"] else "FAIL"))
     rows.append(("tolerance", "", f"{report['tolerance']:.0e}", "", "", f"{report['tolerance in float64']:.0e}", ""))
     return Table(heading=heading, rows=rows)
 

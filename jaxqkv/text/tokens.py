@@ -4,9 +4,10 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxqkv.runtime import showing
-from jaxqkv.architectures.activations import AnyArray
 from jaxqkv.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
-from jaxqkv.checkpoints.config import BertConfig, Config
-from jaxqkv.errors import CheckpointError, JaxqkvError, NoTokenizer, first_line
+from jaxqkv.checkpoints.config import Config
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, NoTokenizer, first_line
+from jaxqkv.runtime import showing
 from jaxqkv.runtime.files import refuse_pointer
+from jaxqkv.typing import AnyArray
 
 if TYPE_CHECKING:
     import tokenizers
@@ -107,8 +108,16 @@ def _check_token_types(token_types: AnyArray, config: Config) -> None:
 class Tokenizer:
     """A checkpoint's tokenizer, run by the `tokenizers` library."""
 
-    def __init__(self, backend: "tokenizers.Tokenizer", where: str):
-        self.backend, self.where = backend, where
+    def __init__(self, backend: "tokenizers.Tokenizer", where: str, vocab_size: int, truncation_side: str = "right"):
+        """Takes a tokenizer of the library.
+
+        Args:
+          backend: which is changed: it neither pads nor truncates.
+          where: its folder or checkpoint, for messages.
+          vocab_size: of the model; a text that gives larger ids is refused.
+          truncation_side: the end at which a text is cut, "right" or "left".
+        """
+        self.backend, self.where, self.vocab_size, self.truncation_side = backend, where, vocab_size, truncation_side
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -131,56 +140,65 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], config: Config) -> "Tokenizer":
-        """From tokenizer.json; else from vocab.json and merges.txt (GPT-2) or vocab.txt (BERT).
+        """From tokenizer.json, else from the vocabulary's own files; see `jaxqkv.text.tokenizer_files`.
 
         Raises:
-          CheckpointError: when the files are missing, broken, or of a larger vocabulary than the model's.
+          CheckpointError: when the files are missing, broken or not supported.
+
+        Warns:
+          JaxqkvWarning: when they contradict each other, and when the vocabulary is larger than the model's.
         """
-        from tokenizers import Tokenizer as Backend
+        from jaxqkv.text.tokenizer_files import build_tokenizer  # its library takes time to import
 
         folder = Path(folder).expanduser()
         for name in TOKENIZER_FILES:
             refuse_pointer(folder / name)
-        vocab = folder / ("vocab.txt" if isinstance(config, BertConfig) else "vocab.json")
         try:
-            if (folder / "tokenizer.json").exists():
-                backend = Backend.from_file(str(folder / "tokenizer.json"))
-            elif not vocab.exists():
-                raise CheckpointError(f"{folder}: no tokenizer.json and no {vocab.name}")
-            elif isinstance(config, BertConfig):
-                backend = _wordpiece(vocab)
-            else:
-                backend = _byte_level_bpe(vocab)
-        except CheckpointError:
+            backend, truncation_side = build_tokenizer(folder, config.model_type)
+        except (CheckpointError, Warning):
             raise
         except BaseException as error:
             raise _as_error(error, f"{folder}: tokenizer files cannot be read") from None
-        tokens = max(backend.get_vocab().values(), default=-1) + 1
+        tokens = backend.get_vocab_size(with_added_tokens=False)
         if tokens > config.vocab_size:
-            raise CheckpointError(
-                f"{folder}: the tokenizer has {tokens} tokens, the model only {config.vocab_size}; "
-                "they do not belong together"
+            warnings.warn(
+                JaxqkvWarning(
+                    f"{folder}: the tokenizer has {tokens} tokens, the model only {config.vocab_size}; if they do not "
+                    "belong together, all ids are wrong"
+                ),
+                stacklevel=2,
             )
-        return cls(backend, str(folder))
+        return cls(backend, str(folder), config.vocab_size, truncation_side)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets."""
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+        decisive = [self.backend.to_str(), self.backend.encode_special_tokens]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 adds none.
+        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 mostly adds none.
 
         Raises:
-          JaxqkvError: for a text that is not valid Unicode, and where the tokenizer fails.
+          JaxqkvError: for a text that is not valid Unicode, where the tokenizer fails, and for an id that the
+            model does not have.
         """
+        return [encoding.ids for encoding in self._encodings(texts, special_tokens)]
+
+    def _encodings(self, texts: Sequence[str], special_tokens: bool) -> list["tokenizers.Encoding"]:
         for number, text in enumerate(texts):
             _check_unicode(text, number)
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
         except BaseException as error:
             raise _as_error(error, f"{self.where}: the tokenizer fails") from None
-        return [encoding.ids for encoding in encodings]
+        for encoding in encodings:
+            if (largest := max(encoding.ids, default=0)) >= self.vocab_size:
+                raise CheckpointError(
+                    f"{self.where}: the tokenizer makes token {largest}, the model has {self.vocab_size}; "
+                    "they do not belong together"
+                )
+        return list(encodings)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Each id's text, spaces and all, fit to be printed."""
@@ -213,8 +231,9 @@ class Tokenizer:
           texts: one text or several; each must give at least one token.
           config: of the model that the batch is for.
           padding_side: "right" or "left"; it changes no result.
-          truncate: cut a text at the model's positions instead of refusing it.
-          special_tokens: BERT's [CLS] and [SEP].
+          truncate: cut a text that has more tokens than the model positions, instead of refusing it: at its end,
+            or at its beginning where the tokenizer's files say so (truncation_side).
+          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP].
 
         Raises:
           JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).
@@ -239,26 +258,37 @@ class Tokenizer:
         for number, ids in enumerate(bare):
             if not ids:
                 raise JaxqkvError(f"text {number} is empty: it gives no token")
-        rows = self.encode(texts) if special_tokens else bare
-        for number, ids in enumerate(rows):
-            if len(ids) > config.n_positions and not truncate:
+        encodings = self._encodings(texts, special_tokens)
+        for number, encoding in enumerate(encodings):
+            if len(encoding) > config.n_positions and not truncate:
                 raise JaxqkvError(
-                    f"text {number} has {len(ids)} tokens, more than the model's {config.n_positions} positions; "
+                    f"text {number} has {len(encoding)} tokens, more than the model's {config.n_positions} positions; "
                     "shorten it (in the library truncate=True does)"
                 )
-        closed = len(rows[0]) > len(bare[0])
-        rows = [_cut(ids, config.n_positions, keep_last=closed) for ids in rows]
+        rows = [self._cut(encoding, config.n_positions) for encoding in encodings]
         width = max(map(len, rows))
         padded, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
         for row, tokens in enumerate(rows):
-            if max(tokens) >= config.vocab_size:
-                raise CheckpointError(
-                    f"{self.where}: the tokenizer makes token {max(tokens)}, the model has {config.vocab_size}; "
-                    "they do not belong together"
-                )
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             padded[row, where], mask[row, where] = tokens, True
         return Batch(ids=padded, mask=mask, token_types=np.zeros_like(padded))
+
+    def _cut(self, encoding: "tokenizers.Encoding", length: int) -> list[int]:
+        """At most `length` ids: what the template puts before and after the text stays, and the text is cut."""
+        ids: list[int] = encoding.ids
+        if len(ids) <= length:
+            return ids
+        added = np.array(encoding.special_tokens_mask, bool)  # by the template; not what the text itself contains
+        before, after = int(np.argmin(added)), int(np.argmin(added[::-1]))
+        text = ids[before : len(ids) - after]
+        room = length - before - after
+        if room < 1:
+            raise JaxqkvError(
+                f"{self.where}: the tokenizer adds {before + after} special tokens to a text, and the model has "
+                f"{length} positions; special_tokens=False leaves them out"
+            )
+        text = text[:room] if self.truncation_side == "right" else text[-room:]
+        return [*ids[:before], *text, *ids[len(ids) - after :]]
 
 
 def _as_error(error: BaseException, what: str) -> BaseException:
@@ -278,52 +308,3 @@ def _check_unicode(text: str, number: int) -> None:
 def find_token(ids: Sequence[int], token: int) -> int | None:
     """Index of the first `token` in `ids`, or None."""
     return ids.index(token) if token in ids else None
-
-
-def _cut(ids: list[int], length: int, keep_last: bool) -> list[int]:
-    """The first `length` ids; a closing special token stays the last."""
-    if len(ids) <= length:
-        return ids
-    return [*ids[: length - 1], ids[-1]] if keep_last else ids[:length]
-
-
-def _byte_level_bpe(vocab: Path) -> Any:
-    """GPT-2's tokenizer from vocab.json and merges.txt."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-
-    merges = vocab.with_name("merges.txt")
-    if not merges.exists():
-        raise CheckpointError(f"{merges}: no such file; vocab.json needs it")
-    backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if backend.token_to_id("<|endoftext|>") is not None:
-        backend.add_special_tokens(["<|endoftext|>"])
-    return backend
-
-
-def _wordpiece(vocab: Path) -> Any:
-    """BERT's tokenizer from vocab.txt; cased if tokenizer_config.json says so."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
-    settings = vocab.with_name("tokenizer_config.json")
-    lowercase = (
-        json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True) if settings.exists() else True
-    )
-    backend = Backend(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    specials = {token: backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")}
-    missing = [token for token, number in specials.items() if number is None]
-    if missing:
-        raise CheckpointError(f"{vocab}: lacks {', '.join(missing)}")
-    backend.add_special_tokens(list(specials))
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, specials[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    return backend
