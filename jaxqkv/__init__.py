@@ -26,25 +26,27 @@ __all__ = [
 
 if TYPE_CHECKING:
     from jaxqkv import figures, kernels, studies  # noqa: F401
+    from jaxqkv.architectures import open_checkpoint
     from jaxqkv.architectures.activations import Activations, Attention
-    from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from jaxqkv.checkpoints.checkpoint import Checkpoint
     from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
     from jaxqkv.model.forward import forward, hidden, logits
     from jaxqkv.model.model import Model, load
     from jaxqkv.runtime.devices import make_mesh
-    from jaxqkv.text.tokens import Batch
+    from jaxqkv.text.batches import Batch
 else:
     # Imported when they are first used, so that the command answers at once to what needs no JAX.
     _HOMES = {
         "architectures.activations": ("Activations", "Attention"),
-        "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
+        "architectures": ("open_checkpoint",),
+        "checkpoints.checkpoint": ("Checkpoint",),
         "checkpoints.weights": ("Weights",),
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
         "model.forward": ("forward", "hidden", "logits"),
         "model.model": ("Model", "load"),
         "runtime.devices": ("make_mesh",),
-        "text.tokens": ("Batch",),
+        "text.batches": ("Batch",),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

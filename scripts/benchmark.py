@@ -24,11 +24,12 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 from benchmarks import processes, report
 from benchmarks.cases import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
-from jaxqkv.cli.arguments import Parser
 
 import jaxqkv
-from jaxqkv.checkpoints.checkpoint import FolderCheckpoint, open_checkpoint, save_checkpoint
-from jaxqkv.checkpoints.config import GPT2Config, read_config
+from jaxqkv.architectures import REGISTRY, open_checkpoint
+from jaxqkv.architectures.gpt2 import GPT2Config
+from jaxqkv.checkpoints.folder import FolderCheckpoint, save_checkpoint
+from jaxqkv.cli.parser import Parser
 from jaxqkv.runtime.devices import cache_folder
 from jaxqkv.runtime.files import make_writable, replacing, written
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
@@ -110,7 +111,7 @@ def forward_name(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> str:
 def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repeated:
     """Q, K and V of every layer, of weights that are in memory."""
     folder = checkpoint_folder(spec)
-    config = read_config(folder / "config.json")
+    config = REGISTRY.read(folder / "config.json")
     width, layers = config.n_embd, config.n_layer
     block = 2 * (4 * width**2 + 2 * width * config.n_inner) + 4 * pos * width
     # Of the last layer only the projections to Q, K and V are needed.

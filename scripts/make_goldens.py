@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config, config_to_json
+from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.architectures.gpt2 import GPT2Config
+from jaxqkv.checkpoints.config import Config
 
 SIZES = {
     "vocab_size": 41,
@@ -49,7 +51,7 @@ def main(folder: Path) -> None:
         model = torch_reference.build(config, seed=0)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, POS))
         arrays = {f"tensor/{key}": value.numpy() for key, value in model.state_dict().items()}
-        arrays["config"] = np.array(json.dumps(config_to_json(config)))
+        arrays["config"] = np.array(json.dumps(config.to_json()))
         for padding, mask in masks().items():
             arrays |= {f"{padding}/ids": ids, f"{padding}/mask": mask}
             for field, values in torch_reference.intermediates(model, ids, mask).items():

@@ -24,8 +24,11 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import jaxqkv
-from jaxqkv.checkpoints.checkpoint import BUNDLED, save_checkpoint
-from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config, config_to_json
+from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.architectures.gpt2 import GPT2Config
+from jaxqkv.checkpoints.checkpoint import BUNDLED
+from jaxqkv.checkpoints.config import Config
+from jaxqkv.checkpoints.folder import save_checkpoint
 from jaxqkv.checkpoints.weights import tensors_from_params
 
 VOCAB, LENGTH, TOKENS_A_STEP = 4096, 256, 4096
@@ -202,7 +205,7 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
     work = out / f".{name}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    (work / "config.json").write_text(json.dumps(config_to_json(config)), encoding="utf-8")
+    (work / "config.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
     params = {"model": jaxqkv.load(f"random:{work}", seed=seed).params()}
     if isinstance(config, BertConfig):
         params["head"] = fresh_head(config)

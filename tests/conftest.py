@@ -33,8 +33,9 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.text.counting
     import jaxqkv.text.tokenizer_files
 
-from jaxqkv.checkpoints.checkpoint import save_checkpoint  # noqa: E402
-from jaxqkv.checkpoints.config import BertConfig, GPT2Config  # noqa: E402
+from jaxqkv.architectures.bert import BertConfig  # noqa: E402
+from jaxqkv.architectures.gpt2 import GPT2Config  # noqa: E402
+from jaxqkv.checkpoints.folder import save_checkpoint  # noqa: E402
 
 SIZES = {
     "vocab_size": 43,
@@ -73,7 +74,7 @@ def _alone(tmp_path_factory, monkeypatch):
 
 def random_tensors(config, seed=0):
     """Every tensor of a fresh model, norms and biases random too, so that each one matters."""
-    rules = jaxqkv.checkpoints.tables.table(config).rules(config.n_layer)
+    rules = config.table().rules(config.n_layer)
     generator = np.random.default_rng(seed)
     return {
         key: (rule.init == "ones") + generator.normal(0, config.initializer_range, rule.shape).astype(np.float32)

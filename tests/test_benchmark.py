@@ -13,7 +13,7 @@ from benchmarks import cases, measuring, processes, report
 from conftest import arrays_of, figures_of
 
 import jaxqkv.cli.main
-from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.architectures import open_checkpoint
 from jaxqkv.studies.options import stimuli
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,11 @@ from conftest import BERT, GPT2, changed, random_tensors, write_folder
 from safetensors.numpy import load_file, save_file
 
 import jaxqkv
-from jaxqkv.checkpoints.checkpoint import MappedFile, fingerprint, open_checkpoint
-from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.architectures import open_checkpoint
+from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.runtime.files import fingerprint
 
 
 def weights_of(path):
@@ -43,14 +45,14 @@ def test_other_dtypes_become_float32(config, tmp_path, dtype):
 def test_prefix_buffers_and_heads_are_known():
     """`resolve` on the key lists of real files."""
     resolve = jaxqkv.checkpoints.tables.resolve
-    gpt2 = {key: rule.shape for key, rule in jaxqkv.checkpoints.tables.table(GPT2).rules(GPT2.n_layer).items()}
+    gpt2 = {key: rule.shape for key, rule in GPT2.table().rules(GPT2.n_layer).items()}
     buffers = {f"h.{i}.attn.{name}": (1, 1, 17, 17) for i in range(3) for name in ("bias", "masked_bias")}
     assert resolve(GPT2, gpt2 | buffers, "x") == {key: key for key in gpt2}
     prefixed = {f"transformer.{key}": shape for key, shape in (gpt2 | buffers).items()} | {"lm_head.weight": (43, 35)}
     own = {"lm_head.weight": "lm_head.weight"}  # whose values decide whether it is the token embedding
     assert resolve(GPT2, prefixed, "x") == {key: f"transformer.{key}" for key in gpt2} | own
 
-    bert = {key: rule.shape for key, rule in jaxqkv.checkpoints.tables.table(BERT).rules(BERT.n_layer).items()}
+    bert = {key: rule.shape for key, rule in BERT.table().rules(BERT.n_layer).items()}
     old = {
         "bert." + key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): shape
         for key, shape in bert.items()

@@ -6,14 +6,15 @@ import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, write_folder
 
 import jaxqkv
-from jaxqkv.cli import verify
-from jaxqkv.checkpoints.config import ACTIVATIONS, KNOWN, config_to_json, parse_config, read_config
-from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.layers import ACTIVATION_FUNCTIONS
+from jaxqkv.checkpoints.config import ACTIVATIONS
+from jaxqkv.cli import verify
+from jaxqkv.errors import CheckpointError, JaxqkvWarning
 
 
 def test_what_is_written_is_read_back(config):
-    assert parse_config(config_to_json(config), "here") == config
+    assert REGISTRY.parse(config.to_json(), "here") == config
 
 
 def test_the_hubs_gpt2_file():
@@ -33,11 +34,11 @@ def test_the_hubs_gpt2_file():
         "task_specific_params": {"text-generation": {"do_sample": True}},
         "vocab_size": 50257,
     }
-    assert parse_config(data, "here") == KNOWN["gpt2"]
+    assert REGISTRY.parse(data, "here") == REGISTRY.known["gpt2"]
 
 
 def test_sizes_known_by_name():
-    sizes = {name: (c.n_embd, c.n_layer, c.n_head, c.head_dim, c.n_inner) for name, c in KNOWN.items()}
+    sizes = {name: (c.n_embd, c.n_layer, c.n_head, c.head_dim, c.n_inner) for name, c in REGISTRY.known.items()}
     assert sizes == {
         "gpt2": (768, 12, 12, 64, 3072),
         "gpt2-medium": (1024, 24, 16, 64, 4096),
@@ -90,7 +91,7 @@ def test_sizes_known_by_name():
 )
 def test_refused_by_name(base, change, message):
     with pytest.raises(CheckpointError) as error:
-        parse_config(config_to_json(base) | change, "folder/config.json")
+        REGISTRY.parse(base.to_json() | change, "folder/config.json")
     assert str(error.value).startswith("folder/config.json: ")
     assert message in str(error.value)
 
@@ -105,12 +106,12 @@ def test_unreadable_file(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        read_config(path)
+        REGISTRY.read(path)
 
 
 def test_null_inner_width_is_four_times_the_width(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config_to_json(GPT2) | {"n_inner": None}))
-    assert read_config(tmp_path / "config.json").n_inner == 4 * GPT2.n_embd
+    (tmp_path / "config.json").write_text(json.dumps(GPT2.to_json() | {"n_inner": None}))
+    assert REGISTRY.read(tmp_path / "config.json").n_inner == 4 * GPT2.n_embd
 
 
 # --- keys that are missing, and keys of other names ---
@@ -120,9 +121,9 @@ def test_null_inner_width_is_four_times_the_width(tmp_path):
     ("base", "key"), [(config, key) for config in CONFIGS.values() for key in config.keys.values() if key != "n_inner"]
 )
 def test_a_missing_key_has_no_default_and_the_message_says_the_line(base, key):
-    data = {name: value for name, value in config_to_json(base).items() if name != key}
+    data = {name: value for name, value in base.to_json().items() if name != key}
     with pytest.raises(CheckpointError) as error:
-        parse_config(data, "config.json")
+        REGISTRY.parse(data, "config.json")
     line = f'"{key}": {json.dumps(base.usual[key])}'
     assert str(error.value).startswith(f"config.json: {key} is missing; add {line} to config.json")
 
@@ -143,11 +144,11 @@ def test_what_the_messages_propose_is_what_transformers_takes(config):
 
 @pytest.mark.parametrize("alias", sorted(GPT2.aliases))
 def test_a_key_under_its_other_name(tmp_path, alias):
-    data = config_to_json(GPT2)
+    data = GPT2.to_json()
     value = data.pop(GPT2.aliases[alias])
-    assert parse_config(data | {alias: value}, "here") == GPT2
+    assert REGISTRY.parse(data | {alias: value}, "here") == GPT2
     with pytest.raises(CheckpointError, match=f"{alias} = 'x' is not a positive integer"):
-        parse_config(data | {alias: "x"}, "here")
+        REGISTRY.parse(data | {alias: "x"}, "here")
     transformers = pytest.importorskip("transformers", exc_type=ImportError)
     assert getattr(transformers.GPT2Config(**data, **{alias: value}), GPT2.aliases[alias]) == value
 
@@ -158,18 +159,18 @@ def test_a_key_under_its_other_name(tmp_path, alias):
 @pytest.mark.parametrize("key", ["trainer_note", "rope_theta", "head_dim", "auto_map"])
 def test_an_unknown_key_is_named_and_ignored(config, key):
     with pytest.warns(JaxqkvWarning, match=f"^here: unknown key {key}; jaxqkv ignores it: if it changes how") as caught:
-        assert parse_config(config_to_json(config) | {key: 3}, "here") == config
+        assert REGISTRY.parse(config.to_json() | {key: 3}, "here") == config
     assert len(caught) == 1
 
 
 def test_unknown_keys_are_named_together_and_never_hide_an_error(config):
-    data = config_to_json(config) | {f"own{number}": number for number in range(20)}
+    data = config.to_json() | {f"own{number}": number for number in range(20)}
     with pytest.warns(
         JaxqkvWarning, match=r"unknown keys own0, own1, own10, .*, and 8 more; jaxqkv ignores them: if any"
     ):
-        parse_config(data, "here")
+        REGISTRY.parse(data, "here")
     with pytest.raises(CheckpointError, match="vocab_size = 0"):
-        parse_config(data | {"vocab_size": 0}, "here")
+        REGISTRY.parse(data | {"vocab_size": 0}, "here")
 
 
 def test_every_key_that_transformers_writes_is_known(config):
@@ -177,8 +178,8 @@ def test_every_key_that_transformers_writes_is_known(config):
     transformers = pytest.importorskip("transformers", exc_type=ImportError)
     theirs = {"gpt2": transformers.GPT2Config(), "bert": transformers.BertConfig()}[config.model_type]
     data = theirs.to_dict() | dict.fromkeys(transformers.GenerationConfig._get_default_generation_params())
-    expected = config_to_json(config)
-    assert parse_config(data | expected, "here") == config
+    expected = config.to_json()
+    assert REGISTRY.parse(data | expected, "here") == config
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_every_key_that_transformers_writes_is_known(config):
     ],
 )  # fmt: skip
 def test_keys_of_files_on_the_hub_that_change_nothing(base, keys):
-    assert parse_config(config_to_json(base) | keys, "here") == base
+    assert REGISTRY.parse(base.to_json() | keys, "here") == base
 
 
 # --- activations ---
@@ -230,4 +231,4 @@ def test_a_pointer_of_git_lfs(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 665\n")
     with pytest.raises(CheckpointError, match=r"config.json: a Git LFS pointer instead .*; run `git lfs pull`"):
-        read_config(path)
+        REGISTRY.read(path)

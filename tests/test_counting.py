@@ -5,11 +5,11 @@ import pytest
 from conftest import write_word_tokenizer
 
 import jaxqkv.text.corpora
-from jaxqkv.checkpoints.config import KNOWN
+from jaxqkv.architectures import REGISTRY
 from jaxqkv.errors import CorpusError
 from jaxqkv.text import counting
 from jaxqkv.text.counting import TokenCounts, count_and_rows
-from jaxqkv.text.tokens import Tokenizer
+from jaxqkv.text.tokenizers import Tokenizer
 
 WORDS = ["?", *(f" w{n}" for n in range(12))]
 VOCAB = 17  # the model may have more tokens than its tokenizer
@@ -18,7 +18,7 @@ VOCAB = 17  # the model may have more tokens than its tokenizer
 @pytest.fixture
 def tokenizer(tmp_path):
     (tmp_path / "tokenizer").mkdir()
-    return Tokenizer.from_folder(write_word_tokenizer(tmp_path / "tokenizer", WORDS), KNOWN["gpt2"])
+    return Tokenizer.from_folder(write_word_tokenizer(tmp_path / "tokenizer", WORDS), REGISTRY.known["gpt2"])
 
 
 def documents(count=23, seed=0):
@@ -206,7 +206,7 @@ class TestKept:
     def test_what_it_depends_on(self, tokenizer, tmp_path):
         texts = documents()
         (tmp_path / "other").mkdir()
-        other = Tokenizer.from_folder(write_word_tokenizer(tmp_path / "other", WORDS[:9]), KNOWN["gpt2"])
+        other = Tokenizer.from_folder(write_word_tokenizer(tmp_path / "other", WORDS[:9]), REGISTRY.known["gpt2"])
         assert other.fingerprint != tokenizer.fingerprint
         for each, fingerprint, tokens in (
             (tokenizer, "depends", 30),

@@ -11,12 +11,12 @@ import pytest
 from conftest import BERT, GPT2, arrays_of, changed, random_ids, random_tensors, relative_error, write_folder
 
 import jaxqkv
+from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.activations import FIELDS
-from jaxqkv.checkpoints.checkpoint import MappedFile
-from jaxqkv.checkpoints.config import parse_config
-from jaxqkv.errors import JaxqkvError, JaxqkvWarning
-from jaxqkv.text.tokens import Batch
+from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.checkpoints.weights import Weights, tensors_from_params
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning
+from jaxqkv.text.batches import Batch
 
 GOLDENS = Path(__file__).parent / "goldens"
 EVERYTHING = frozenset(FIELDS)
@@ -41,7 +41,7 @@ def real(values, mask, field):
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_goldens_from_pytorch(name, padding, tmp_path):
     golden = arrays_of(GOLDENS / f"{name}.npz")
-    config = parse_config(json.loads(str(golden["config"])), name)
+    config = REGISTRY.parse(json.loads(str(golden["config"])), name)
     tensors = {key.removeprefix("tensor/"): value for key, value in golden.items() if key.startswith("tensor/")}
     model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))
     mask = golden[f"{padding}/mask"]
@@ -475,7 +475,7 @@ def test_bert_has_no_logits(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2-xl", "bert-large-uncased"])
 def test_full_sizes_for_nothing(name):
     """Shapes of a whole forward pass at the real sizes, without a weight or a product."""
-    config = jaxqkv.checkpoints.config.KNOWN[name]
+    config = REGISTRY.known[name]
     model = jaxqkv.load(f"random:{name}")
     zeros = {key: np.broadcast_to(np.float32(0), rule.shape) for key, rule in model.weights._rules.items()}
     model.checkpoint.tensor = zeros.__getitem__

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from test_checkpoint import write_sharded
 
-from jaxqkv.checkpoints.checkpoint import FLOATS, FolderCheckpoint, MappedFile
-from jaxqkv.checkpoints.config import ACTIVATIONS, LARGEST, MOST_LAYERS, config_to_json, parse_config, read_config
+from jaxqkv.architectures import REGISTRY
+from jaxqkv.checkpoints.config import ACTIVATIONS, LARGEST, MOST_LAYERS
+from jaxqkv.checkpoints.folder import FolderCheckpoint
+from jaxqkv.checkpoints.mapped import FLOATS, MappedFile
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import LONGEST, CheckpointError, JaxqkvWarning
 from jaxqkv.pages.manifest import ENTRY, Record, listed_figures
-from jaxqkv.checkpoints.weights import Weights
 
 # The same files in every run, on any machine.
 same = settings(
@@ -197,7 +199,7 @@ def test_safetensors_with_other_bytes_in_the_header(tmp_path, text):
 def check_config(path, content):
     path.write_bytes(content)
     with bounded():
-        config = read_config(path)
+        config = REGISTRY.read(path)
         sizes = [getattr(config, field.name) for field in dataclasses.fields(config) if field.type is int]
         assert len(sizes) >= 6
         assert all(type(size) is int and 1 <= size <= LARGEST for size in sizes)
@@ -205,13 +207,13 @@ def check_config(path, content):
         assert config.head_dim * config.n_head == config.n_embd
         assert config.activation in ACTIVATIONS
         assert 0 <= config.layer_norm_epsilon < 1
-        assert parse_config(config_to_json(config), "again") == config
+        assert REGISTRY.parse(config.to_json(), "again") == config
 
 
 @same
 @given(data=st.data())
 def test_config(tmp_path, config, data):
-    tree = config_to_json(config) | {"n_ctx": 5, "pruned_heads": {}, "task_specific_params": {"a": [1]}}
+    tree = config.to_json() | {"n_ctx": 5, "pruned_heads": {}, "task_specific_params": {"a": [1]}}
     text = json.dumps(tree).encode()
     check_config(tmp_path / "config.json", data.draw(other_json(tree) | other_bytes(text)))
 
@@ -258,7 +260,7 @@ def test_weights(tmp_path, data):
     folder = tmp_path / "model"
     if not folder.exists():
         write_folder(folder, TINY)
-    tree = config_to_json(TINY)
+    tree = TINY.to_json()
     (folder / "config.json").write_bytes(data.draw(other_json(tree)))
     with bounded():
         weights = Weights(FolderCheckpoint(str(folder), folder))
@@ -301,7 +303,7 @@ def test_manifest(tmp_path, content):
 FORGERY = """
 import json, resource, sys
 from pathlib import Path
-from jaxqkv.checkpoints.checkpoint import MappedFile
+from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.errors import CheckpointError
 
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

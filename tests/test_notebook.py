@@ -16,7 +16,7 @@ from test_attention_scores import WORDS
 from test_cli import in_a_process
 
 import jaxqkv
-from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.figures.drawing import Figure

@@ -11,8 +11,8 @@ from conftest import GPT2, changed, relative_error, write_folder
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
+from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.activations import FIELDS
-from jaxqkv.checkpoints.config import KNOWN
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
@@ -21,7 +21,7 @@ from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # no
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
-FULL = {"gpt2": KNOWN["gpt2"], "bert": KNOWN["bert-base-uncased"]}
+FULL = {"gpt2": REGISTRY.known["gpt2"], "bert": REGISTRY.known["bert-base-uncased"]}
 
 
 def root_mean_square(x):

@@ -25,7 +25,7 @@ from tokenizer_cases import (
 
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-from jaxqkv.text.tokens import Tokenizer
+from jaxqkv.text.tokenizers import Tokenizer
 
 EXPECTED = json.loads(GOLDENS.read_text())
 # Of the cases in which files contradict each other, what is said.

@@ -5,7 +5,7 @@ from conftest import CONFIGS
 from tokenizer_cases import FAST, config, flagged, write
 
 from jaxqkv.errors import CheckpointError
-from jaxqkv.text.tokens import Tokenizer
+from jaxqkv.text.tokenizers import Tokenizer
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 REFUSED = {

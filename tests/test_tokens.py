@@ -8,7 +8,7 @@ from conftest import BERT, GPT2, changed, write_folder
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-from jaxqkv.text.tokens import Tokenizer
+from jaxqkv.text.tokenizers import Tokenizer
 
 MERGES = ["Ġ h", "h e", "Ġ t", "Ġt he", "Ġh e"]
 WORDS = ["the", "cat", "##s", "her", ",", "."]

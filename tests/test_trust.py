@@ -10,10 +10,10 @@ import pytest
 from conftest import GPT2, random_tensors, write_folder, write_word_tokenizer
 
 import jaxqkv
-from jaxqkv.text import counting
-from jaxqkv.checkpoints.checkpoint import fingerprint
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvWarning
+from jaxqkv.runtime.files import fingerprint
+from jaxqkv.text import counting
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "jaxqkv").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])

@@ -10,7 +10,7 @@ from conftest import BERT, GPT2, changed, random_tensors, write_folder
 from tokenizer_cases import flagged, write
 
 import jaxqkv.cli.main
-from jaxqkv.checkpoints.checkpoint import open_checkpoint
+from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli import verify
 from jaxqkv.errors import JaxqkvWarning
 
@@ -186,7 +186,7 @@ def spoilt_files(folder, base, files):
 @pytest.mark.parametrize("name", ["demo-bert", "demo-gpt2"])
 def test_token_ids_of_the_bundled_tokenizers(name):
     checkpoint = open_checkpoint(name)
-    tokens = verify.compare_tokens(Tokenizer.of(checkpoint), checkpoint.tokenizer_source(), ["a further text"])
+    tokens = verify.compare_tokens(checkpoint.tokenizer(), checkpoint.tokenizer_source(), ["a further text"])
     assert tokens["texts"] > 60
     assert tokens["different"] == []
     assert tokens["passed"]
@@ -196,7 +196,7 @@ def test_token_ids_of_the_bundled_tokenizers(name):
 def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     """Where ours is cased and theirs is not, the texts with capitals are told."""
     folder = spoilt_files(tmp_path / "model", "bert", {})
-    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    tokenizer = open_checkpoint(folder).tokenizer()
     tokenizer.backend.normalizer.lowercase = False
     tokens = verify.compare_tokens(tokenizer, folder, ["the saw", "The saw"])
     assert not tokens["passed"]
@@ -216,7 +216,7 @@ def test_a_tokenizer_that_transformers_cannot_load(tmp_path):
     """Said, and no failure: there is nothing to compare with."""
     listed = {"special_tokens_map.json": {"additional_special_tokens": [flagged("[E2]", lstrip=True)]}}
     folder = spoilt_files(tmp_path / "model", "gpt2", listed)
-    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    tokenizer = open_checkpoint(folder).tokenizer()
     broken = folder.with_name("broken")
     broken.mkdir()
     (broken / "tokenizer.json").write_text("{")

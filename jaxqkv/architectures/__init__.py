@@ -1,1 +1,33 @@
-"""GPT-2, BERT and the layers they share."""
+"""The architectures, a file each; the list of them; and opening a checkpoint of any of them.
+
+A new architecture is a file of this folder and a line of `REGISTRY`.
+"""
+
+import os
+from typing import Any
+
+from jaxqkv.architectures import bert, distilbert, gpt2, roberta
+from jaxqkv.checkpoints import finding
+from jaxqkv.checkpoints.config import Registry
+
+REGISTRY = Registry()
+REGISTRY.add(gpt2.GPT2Config, gpt2.KNOWN)
+REGISTRY.add(bert.BertConfig, bert.KNOWN)
+REGISTRY.add(roberta.RobertaConfig, roberta.KNOWN)
+REGISTRY.add(roberta.XLMRobertaConfig)
+REGISTRY.add(roberta.CamembertConfig)
+REGISTRY.add(distilbert.DistilBertConfig, distilbert.KNOWN)
+
+
+def open_checkpoint(spec: Any, *, revision: str | None = None, seed: int = 0) -> "finding.Checkpoint":
+    """Opens a checkpoint: config, names and shapes are read, no tensor.
+
+    Args:
+      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; a `Checkpoint` that is open is given back.
+      revision: branch, tag or commit on the hub.
+      seed: of the fresh weights of `random:SPEC`.
+
+    Raises:
+      CheckpointError: naming file, key and reason.
+    """
+    return finding.open_checkpoint(spec, REGISTRY, revision=revision, seed=seed)

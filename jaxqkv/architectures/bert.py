@@ -1,17 +1,153 @@
-"""BERT in Flax: embedding and post-norm block.
+"""BERT: post-norm blocks, attention in both directions, token types.
 
 Source: Devlin et al. 2018, and the layout of Hugging Face's `bert-*` checkpoints.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
-from jaxqkv.checkpoints.config import BertConfig
+from jaxqkv.architectures.base import Architecture, Counterpart, Params
+from jaxqkv.architectures.layers import MLP, SelfAttention, apply, layer_norm
+from jaxqkv.checkpoints import config_keys
+from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
 from jaxqkv.runtime.devices import Execution
+from jaxqkv.typing import AnyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(Architecture):
+    """BERT's sizes.
+
+    `tie_word_embeddings` says whether the decoder of a language modelling head is the token embedding.
+    """
+
+    type_vocab_size: int
+    tie_word_embeddings: bool = True
+
+    model_type = "bert"
+    causal = False
+    keys: ClassVar = {
+        "vocab_size": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "activation": "hidden_act",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "type_vocab_size": "type_vocab_size",
+    }
+    only: ClassVar = {
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "pruned_heads": ({}, None),
+        "per_layer_config": (None, {}),
+    }
+    switches: ClassVar = {"tie_word_embeddings": True}
+    harmless = config_keys.BERT
+    usual: ClassVar = {
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "type_vocab_size": 2,
+        "initializer_range": 0.02,
+    }
+    always: ClassVar = {"architectures": ["BertModel"], "position_embedding_type": "absolute", "pad_token_id": 0}
+
+    tokenizer_class = "BertTokenizer"
+    counterpart = Counterpart(
+        config="BertConfig",
+        model="BertModel",
+        backbone="",
+        blocks="encoder.layer",
+        q="attention.self.query",
+        k="attention.self.key",
+        v="attention.self.value",
+        o="attention.output.dense",
+        mlp="output.dense",
+        arguments={"add_pooling_layer": False},
+        head_model=("BertForMaskedLM", "bert"),
+    )
+    # Of the language modelling head: its decoder, if it is tied, may be all that holds the token embedding.
+    prefix: ClassVar[str] = "bert."
+    heads: ClassVar[str] = r"(pooler|cls|classifier|qa_outputs)\..*"
+    decoder: ClassVar[str] = "cls.predictions.decoder.weight"
+
+    @property
+    def token_types(self) -> int:
+        """How many token types there are."""
+        return self.type_vocab_size
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the position embedding."""
+        return self.n_positions
+
+    def table(self) -> Table:
+        """Returns the tensors of `bert-*` checkpoints."""
+        width, inner = self.n_embd, self.attention_width
+        layer = "encoder.layer.{layer}"
+        return Table(
+            embed=(
+                Rule("embeddings.word_embeddings.weight", (self.vocab_size, width), ("word/embedding",)),
+                Rule("embeddings.position_embeddings.weight", (self.position_rows, width), ("position/embedding",)),
+                Rule(
+                    "embeddings.token_type_embeddings.weight",
+                    (self.type_vocab_size, width),
+                    ("token_type/embedding",),
+                ),
+                *norm("embeddings.LayerNorm", "norm", width),
+            ),
+            layer=(
+                *linear(f"{layer}.attention.self.query", width, inner, "attn/q"),
+                *linear(f"{layer}.attention.self.key", width, inner, "attn/k"),
+                *linear(f"{layer}.attention.self.value", width, inner, "attn/v"),
+                *linear(f"{layer}.attention.output.dense", inner, width, "attn/o"),
+                *norm(f"{layer}.attention.output.LayerNorm", "ln_1", width),
+                *linear(f"{layer}.intermediate.dense", width, self.n_inner, "mlp/up"),
+                *linear(f"{layer}.output.dense", self.n_inner, width, "mlp/down"),
+                *norm(f"{layer}.output.LayerNorm", "ln_2", width),
+            ),
+            final=(),
+            head=(),
+            tied=self.tie_word_embeddings,
+            prefix=self.prefix,
+            buffers=r"embeddings\.(position_ids|token_type_ids)",
+            heads=self.heads,
+            stand_ins={"embeddings.word_embeddings.weight": self.decoder} if self.tie_word_embeddings else {},
+        )
+
+    def embed(
+        self,
+        params: Params,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        """Returns the sum of token, token-type and position embedding, normalised."""
+        return apply(Embed(self), params, ids, positions, token_types)
+
+    def block(
+        self,
+        params: Params,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[AnyArray, ""] | np.int32,
+        execution: Execution,
+    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        """Returns the residual stream after a post-norm block, and its intermediates."""
+        return apply(PostNormBlock(self, execution), params, x, visible, layer)
 
 
 class Embed(nn.Module):
@@ -29,14 +165,14 @@ class Embed(nn.Module):
         config = self.config
         total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
         total += nn.Embed(config.type_vocab_size, config.n_embd, name="token_type")(token_types)
-        total += nn.Embed(config.n_positions, config.n_embd, name="position")(positions)
+        total += nn.Embed(config.position_rows, config.n_embd, name="position")(positions)
         return layer_norm(config, "norm")(total)
 
 
-class Block(nn.Module):
+class PostNormBlock(nn.Module):
     """Post-norm: the residual stream itself is normalised after each half."""
 
-    config: BertConfig
+    config: Architecture
     execution: Execution = Execution()
 
     @nn.compact
@@ -54,3 +190,22 @@ class Block(nn.Module):
         return layer_norm(config, "ln_2")(middle + mlp_out), dataclasses.replace(
             attention, resid_pre=x, mlp_out=mlp_out
         )
+
+
+def _sizes(n_embd: int, n_layer: int, n_head: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=30522,
+        n_positions=512,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_inner=4 * n_embd,
+        activation="gelu",
+        layer_norm_epsilon=1e-12,
+        initializer_range=0.02,
+        type_vocab_size=2,
+    )
+
+
+# Models whose sizes are known by name.
+KNOWN = {"bert-base-uncased": _sizes(768, 12, 12), "bert-large-uncased": _sizes(1024, 24, 16)}

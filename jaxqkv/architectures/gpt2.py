@@ -1,18 +1,160 @@
-"""GPT-2 in Flax: embedding, pre-norm block, final norm with the output embedding.
+"""GPT-2: pre-norm blocks, causal attention, a final norm, and logits through the output embedding.
 
 Source: Radford et al. 2019, and the layout of Hugging Face's `gpt2` checkpoints.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
-from jaxqkv.checkpoints.config import GPT2Config
+from jaxqkv.architectures.base import Architecture, Counterpart, Params
+from jaxqkv.architectures.layers import MLP, SelfAttention, apply, layer_norm
+from jaxqkv.checkpoints import config_keys
+from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
 from jaxqkv.runtime.devices import Execution
+from jaxqkv.typing import AnyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config(Architecture):
+    """GPT-2's sizes and settings.
+
+    With `reorder_and_upcast_attn`, scores and softmax are float32 where the arithmetic is of 16 bits.
+    """
+
+    scale_attn_weights: bool
+    scale_attn_by_inverse_layer_idx: bool
+    tie_word_embeddings: bool
+    reorder_and_upcast_attn: bool = False
+
+    model_type = "gpt2"
+    causal = True
+    keys: ClassVar = {
+        "vocab_size": "vocab_size",
+        "n_positions": "n_positions",
+        "n_embd": "n_embd",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_inner": "n_inner",
+        "activation": "activation_function",
+        "layer_norm_epsilon": "layer_norm_epsilon",
+    }
+    aliases: ClassVar = {
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    }
+    only: ClassVar = {"add_cross_attention": (False,), "pruned_heads": ({}, None), "per_layer_config": (None, {})}
+    switches: ClassVar = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+        "reorder_and_upcast_attn": False,
+    }
+    harmless = config_keys.GPT2
+    usual: ClassVar = {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-05,
+        "initializer_range": 0.02,
+    }
+    always: ClassVar = {"architectures": ["GPT2LMHeadModel"]}
+
+    tokenizer_class = "GPT2Tokenizer"
+    counterpart = Counterpart(
+        config="GPT2Config",
+        model="GPT2LMHeadModel",
+        backbone="transformer",
+        blocks="transformer.h",
+        q="attn.c_attn",
+        k="attn.c_attn",
+        v="attn.c_attn",
+        o="attn.c_proj",
+        mlp="mlp",
+        settings={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    )
+
+    @classmethod
+    def implied(cls, field: str, found: Mapping[str, Any]) -> Any:
+        """Returns 4 · n_embd for an MLP whose width is null."""
+        return 4 * found["n_embd"] if field == "n_inner" else None
+
+    def table(self) -> Table:
+        """Returns the tensors of `gpt2` checkpoints."""
+        width, inner = self.n_embd, self.attention_width
+        layer = "h.{layer}"
+        return Table(
+            embed=(
+                Rule("wte.weight", (self.vocab_size, width), ("wte/embedding",)),
+                Rule("wpe.weight", (self.n_positions, width), ("wpe/embedding",)),
+            ),
+            layer=(
+                *norm(f"{layer}.ln_1", "ln_1", width),
+                *conv1d(f"{layer}.attn.c_attn", width, 3 * inner, "attn/q", "attn/k", "attn/v"),
+                *conv1d(f"{layer}.attn.c_proj", inner, width, "attn/o", init="residual"),
+                *norm(f"{layer}.ln_2", "ln_2", width),
+                *conv1d(f"{layer}.mlp.c_fc", width, self.n_inner, "mlp/up"),
+                *conv1d(f"{layer}.mlp.c_proj", self.n_inner, width, "mlp/down", init="residual"),
+            ),
+            final=norm("ln_f", "ln_f", width),
+            head=(Rule("lm_head.weight", (self.vocab_size, width), ("lm_head/embedding",)),),
+            tied=self.tie_word_embeddings,
+            prefix="transformer.",
+            buffers=r"h\.\d+\.attn\.(masked_)?bias",
+            heads=r"(lm_head|score|classifier|multiple_choice_head|summary)\..*",
+            stand_ins={"wte.weight": "lm_head.weight"} if self.tie_word_embeddings else {},
+        )
+
+    def embed(
+        self,
+        params: Params,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        """Returns token embedding plus position embedding."""
+        return apply(Embed(self), params, ids, positions)
+
+    def block(
+        self,
+        params: Params,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[AnyArray, ""] | np.int32,
+        execution: Execution,
+    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        """Returns the residual stream after a pre-norm block, and its intermediates."""
+        return apply(Block(self, execution), params, x, visible, layer)
+
+    def final(self, params: Params, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        """Returns the stream after the last layer norm."""
+        return apply(FinalNorm(self), {"ln_f": params["ln_f"]}, x)
+
+    def unembedding(self, params: Params) -> Float[Array, "vocab embed"]:
+        """Returns the checkpoint's own `lm_head`, or else the token embedding, to which it is tied."""
+        if "lm_head" in params["final"]:
+            return params["final"]["lm_head"]["embedding"]
+        return params["embed"]["wte"]["embedding"]
+
+    def attention_scale(self, layer: Int[Array, ""], dtype: Any) -> float | Float[Array, ""]:
+        """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1).astype(dtype) if self.scale_attn_by_inverse_layer_idx else scale
+
+    @property
+    def upcast_attention(self) -> bool:
+        """Whether `reorder_and_upcast_attn` is set."""
+        return self.reorder_and_upcast_attn
 
 
 class Embed(nn.Module):
@@ -60,8 +202,27 @@ class FinalNorm(nn.Module):
         return layer_norm(self.config, "ln_f")(x)
 
 
-def unembed(
-    hidden: Float[Array, "batch pos embed"], embedding: Float[Array, "vocab embed"]
-) -> Float[Array, "batch pos vocab"]:
-    """Logits: the product with the output embedding, which GPT-2 ties to the token embedding."""
-    return jnp.einsum("bpe,ve->bpv", hidden, embedding)
+def _sizes(n_embd: int, n_layer: int, n_head: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=50257,
+        n_positions=1024,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_inner=4 * n_embd,
+        activation="gelu_new",
+        layer_norm_epsilon=1e-5,
+        initializer_range=0.02,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        tie_word_embeddings=True,
+    )
+
+
+# Models whose sizes are known by name, so that `random:gpt2-xl` needs no download.
+KNOWN = {
+    "gpt2": _sizes(768, 12, 12),
+    "gpt2-medium": _sizes(1024, 24, 16),
+    "gpt2-large": _sizes(1280, 36, 20),
+    "gpt2-xl": _sizes(1600, 48, 25),
+}

@@ -1,19 +1,21 @@
-"""`GPT2Config` and `BertConfig`: the numbers of a checkpoint, read from its `config.json`.
+"""`Config`: the numbers of a checkpoint, read from its `config.json` as its architecture declares.
 
-Both architectures answer to the same names (`n_layer`, `n_head`, `n_embd`, `head_dim`, …), so that
-everything downstream is written once. Values that change the arithmetic have no defaults here: a
-file that lacks one is refused, and so is a setting that this package does not implement. Every key is
-used, known to change nothing (`config_keys`), refused or warned of.
+All architectures answer to the same names (`n_layer`, `n_head`, `n_embd`, `head_dim`, …), so that everything
+downstream is written once. Values that change the arithmetic have no defaults here: a file that lacks one is
+refused, and so is a setting that is not implemented. Every key is used, known to change nothing (`config_keys`),
+refused or warned of.
 """
 
+import abc
 import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxqkv.checkpoints import config_keys
+from jaxqkv.checkpoints.tables import Table
 from jaxqkv.errors import CheckpointError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime.files import read_whole, refuse_pointer
 
@@ -31,8 +33,24 @@ MOST_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What GPT-2 and BERT have in common. Hashable, so that it can be a static argument of `jax.jit`."""
+class Config(abc.ABC):
+    """What all architectures have in common. Hashable, so that it can be a static argument of `jax.jit`.
+
+    An architecture declares, as class variables, how its `config.json` is read:
+
+    Attributes:
+      model_type: name of the architecture in `config.json`.
+      causal: whether a token attends only to earlier ones and to itself.
+      keys: field → key.
+      aliases: other name of a key → key.
+      only: key that would change the numbers → the values that are implemented, first what a missing key means.
+      switches: key that is true or false, and a field → what a file means that lacks it.
+      fixed: field → value that the architecture has and its files do not name.
+      harmless: keys that change no number.
+      usual: key → what transformers takes where a file lacks it; an error about a missing key proposes it.
+      always: entries that `to_json` adds.
+      tokenizer_class: of transformers, where the tokenizer's files name none.
+    """
 
     vocab_size: int
     n_positions: int
@@ -46,18 +64,19 @@ class Config:
 
     model_type: ClassVar[str]
     causal: ClassVar[bool]
-    # Field → the key in config.json.
     keys: ClassVar[Mapping[str, str]]
-    # Keys that change the numbers → the only values that are implemented; a missing key means the first.
-    only: ClassVar[Mapping[str, tuple[Any, ...]]]
-    # Keys that are true or false → what a file means that lacks them, by the definition of the format.
-    switches: ClassVar[Mapping[str, bool]]
-    # Other names that transformers has for some keys.
     aliases: ClassVar[Mapping[str, str]] = {}
-    # Keys that change none of the numbers.
-    harmless: ClassVar[frozenset[str]]
-    # What transformers takes where a file lacks a key: what the message about it proposes.
-    usual: ClassVar[Mapping[str, Any]]
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    switches: ClassVar[Mapping[str, bool]] = {}
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    harmless: ClassVar[frozenset[str]] = config_keys.ANY
+    usual: ClassVar[Mapping[str, Any]] = {}
+    always: ClassVar[Mapping[str, Any]] = {}
+    tokenizer_class: ClassVar[str]
+
+    @abc.abstractmethod
+    def table(self) -> Table:
+        """Returns the table of the checkpoint's tensors, with this config's shapes."""
 
     @property
     def token_types(self) -> int:
@@ -66,8 +85,13 @@ class Config:
 
     @property
     def head_dim(self) -> int:
-        """Width of a head: that of the model over the number of heads."""
+        """Width of a head: that of the model over the number of heads, unless the architecture has another."""
         return self.n_embd // self.n_head
+
+    @property
+    def attention_width(self) -> int:
+        """Width of q, k, v and z of all heads together."""
+        return self.n_head * self.head_dim
 
     @property
     def architecture(self) -> str:
@@ -79,170 +103,65 @@ class Config:
         """How many tokens and positions there are, in words."""
         return f"{self.vocab_size} tokens, {self.n_positions} positions"
 
+    # --- config.json ---
 
-@dataclasses.dataclass(frozen=True)
-class GPT2Config(Config):
-    """GPT-2: pre-norm blocks, causal attention, tanh GELU, tied or untied output embedding.
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Makes a config of this architecture from the contents of `config.json`; warns of unknown keys.
 
-    With `reorder_and_upcast_attn`, scores and softmax are float32 where the arithmetic is of 16 bits.
-    """
+        Args:
+          data: the decoded JSON object.
+          where: the file's name, for messages.
 
-    scale_attn_weights: bool
-    scale_attn_by_inverse_layer_idx: bool
-    tie_word_embeddings: bool
-    reorder_and_upcast_attn: bool = False
+        Raises:
+          CheckpointError: naming the file, the key and the reason.
+        """
+        for key, allowed in cls.only.items():
+            if key in data and data[key] not in allowed:
+                raise CheckpointError(f"{where}: {key} = {data[key]!r} is not supported, only {allowed[0]!r}")
+        if data.get("quantization_config"):
+            raise CheckpointError(f"{where}: quantization_config is not supported; use an unquantised checkpoint")
+        names = _names(cls, data, where)
+        found = {field: data.get(names[key]) for field, key in cls.keys.items()}
+        values = dict(cls.fixed) | {"initializer_range": _initializer_range(data, where)}
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        for field, key in cls.keys.items():
+            value = found[field] if found[field] is not None else cls.implied(field, found)
+            if value is None:
+                raise CheckpointError(f"{where}: {cls.missing(key)}")
+            if types[field] is int:
+                smallest = 0 if field == "pad_token_id" else 1
+                _check_size(value, smallest, MOST_LAYERS if field == "n_layer" else LARGEST, f"{where}: {names[key]}")
+            values[field] = value
+        for key, absent in cls.switches.items():
+            values[key] = data.get(key, absent)
+            if not isinstance(values[key], bool):
+                raise CheckpointError(f"{where}: {key} = {values[key]!r} is not true or false")
+        _check_arithmetic(cls, values, names, where)
+        _warn_of_unknown(cls, data, where)
+        return cls(**cls.settle(values, where))
 
-    model_type = "gpt2"
-    causal = True
-    keys: ClassVar = {
-        "vocab_size": "vocab_size",
-        "n_positions": "n_positions",
-        "n_embd": "n_embd",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_inner": "n_inner",
-        "activation": "activation_function",
-        "layer_norm_epsilon": "layer_norm_epsilon",
-    }
-    aliases: ClassVar = {
-        "max_position_embeddings": "n_positions",
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-    }
-    only: ClassVar = {"add_cross_attention": (False,), "pruned_heads": ({}, None), "per_layer_config": (None, {})}
-    switches: ClassVar = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-        "reorder_and_upcast_attn": False,
-    }
-    harmless = config_keys.GPT2
-    usual: ClassVar = {
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-05,
-        "initializer_range": 0.02,
-    }
+    @classmethod
+    def implied(cls, field: str, found: Mapping[str, Any]) -> Any:
+        """Returns what `null` or a missing key means by the definition of the format; None if it means nothing."""
+        return None
 
+    @classmethod
+    def settle(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """Returns the fields from what the keys say; an architecture whose keys mean something else overrides it."""
+        return values
 
-@dataclasses.dataclass(frozen=True)
-class BertConfig(Config):
-    """BERT: post-norm blocks, bidirectional attention, erf GELU, token types.
+    @classmethod
+    def missing(cls, key: str) -> str:
+        """Returns what an error says of a key that a file lacks: the line to add to it."""
+        line = f'"{key}": {json.dumps(cls.usual[key])}'
+        return f"{key} is missing; add {line} to config.json if that, which transformers takes, is the model's"
 
-    `tie_word_embeddings` says whether the decoder of a language modelling head is the token embedding.
-    """
-
-    type_vocab_size: int
-    tie_word_embeddings: bool = True
-
-    model_type = "bert"
-    causal = False
-    keys: ClassVar = {
-        "vocab_size": "vocab_size",
-        "n_positions": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "activation": "hidden_act",
-        "layer_norm_epsilon": "layer_norm_eps",
-        "type_vocab_size": "type_vocab_size",
-    }
-    only: ClassVar = {
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-        "pruned_heads": ({}, None),
-        "per_layer_config": (None, {}),
-    }
-    switches: ClassVar = {"tie_word_embeddings": True}
-    harmless = config_keys.BERT
-    usual: ClassVar = {
-        "vocab_size": 30522,
-        "max_position_embeddings": 512,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "type_vocab_size": 2,
-        "initializer_range": 0.02,
-    }
-
-    @property
-    def token_types(self) -> int:
-        return self.type_vocab_size
-
-
-ARCHITECTURES: dict[str, type[Config]] = {"gpt2": GPT2Config, "bert": BertConfig}
-
-
-def parse_config(data: Any, where: str) -> Config:
-    """Makes a config from the contents of `config.json`; warns of keys that are not known.
-
-    Args:
-      data: the decoded JSON object.
-      where: the file's name, for messages.
-
-    Raises:
-      CheckpointError: naming the file, the key and the reason.
-    """
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{where}: expected a JSON object, found {type(data).__name__}")
-    kind = data.get("model_type")
-    cls = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        found = repr(data["model_type"]) if "model_type" in data else "missing"
-        raise CheckpointError(f"{where}: model_type is {found}; supported are 'gpt2' and 'bert'")
-    for key, allowed in cls.only.items():
-        if key in data and data[key] not in allowed:
-            raise CheckpointError(f"{where}: {key} = {data[key]!r} is not supported, only {allowed[0]!r}")
-    if data.get("quantization_config"):
-        raise CheckpointError(f"{where}: quantization_config is not supported; use an unquantised checkpoint")
-
-    names = _names(cls, data, where)
-    values: dict[str, Any] = {"initializer_range": _initializer_range(data, where)}
-    types = {field.name: field.type for field in dataclasses.fields(cls)}
-    for field, key in cls.keys.items():
-        value = data.get(names[key])
-        if field == "n_inner" and value is None and cls is GPT2Config:
-            value = 4 * values["n_embd"]  # what `null` means in GPT-2's files
-        if value is None:
-            raise CheckpointError(f"{where}: {missing(cls, key)}")
-        if types[field] is int:
-            _check_size(value, MOST_LAYERS if field == "n_layer" else LARGEST, f"{where}: {names[key]}")
-        values[field] = value
-    epsilon = values["layer_norm_epsilon"]
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        raise CheckpointError(f"{where}: {cls.keys['layer_norm_epsilon']} = {epsilon!r} is not a number in [0, 1)")
-    if not isinstance(values["activation"], str) or values["activation"] not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: {cls.keys['activation']} = {values['activation']!r} is not supported; "
-            f"supported are {', '.join(ACTIVATIONS)}"
-        )
-    if values["n_embd"] % values["n_head"]:
-        width, heads = (names[cls.keys[field]] for field in ("n_embd", "n_head"))
-        raise CheckpointError(
-            f"{where}: {width} = {values['n_embd']} is not a multiple of {heads} = {values['n_head']}"
-        )
-    for key, absent in cls.switches.items():
-        values[key] = data.get(key, absent)
-        if not isinstance(values[key], bool):
-            raise CheckpointError(f"{where}: {key} = {values[key]!r} is not true or false")
-    _warn_of_unknown(cls, data, where)
-    return cls(**values)
-
-
-def missing(cls: type[Config], key: str) -> str:
-    """What to say of a key that a file lacks: the line to add to it."""
-    line = f'"{key}": {json.dumps(cls.usual[key])}'
-    return f"{key} is missing; add {line} to config.json if that, which transformers takes, is the model's"
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `config.json` holds; `parse` makes the same config of it."""
+        data: dict[str, Any] = {"model_type": self.model_type, "initializer_range": self.initializer_range}
+        data |= {key: getattr(self, field) for field, key in self.keys.items()}
+        return data | {key: getattr(self, key) for key in self.switches} | dict(self.always)
 
 
 def _names(cls: type[Config], data: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -267,11 +186,28 @@ def _initializer_range(data: Mapping[str, Any], where: str) -> float | None:
     return spread
 
 
-def _check_size(value: Any, most: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{what} = {value!r} is not a positive integer")
+def _check_size(value: Any, smallest: int, most: int, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        kind = "a positive integer" if smallest else "an integer from 0 up"
+        raise CheckpointError(f"{what} = {value!r} is not {kind}")
     if value > most:
         raise CheckpointError(f"{what} = {value} is more than {most:,}")
+
+
+def _check_arithmetic(cls: type[Config], values: Mapping[str, Any], names: Mapping[str, str], where: str) -> None:
+    epsilon, activation = values["layer_norm_epsilon"], values["activation"]
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        raise CheckpointError(f"{where}: {cls.keys['layer_norm_epsilon']} = {epsilon!r} is not a number in [0, 1)")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{where}: {cls.keys['activation']} = {activation!r} is not supported; "
+            f"supported are {', '.join(ACTIVATIONS)}"
+        )
+    if "head_dim" not in cls.keys and values["n_embd"] % values["n_head"]:
+        width, heads = (names[cls.keys[field]] for field in ("n_embd", "n_head"))
+        raise CheckpointError(
+            f"{where}: {width} = {values['n_embd']} is not a multiple of {heads} = {values['n_head']}"
+        )
 
 
 def _warn_of_unknown(cls: type[Config], data: Mapping[str, Any], where: str) -> None:
@@ -283,68 +219,42 @@ def _warn_of_unknown(cls: type[Config], data: Mapping[str, Any], where: str) -> 
         warnings.warn(printable(f"{message}how the model computes, the results are not the model's"), JaxqkvWarning, 3)
 
 
-def read_config(path: Path) -> Config:
-    """Reads a `config.json`. Raises `CheckpointError` naming the file and the reason."""
-    refuse_pointer(path)
-    try:
-        data = json.loads(read_whole(path, MOST_BYTES).decode())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint folder holds config.json") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-    return parse_config(data, str(path))
+class Registry:
+    """Architectures by their names in `config.json`, and models by their names on the hub."""
 
+    def __init__(self, *architectures: type[Config]):
+        self.architectures: dict[str, type[Config]] = {}
+        self.known: dict[str, Config] = {}
+        for each in architectures:
+            self.add(each)
 
-def config_to_json(config: Config) -> dict[str, Any]:
-    """The inverse of `parse_config`: the object that `config.json` holds."""
-    data: dict[str, Any] = {"model_type": config.model_type, "initializer_range": config.initializer_range}
-    data |= {key: getattr(config, field) for field, key in config.keys.items()}
-    data |= {key: getattr(config, key) for key in config.switches}
-    if isinstance(config, GPT2Config):
-        return data | {"architectures": ["GPT2LMHeadModel"]}
-    return data | {"architectures": ["BertModel"], "position_embedding_type": "absolute", "pad_token_id": 0}
+    def add(self, architecture: type[Config], known: Mapping[str, Config] | None = None) -> None:
+        """Adds an architecture, and models of it whose sizes are known by name."""
+        self.architectures[architecture.model_type] = architecture
+        self.known |= known or {}
 
+    def parse(self, data: Any, where: str) -> Config:
+        """Makes a config from the contents of `config.json`; arguments and errors as for `Config.parse`."""
+        if not isinstance(data, Mapping):
+            raise CheckpointError(f"{where}: expected a JSON object, found {type(data).__name__}")
+        kind = data.get("model_type")
+        architecture = self.architectures.get(kind) if isinstance(kind, str) else None
+        if architecture is None:
+            found = repr(data["model_type"]) if "model_type" in data else "missing"
+            raise CheckpointError(
+                f"{where}: model_type is {found}; supported are {', '.join(map(repr, self.architectures))}"
+            )
+        return architecture.parse(data, where)
 
-def _gpt2(n_embd: int, n_layer: int, n_head: int) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=50257,
-        n_positions=1024,
-        n_embd=n_embd,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_inner=4 * n_embd,
-        activation="gelu_new",
-        layer_norm_epsilon=1e-5,
-        initializer_range=0.02,
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        tie_word_embeddings=True,
-    )
-
-
-def _bert(n_embd: int, n_layer: int, n_head: int) -> BertConfig:
-    return BertConfig(
-        vocab_size=30522,
-        n_positions=512,
-        n_embd=n_embd,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_inner=4 * n_embd,
-        activation="gelu",
-        layer_norm_epsilon=1e-12,
-        initializer_range=0.02,
-        type_vocab_size=2,
-    )
-
-
-# Architectures known by name, so that `random:gpt2-xl` needs no download.
-KNOWN: dict[str, Config] = {
-    "gpt2": _gpt2(768, 12, 12),
-    "gpt2-medium": _gpt2(1024, 24, 16),
-    "gpt2-large": _gpt2(1280, 36, 20),
-    "gpt2-xl": _gpt2(1600, 48, 25),
-    "bert-base-uncased": _bert(768, 12, 12),
-    "bert-large-uncased": _bert(1024, 24, 16),
-}
+    def read(self, path: Path) -> Config:
+        """Reads a `config.json`. Raises `CheckpointError` naming the file and the reason."""
+        refuse_pointer(path)
+        try:
+            data = json.loads(read_whole(path, MOST_BYTES).decode())
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file; a checkpoint folder holds config.json") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+        return self.parse(data, str(path))

@@ -1,6 +1,6 @@
 """Keys of `config.json` that change no number that this package computes: of training, of heads, of generating text.
 
-Every other key is used, refused or warned of; see `config.parse_config`.
+Every other key is used, refused or warned of; see `Config.parse`.
 """
 
 # Of any model: where it comes from, how transformers loads it, what its outputs hold.
@@ -32,6 +32,11 @@ attention_probs_dropout_prob classifier_dropout directionality hidden_dropout_pr
 pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
 """
 
+_DISTILBERT = """
+attention_dropout dropout qa_dropout seq_classif_dropout sinusoidal_pos_embds
+"""
+
 ANY = frozenset((_ANY + _GENERATION).split())
 GPT2 = ANY | frozenset(_GPT2.split())
 BERT = ANY | frozenset(_BERT.split())
+DISTILBERT = ANY | frozenset(_DISTILBERT.split())

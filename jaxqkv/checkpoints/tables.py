@@ -1,6 +1,6 @@
-"""One table an architecture: checkpoint key → shape, place in the parameters, transform on the way.
+"""Tables of tensors: checkpoint key → shape, place in the parameters, transform on the way.
 
-The tables speak in canonical keys: no `transformer.` or `bert.` prefix, `weight` and `bias` for the
+Each architecture has one. They speak in canonical keys: no `transformer.` or `bert.` prefix, `weight` and `bias` for the
 norms. `resolve` maps the keys of a real file onto them, each exactly once, or lists all that is
 wrong in one error.
 """
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxqkv.checkpoints.config import BertConfig, Config, GPT2Config
 from jaxqkv.errors import CheckpointError, listed
 
 Init = Literal["normal", "zeros", "ones", "residual"]
@@ -71,93 +70,28 @@ class Table:
         return {r.key: r for r in self.embed} | dict(layers) | {r.key: r for r in (*self.final, *head)}
 
 
-def _norm(key: str, place: str, width: int) -> tuple[Rule, Rule]:
+def norm(key: str, place: str, width: int) -> tuple[Rule, Rule]:
+    """Returns the rules of a layer norm."""
     return (
         Rule(f"{key}.weight", (width,), (f"{place}/scale",), init="ones"),
         Rule(f"{key}.bias", (width,), (f"{place}/bias",), init="zeros"),
     )
 
 
-def _conv1d(key: str, n_in: int, n_out: int, *places: str, init: Init = "normal") -> tuple[Rule, Rule]:
-    """GPT-2's linear map, stored `[in, out]`; with several places, side by side in one matrix."""
+def conv1d(key: str, n_in: int, n_out: int, *places: str, init: Init = "normal") -> tuple[Rule, Rule]:
+    """Returns the rules of a linear map stored `[in, out]`, as GPT-2's; several places stand side by side in it."""
     return (
         Rule(f"{key}.weight", (n_in, n_out), tuple(f"{place}/kernel" for place in places), init=init),
         Rule(f"{key}.bias", (n_out,), tuple(f"{place}/bias" for place in places), init="zeros"),
     )
 
 
-def _linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
-    """PyTorch's linear map, stored `[out, in]`."""
+def linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
+    """Returns the rules of a linear map stored `[out, in]`, as PyTorch's."""
     return (
         Rule(f"{key}.weight", (n_out, n_in), (f"{place}/kernel",), transpose=True),
         Rule(f"{key}.bias", (n_out,), (f"{place}/bias",), init="zeros"),
     )
-
-
-def _gpt2_table(config: GPT2Config) -> Table:
-    width = config.n_embd
-    layer = "h.{layer}"
-    return Table(
-        embed=(
-            Rule("wte.weight", (config.vocab_size, width), ("wte/embedding",)),
-            Rule("wpe.weight", (config.n_positions, width), ("wpe/embedding",)),
-        ),
-        layer=(
-            *_norm(f"{layer}.ln_1", "ln_1", width),
-            *_conv1d(f"{layer}.attn.c_attn", width, 3 * width, "attn/q", "attn/k", "attn/v"),
-            *_conv1d(f"{layer}.attn.c_proj", width, width, "attn/o", init="residual"),
-            *_norm(f"{layer}.ln_2", "ln_2", width),
-            *_conv1d(f"{layer}.mlp.c_fc", width, config.n_inner, "mlp/up"),
-            *_conv1d(f"{layer}.mlp.c_proj", config.n_inner, width, "mlp/down", init="residual"),
-        ),
-        final=_norm("ln_f", "ln_f", width),
-        head=(Rule("lm_head.weight", (config.vocab_size, width), ("lm_head/embedding",)),),
-        tied=config.tie_word_embeddings,
-        prefix="transformer.",
-        buffers=r"h\.\d+\.attn\.(masked_)?bias",
-        heads=r"(lm_head|score|classifier|multiple_choice_head|summary)\..*",
-        stand_ins={"wte.weight": "lm_head.weight"} if config.tie_word_embeddings else {},
-    )
-
-
-def _bert_table(config: BertConfig) -> Table:
-    width = config.n_embd
-    layer = "encoder.layer.{layer}"
-    return Table(
-        embed=(
-            Rule("embeddings.word_embeddings.weight", (config.vocab_size, width), ("word/embedding",)),
-            Rule("embeddings.position_embeddings.weight", (config.n_positions, width), ("position/embedding",)),
-            Rule("embeddings.token_type_embeddings.weight", (config.type_vocab_size, width), ("token_type/embedding",)),
-            *_norm("embeddings.LayerNorm", "norm", width),
-        ),
-        layer=(
-            *_linear(f"{layer}.attention.self.query", width, width, "attn/q"),
-            *_linear(f"{layer}.attention.self.key", width, width, "attn/k"),
-            *_linear(f"{layer}.attention.self.value", width, width, "attn/v"),
-            *_linear(f"{layer}.attention.output.dense", width, width, "attn/o"),
-            *_norm(f"{layer}.attention.output.LayerNorm", "ln_1", width),
-            *_linear(f"{layer}.intermediate.dense", width, config.n_inner, "mlp/up"),
-            *_linear(f"{layer}.output.dense", config.n_inner, width, "mlp/down"),
-            *_norm(f"{layer}.output.LayerNorm", "ln_2", width),
-        ),
-        final=(),
-        head=(),
-        tied=config.tie_word_embeddings,
-        prefix="bert.",
-        buffers=r"embeddings\.(position_ids|token_type_ids)",
-        heads=r"(pooler|cls|classifier|qa_outputs)\..*",
-        stand_ins={"embeddings.word_embeddings.weight": "cls.predictions.decoder.weight"}
-        if config.tie_word_embeddings
-        else {},
-    )
-
-
-def table(config: Config) -> Table:
-    """The table of the config's architecture, with the config's shapes."""
-    if isinstance(config, BertConfig):
-        return _bert_table(config)
-    assert isinstance(config, GPT2Config)
-    return _gpt2_table(config)
 
 
 def canonical(key: str, prefix: str) -> str:
@@ -167,14 +101,19 @@ def canonical(key: str, prefix: str) -> str:
 
 
 def resolve(
-    config: Config, shapes: Mapping[str, Sequence[int]], where: str, absent: Mapping[str, str] | None = None
+    known: Table,
+    n_layer: int,
+    shapes: Mapping[str, Sequence[int]],
+    where: str,
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Canonical key → the file's key, for every tensor that the model needs, and for a tied output embedding.
 
     A key without the prefix, in a file whose backbone has it, is a head's and left out.
 
     Args:
-      config: the checkpoint's config.
+      known: the table of the checkpoint's architecture.
+      n_layer: how many layers its config says.
       shapes: shape of every tensor in the file(s), by the file's key.
       where: the checkpoint's name, for error messages.
       absent: why a tensor that an index names is not there, by the file's key.
@@ -182,8 +121,7 @@ def resolve(
     Raises:
       CheckpointError: listing missing, unexpected, repeated and wrongly shaped keys, the first dozen of all.
     """
-    known = table(config)
-    needed = known.rules(config.n_layer)
+    needed = known.rules(n_layer)
     allowed = re.compile(f"{known.buffers}|{known.heads}")
     names: dict[str, str] = {}
     problems = []
@@ -218,16 +156,14 @@ def resolve(
     return found
 
 
-def stands_in(config: Config, shapes: Mapping[str, Sequence[int]], where: str) -> bool:
+def stands_in(known: Table, n_layer: int, shapes: Mapping[str, Sequence[int]], where: str) -> bool:
     """Whether a tied tensor is stored under its other name alone; arguments and errors as for `resolve`."""
-    known = table(config)
-    found = resolve(config, shapes, where)
+    found = resolve(known, n_layer, shapes, where)
     return any(canonical(found[name], known.prefix) == other for name, other in known.stand_ins.items())
 
 
-def left_out(config: Config, keys: Collection[str], used: Collection[str]) -> list[str]:
+def left_out(known: Table, keys: Collection[str], used: Collection[str]) -> list[str]:
     """Of a file's keys those that are neither `used` nor constants: its heads."""
-    known = table(config)
     others = (key for key in keys if key not in set(used))
     return [key for key in others if not re.fullmatch(known.buffers, canonical(key, known.prefix))]
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from jaxqkv.checkpoints import tables
-from jaxqkv.checkpoints.checkpoint import FLOATS, Checkpoint
+from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.checkpoints.mapped import FLOATS
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime import showing
 
@@ -75,9 +76,11 @@ class Weights:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.dtype = np.dtype(dtype)
-        self._table = tables.table(self.config)
+        self._table = self.config.table()
         self._rules = self._table.rules(self.config.n_layer)
-        self._keys = tables.resolve(self.config, checkpoint.shapes, checkpoint.where, checkpoint.absent)
+        self._keys = tables.resolve(
+            self._table, self.config.n_layer, checkpoint.shapes, checkpoint.where, checkpoint.absent
+        )
         self._rules |= {rule.key: rule for rule in self._table.head if rule.key in self._keys}
         for key in self._keys.values():
             if (stored := checkpoint.dtypes[key]) not in FLOATS:
@@ -139,7 +142,7 @@ class Weights:
     @functools.cached_property
     def left_out(self) -> list[str]:
         """The keys of the files' tensors that belong to other heads and are not read."""
-        return tables.left_out(self.config, self.checkpoint.shapes.keys(), self._keys.values())
+        return tables.left_out(self._table, self.checkpoint.shapes.keys(), self._keys.values())
 
     def parameters(self) -> dict[str, int]:
         """How many numbers there are, by what they are for."""
@@ -379,7 +382,7 @@ def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped
         tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         return tensor.T if rule.transpose else tensor
 
-    table = tables.table(config)
+    table = config.table()
     if len(params["layers"]) != config.n_layer:
         raise CheckpointError(f"parameters have {len(params['layers'])} layers, the config says {config.n_layer}")
     tensors = {rule.key: pick(params["embed"], rule) for rule in table.embed}

@@ -20,7 +20,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(given: argparse.Namespace, line: Line) -> None:
     """Prints a line for each fact."""
-    from jaxqkv.checkpoints.checkpoint import open_checkpoint
+    from jaxqkv.architectures import open_checkpoint
     from jaxqkv.checkpoints.weights import Weights
 
     weights = Weights(open_checkpoint(given.spec, revision=given.revision))

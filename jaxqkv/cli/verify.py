@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.architectures import open_checkpoint
+from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.cli.output import about_run, show
 from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_checkpoint, add_options, made
@@ -30,7 +31,8 @@ from jaxqkv.runtime.devices import precision
 from jaxqkv.runtime.files import prepare_file, replacing, written
 from jaxqkv.studies.options import option
 from jaxqkv.studies.stimuli import stimuli
-from jaxqkv.text.tokens import Batch, Tokenizer
+from jaxqkv.text.batches import Batch
+from jaxqkv.text.tokenizers import Tokenizer
 
 # `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm. `final_hidden` is the
 # last of these by itself, as `Model.hidden` returns it; `logits` only where the model has them.
@@ -170,9 +172,11 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
     ids, mask = np.asarray(batch.ids), np.asarray(batch.mask)
     with console.bar(total=4, desc="runs", unit="run") as progress:
         torch_model = torch_reference.load(checkpoint)
-        theirs = _with_hidden(torch_reference.intermediates(torch_model, ids, mask))
+        theirs = _with_hidden(torch_reference.intermediates(torch_model, model.config, ids, mask))
         progress.update()
-        exact = _with_hidden(torch_reference.intermediates(torch_reference.double(torch_model), ids, mask))
+        exact = _with_hidden(
+            torch_reference.intermediates(torch_reference.double(torch_model), model.config, ids, mask)
+        )
         progress.update()
         ours = _intermediates(model, batch)
         progress.update()
@@ -192,7 +196,7 @@ def _intermediates(model: Model, batch: Batch) -> Intermediates:
     acts = model.run(batch, capture=CAPTURED)
     arrays = {name: np.asarray(getattr(acts, name), np.float64) for name in CAPTURED}
     outputs = {"hidden": model.hidden(batch)}
-    if model.config.causal:
+    if model.config.has_logits:
         outputs["logits"] = model.logits(batch)
     return _with_hidden(arrays | {name: np.asarray(values, np.float64) for name, values in outputs.items()})
 
@@ -245,7 +249,7 @@ def report(checkpoint: Checkpoint, texts: list[str] | None, dtype: str) -> dict[
     """`compare` with its tolerance and its verdict, as it is saved."""
     Weights(checkpoint)  # what is wrong with them is said before anything is made of the texts
     try:
-        tokenizer = Tokenizer.of(checkpoint)
+        tokenizer = checkpoint.tokenizer()
     except NoTokenizer:  # as for fresh weights out of the hub's reach
         if texts:
             raise

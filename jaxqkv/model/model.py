@@ -1,4 +1,4 @@
-"""`Model`: a checkpoint's config, weights and tokenizer together, which feeds the functions of `running.py`."""
+"""`Model`: a checkpoint's config, weights and tokenizer together, which runs."""
 
 import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -9,15 +9,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from jaxqkv.architectures import open_checkpoint
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model.forward import Params, Progress, Reducer, forward, hidden, layerwise, logits
-from jaxqkv.model.streaming import EmbeddingStream, LayerStream, to_device
+from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
+from jaxqkv.model.request import Progress, Reducer, Request
+from jaxqkv.model.sources import StreamedParameters
+from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.devices import setting
-from jaxqkv.text.tokens import Batch, BatchLike, Tokenizer
+from jaxqkv.text.batches import Batch, BatchLike, as_batch
+from jaxqkv.text.tokenizers import Tokenizer
 
 # Weights up to this size stay in memory once they are used again; larger ones are read at every run.
 KEEP_BYTES = 2 << 30
@@ -48,7 +53,7 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
                  tokenizer: Tokenizer | None = None, mesh: Mesh | None = None):  # fmt: skip
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.config: Architecture = checkpoint.config
         self.weights = Weights(checkpoint, _checked_dtype(dtype))
         if stream is None:
             stream = self.weights.nbytes > KEEP_BYTES
@@ -82,7 +87,7 @@ class Model:
           CheckpointError: when the checkpoint has none.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.of(self.checkpoint)
+            self._tokenizer = self.checkpoint.tokenizer()
         return self._tokenizer
 
     def tokenize(
@@ -108,71 +113,87 @@ class Model:
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
-        return forward(
-            self._streamed(),
-            batch,
-            self.config,
-            capture=capture,
-            layers=layers,
-            reduce=reduce,
-            inputs=inputs,
+        """Returns every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
+        checked = as_batch(batch, self.config)
+        size = len(checked.ids)
+        request = Request.of(
+            self.config.n_layer,
+            size,
+            capture,
+            layers,
+            reduce,
+            inputs,
             memory=memory,
             progress=progress,
             mesh=self.mesh,
         )
+        return collect(self._source(), checked, self.config, request)
 
     def layerwise(
         self, batch: BatchLike, capture: Collection[str] | None = None, layers: int | Iterable[int] | None = None
     ) -> Iterator[tuple[int, Attention]]:
-        """One layer's intermediates after another; see `layerwise`."""
-        return layerwise(self._streamed(), batch, self.config, capture=capture, layers=layers, mesh=self.mesh)
+        """Yields one layer's number and intermediates after another; see `layerwise`."""
+        checked = as_batch(batch, self.config)
+        request = Request.of(self.config.n_layer, len(checked.ids), capture, layers, mesh=self.mesh)
+        yield from each_layer(self._source(), checked, self.config, request)
 
     def hidden(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos embed"]:
-        """Final hidden states; see `hidden`."""
-        return hidden(self._streamed(), batch, self.config, memory=memory, mesh=self.mesh)
+        """Returns final hidden states; see `hidden`."""
+        return final_hidden(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
     def logits(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos vocab"]:
-        """Next-token logits of a GPT-2; see `logits`."""
-        params = self._streamed() | {"final": self._with_unembedding}
-        return logits(params, batch, self.config, memory=memory, mesh=self.mesh)
+        """Returns next-token logits; see `logits`."""
+        return next_token_logits(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
     def params(self) -> dict[str, Any]:
-        """All parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
+        """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
+        source = self._source()
         kept = {} if self._kept is None else self._kept
-        stream = self._streamed()["layers"]
         for layer in set(range(self.config.n_layer)) - set(kept):
-            kept[layer] = stream[layer]
+            kept[layer] = source.read(layer)
         self.weights.check_layers(range(self.config.n_layer))  # what computes with them knows no names
-        return {
-            "embed": self._embedding,
-            "final": self._with_unembedding,
-            "layers": [kept[layer] for layer in range(self.config.n_layer)],
-        }
+        layers = [kept[layer] for layer in range(self.config.n_layer)]
+        return {"embed": self._embedding, "final": self._with_unembedding, "layers": layers}
 
-    def _streamed(self) -> dict[str, Any]:
+    def _all_layers(self, memory: int | None) -> Request:
+        return Request(memory=memory, mesh=self.mesh)
+
+    def _source(self) -> StreamedParameters:
         """Parameters for one run, each layer read when the run comes to it."""
-        kept = "_embedding" in vars(self) or (self._kept is not None and bool(self._used))
-        return {
-            "embed": EmbeddingStream(self.weights, lambda: self._embedding, kept, self.mesh),
-            "layers": LayerStream(self.weights, self._kept, self._used, self.mesh),
-            "final": self._final,
-        }
+        return StreamedParameters(
+            self.weights,
+            embedding=lambda: self._embedding,
+            final=lambda: self._final,
+            unembedding=self._unembedding,
+            kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._used)),
+            kept=self._kept,
+            used=self._used,
+            mesh=self.mesh,
+        )
+
+    def _unembedding(self) -> Float[Array, "vocab embed"]:
+        """The output embedding: the checkpoint's own, or else the token embedding."""
+        final = self._with_unembedding if self.config.has_logits else {}
+        embed = self._embedding if self.weights.tied else {}
+        return self.config.unembedding({"embed": embed, "final": final})
 
     @functools.cached_property
     def _embedding(self) -> Params:
         """Parameters of what comes before the first block."""
-        return to_device(self.weights.embed(), mesh=self.mesh)
+        params: Params = to_device(self.weights.embed(), mesh=self.mesh)
+        return params
 
     @functools.cached_property
     def _final(self) -> Params:
         """Parameters of what comes after the last block, without an output embedding."""
-        return to_device(self.weights.final(unembedding=False), mesh=self.mesh)
+        params: Params = to_device(self.weights.final(unembedding=False), mesh=self.mesh)
+        return params
 
     @functools.cached_property
     def _with_unembedding(self) -> Params:
         """The same with the output embedding, if it is another than the token embedding."""
-        return to_device(self.weights.final(), mesh=self.mesh)
+        params: Params = to_device(self.weights.final(), mesh=self.mesh)
+        return params
 
 
 def load(
@@ -195,7 +216,7 @@ def load(
       stream: read each layer's weights anew at every run, instead of keeping them in memory from
         their second use on; decided by their size (2 GiB) unless given.
       tokenizer: a folder with tokenizer files, instead of the checkpoint's own.
-      mesh: from `devices.make_mesh`, to run on several devices.
+      mesh: from `make_mesh`, to run on several devices.
 
     Raises:
       CheckpointError: naming file, key and reason.

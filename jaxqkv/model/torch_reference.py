@@ -1,8 +1,9 @@
-"""Every attention intermediate from the PyTorch models of `transformers`, through forward hooks.
+"""The same models in PyTorch, as `transformers` has them: what `jaxqkv verify` and the tests compare with.
 
-`jaxqkv verify`, the parity tests and `make_goldens.py` compare with this. Needs the extra `torch`.
+Which classes and modules they are, an architecture says in its `counterpart`. Needs the extra `torch`.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,54 +11,51 @@ import numpy as np
 import torch
 import transformers
 from jaxtyping import Bool, Int, Shaped
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 
-import jaxqkv.checkpoints.config
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.checkpoints import tables
-from jaxqkv.checkpoints.checkpoint import Checkpoint, FolderCheckpoint
+from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.checkpoints.folder import FolderCheckpoint
 
 
 def load(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
+    """Returns the checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    config: Architecture = checkpoint.config
+    about = config.counterpart
     options = {"dtype": torch.float32, "attn_implementation": "eager", "use_safetensors": True}
     options |= {"local_files_only": True, "trust_remote_code": False}
-    is_gpt2 = isinstance(checkpoint.config, jaxqkv.checkpoints.config.GPT2Config)
     if isinstance(checkpoint, FolderCheckpoint):
-        if is_gpt2:
-            return GPT2LMHeadModel.from_pretrained(checkpoint.folder, **options).eval()
-        if tables.stands_in(checkpoint.config, checkpoint.shapes, checkpoint.where):
-            return BertForMaskedLM.from_pretrained(checkpoint.folder, **options).bert.eval()
-        return BertModel.from_pretrained(checkpoint.folder, add_pooling_layer=False, **options).eval()
-    model = _untrained(checkpoint.config)
-    inner = model.transformer if is_gpt2 else model
+        table = config.table()
+        if about.head_model and tables.stands_in(table, config.n_layer, checkpoint.shapes, checkpoint.where):
+            name, path = about.head_model
+            whole = getattr(transformers, name).from_pretrained(checkpoint.folder, **options)
+            return _module(whole, path).eval()
+        return (
+            getattr(transformers, about.model).from_pretrained(checkpoint.folder, **about.arguments, **options).eval()
+        )
+    model = _untrained(config)
     tensors = {key: torch.tensor(checkpoint.tensor(key), dtype=torch.float32) for key in checkpoint.shapes}
-    missing, unexpected = inner.load_state_dict(tensors, strict=False)
+    missing, unexpected = _module(model, about.backbone).load_state_dict(tensors, strict=False)
     if missing or unexpected:
         raise ValueError(f"{checkpoint.spec}: PyTorch's model has other tensors: {missing + unexpected}")
     return model.eval()
 
 
 def double(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in float64, where scores that are to be float32 at least are float64: `transformers` refuses them."""
+    """Returns the model in float64.
+
+    Scores that are to be float32 at least are float64 then, which `transformers` refuses.
+    """
     for module in model.modules():
         if hasattr(module, "reorder_and_upcast_attn"):
             module.reorder_and_upcast_attn = False
     return model.double()
 
 
-def _untrained(config: jaxqkv.checkpoints.config.Config) -> torch.nn.Module:
-    settings = jaxqkv.checkpoints.config.config_to_json(config)
-    settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
-    dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    if isinstance(config, jaxqkv.checkpoints.config.GPT2Config):
-        return GPT2LMHeadModel(GPT2Config(**settings, **dropout, attn_implementation="eager"))
-    return BertModel(BertConfig(**settings, attn_implementation="eager"), add_pooling_layer=False)
-
-
-def build(config: jaxqkv.checkpoints.config.Config, seed: int) -> torch.nn.Module:
-    """A PyTorch model of that architecture whose weights, biases and norms are all random."""
+def build(config: Architecture, seed: int) -> torch.nn.Module:
+    """Returns a PyTorch model of that architecture whose weights, biases and norms are all random."""
     model = _untrained(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,12 +66,25 @@ def build(config: jaxqkv.checkpoints.config.Config, seed: int) -> torch.nn.Modul
     return model.eval()
 
 
+def _untrained(config: Architecture) -> torch.nn.Module:
+    about = config.counterpart
+    settings = {key: value for key, value in config.to_json().items() if key not in ("model_type", "architectures")}
+    theirs = getattr(transformers, about.config)(**settings, **about.settings, attn_implementation="eager")
+    return getattr(transformers, about.model)(theirs, **about.arguments)
+
+
+def _module(model: torch.nn.Module, path: str) -> Any:
+    return operator.attrgetter(path)(model) if path else model
+
+
 def intermediates(
-    model: torch.nn.Module, ids: Int[np.ndarray, "batch pos"], mask: Bool[np.ndarray, "batch pos"]
+    model: torch.nn.Module,
+    config: Architecture,
+    ids: Int[np.ndarray, "batch pos"],
+    mask: Bool[np.ndarray, "batch pos"],
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Arrays named and shaped as `jaxqkv.Activations`', with `hidden`, and `logits` for GPT-2."""
-    is_gpt2 = model.config.model_type == "gpt2"
-    n_head = model.config.num_attention_heads
+    """Returns arrays named and shaped as `jaxqkv.Activations`', with `hidden`, and `logits` where there are any."""
+    about = config.counterpart
     found: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str, pick: Callable[[Any, Any], torch.Tensor]) -> Callable[..., None]:
@@ -83,7 +94,7 @@ def intermediates(
         return hook
 
     def heads(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+        return x.unflatten(-1, (config.n_head, -1)).transpose(1, 2)
 
     def keep_output(module: torch.nn.Module, name: str, shape: Callable[[Any], torch.Tensor] = lambda x: x) -> Any:
         return module.register_forward_hook(keep(name, lambda arguments, output: shape(output)))
@@ -91,39 +102,31 @@ def intermediates(
     def keep_input(module: torch.nn.Module, name: str, shape: Callable[[Any], torch.Tensor] = lambda x: x) -> Any:
         return module.register_forward_hook(keep(name, lambda arguments, output: shape(arguments[0])))
 
-    inner = model.transformer if is_gpt2 else model
-    handles = [keep_output(inner, "hidden", lambda output: output.last_hidden_state)]
-    for block in model.transformer.h if is_gpt2 else model.encoder.layer:
+    backbone = _module(model, about.backbone)
+    handles = [keep_output(backbone, "hidden", lambda output: output.last_hidden_state)]
+    together = about.q == about.k == about.v
+    for block in _module(model, about.blocks):
         handles.append(keep_input(block, "resid_pre"))
-        if is_gpt2:
-            for index, name in enumerate("qkv"):
-                part = lambda x, index=index: heads(x.chunk(3, dim=-1)[index])  # noqa: E731
-                handles.append(keep_output(block.attn.c_attn, name, part))
-            out, mlp = block.attn.c_proj, block.mlp
-        else:
-            for name, module in zip("qkv", ("query", "key", "value"), strict=True):
-                handles.append(keep_output(getattr(block.attention.self, module), name, heads))
-            out, mlp = block.attention.output.dense, block.output.dense
+        for index, (name, path) in enumerate(zip("qkv", (about.q, about.k, about.v), strict=True)):
+            part = lambda x, index=index: heads(x.chunk(3, dim=-1)[index] if together else x)  # noqa: E731
+            handles.append(keep_output(_module(block, path), name, part))
+        out, mlp = _module(block, about.o), _module(block, about.mlp)
         handles += [keep_input(out, "z", heads), keep_output(out, "attn_out"), keep_output(mlp, "mlp_out")]
 
     attended = torch.tensor(mask).long()
-    positions = (attended.cumsum(-1) - 1).clamp(min=0)
+    arguments: dict[str, Any] = {"input_ids": torch.tensor(ids).long(), "attention_mask": attended}
+    if about.positions:
+        arguments["position_ids"] = (attended.cumsum(-1) - 1).clamp(min=0) + config.first_position
     with torch.no_grad():
-        output = model(
-            input_ids=torch.tensor(ids).long(),
-            attention_mask=attended,
-            position_ids=positions,
-            output_attentions=True,
-        )
+        output = model(**arguments, output_attentions=True)
     for handle in handles:
         handle.remove()
     arrays = {name: torch.stack(layers).numpy() for name, layers in found.items()}
     q, k = torch.stack(found["q"]), torch.stack(found["k"])
-    scale = q.shape[-1] ** -0.5 if getattr(model.config, "scale_attn_weights", True) else 1.0
-    scale = torch.full((len(q), 1, 1, 1, 1), scale, dtype=torch.float64)
-    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
-        scale /= torch.arange(1, len(q) + 1).view_as(scale)
-    arrays["scores"] = (q @ k.transpose(-1, -2) * scale.to(q.dtype)).numpy()
+    scale = torch.tensor([float(config.attention_scale(np.int32(i), np.float64)) for i in range(len(q))])
+    arrays["scores"] = (
+        q @ k.transpose(-1, -2) * scale.to(torch.float64)[:, None, None, None, None].to(q.dtype)
+    ).numpy()
     arrays["pattern"] = torch.stack(output.attentions).numpy()
     arrays["hidden"] = arrays["hidden"][0]
-    return arrays | ({"logits": output.logits.numpy()} if is_gpt2 else {})
+    return arrays | ({"logits": output.logits.numpy()} if config.has_logits else {})

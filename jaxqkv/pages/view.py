@@ -21,7 +21,8 @@ from jaxqkv.figures.panels import extremes
 from jaxqkv.model.model import Model
 from jaxqkv.pages.html import fill, json_block, part, write_page
 from jaxqkv.runtime import console
-from jaxqkv.text.tokens import Batch, Tokenizer
+from jaxqkv.text.batches import Batch
+from jaxqkv.text.tokenizers import Tokenizer
 
 LEVELS, BROKEN = 65534, 65535
 # Of a page's values; browsers open it in a second or two.

@@ -31,8 +31,8 @@ from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import compile_early, jit
 from jaxqkv.studies.options import OfOneLayer, load_model, pick_layer, stimuli
 from jaxqkv.studies.registry import Study
+from jaxqkv.text.batches import Batch
 from jaxqkv.text.reading import read_text
-from jaxqkv.text.tokens import Batch
 from jaxqkv.typing import AnyArray
 
 LAYER = 6

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.figures import style
-from jaxqkv.model.streaming import Arena, read_after, to_device
+from jaxqkv.model.transfer import Arena, read_after, to_device
 
 
 @dataclasses.dataclass

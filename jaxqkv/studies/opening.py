@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
-from jaxqkv.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from jaxqkv.architectures import open_checkpoint
+from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.model import Model, load

@@ -34,7 +34,7 @@ from jaxqkv.runtime.devices import compile_early, jit
 from jaxqkv.studies.options import OfOneLayer, load_model, nearest_index, pick_layer, stimuli
 from jaxqkv.studies.registry import Study
 from jaxqkv.text.reading import read_sentences
-from jaxqkv.text.tokens import find_token
+from jaxqkv.text.tokenizers import find_token
 from jaxqkv.typing import AnyArray
 
 LAYER = 6

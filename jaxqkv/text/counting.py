@@ -21,7 +21,7 @@ from jaxqkv.runtime import console, distributed
 from jaxqkv.runtime.caches import cache_folder
 from jaxqkv.runtime.files import replacing
 from jaxqkv.text.corpora import Corpus, digest
-from jaxqkv.text.tokens import Tokenizer
+from jaxqkv.text.tokenizers import Tokenizer
 
 # Documents go to the tokenizer together until they have this many characters, enough for all cores.
 CHARACTERS = 1 << 21

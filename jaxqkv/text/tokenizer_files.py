@@ -56,8 +56,8 @@ CLASSES: dict[str, TokenizerClass] = {
 }
 # Classes of which tokenizer.json decides all.
 GENERAL = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-# The class that a model has where no file names one, by its model_type.
-DEFAULTS = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer"}
+# The class of a folder of another kind of model that names none, by its model_type.
+DEFAULTS = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
 # Settings of earlier versions that transformers 5 does not read, and the values that change nothing.
 IGNORED: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
@@ -66,12 +66,13 @@ IGNORED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def build_tokenizer(folder: Path, model_type: str) -> tuple[Tokenizer, str]:
+def build_tokenizer(folder: Path, model_type: str, default: str) -> tuple[Tokenizer, str]:
     """Builds a folder's tokenizer; gives it and the side at which texts are to be cut, "right" or "left".
 
     Args:
       folder: with tokenizer.json or the vocabulary's own files, and the side files that there are.
-      model_type: of the model, which decides the class where no file does.
+      model_type: of the model, for messages, and to tell whether the folder is of a model of this kind.
+      default: the class of the model's tokenizers, where no file names one.
 
     Raises:
       CheckpointError: when a file is missing or malformed or names a class that is not implemented; naming
@@ -91,7 +92,7 @@ def build_tokenizer(folder: Path, model_type: str) -> tuple[Tokenizer, str]:
     truncation_side = truncation_side or "right"
     if truncation_side not in ("left", "right"):
         raise CheckpointError(f"{side.place}: truncation_side = {truncation_side!r} is neither 'left' nor 'right'")
-    name, about = _class_of(side, model_type, written)
+    name, about = _class_of(side, model_type, default, written)
     if about is not None:
         backend = _of_class(name, about, side, written)
     else:
@@ -109,10 +110,13 @@ def build_tokenizer(folder: Path, model_type: str) -> tuple[Tokenizer, str]:
     return backend, truncation_side
 
 
-def _class_of(side: SideFiles, model_type: str, written: Tokenizer | None) -> tuple[str, TokenizerClass | None]:
+def _class_of(
+    side: SideFiles, model_type: str, default: str, written: Tokenizer | None
+) -> tuple[str, TokenizerClass | None]:
     """The class that the files or the model decide on, and how it builds; None where tokenizer.json decides all."""
     kind = side.model_type or model_type
-    name = side.class_name or DEFAULTS.get(kind, f"the tokenizer of {kind}")
+    own = default if kind == model_type else DEFAULTS.get(kind, f"the tokenizer of {kind}")
+    name = side.class_name or own
     place = side.class_place or f"{side.folder / 'config.json'}: model_type"
     about = CLASSES.get(name)
     if written is None:

@@ -22,7 +22,7 @@ from jaxqkv.architectures.attention import merge_heads, scaled_scores
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.panels import plain
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
-from jaxqkv.model.forward import Progress, Reducer
+from jaxqkv.model.request import Progress, Reducer
 from jaxqkv.runtime import console, distributed
 from jaxqkv.runtime.devices import execution, place_batch, precision
 from jaxqkv.studies.options import load_model, pick_layer

@@ -1,4 +1,4 @@
-"""Text to token ids: the checkpoint's tokenizer, padding, and the mask that keeps pads out."""
+"""`Tokenizer`: text to token ids and back, run by the `tokenizers` library."""
 
 import functools
 import hashlib
@@ -7,102 +7,31 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jaxtyping import Array, Bool, Int
 
-from jaxqkv.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
-from jaxqkv.checkpoints.config import Config
-from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, NoTokenizer, first_line
-from jaxqkv.runtime import showing
+from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, first_line
 from jaxqkv.runtime.files import refuse_pointer
-from jaxqkv.typing import AnyArray
+from jaxqkv.text.batches import Batch, Sizes
 
 if TYPE_CHECKING:
     import tokenizers
 
 
+# Files that hold a vocabulary, and those beside them.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Of a text of one batch: a thousand tokens have a few thousand.
 MOST_CHARACTERS = 5_000_000
 
 
-@struct.dataclass
-class Batch(showing.Arrays):
-    """Token ids of several texts.
-
-    Attributes:
-      ids: int32; 0 at pads, where any id would do.
-      mask: True at real tokens; pads may stand on either side.
-      token_types: BERT's segments; 0 unless there are two.
-    """
-
-    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
-
-    ids: Int[AnyArray, "batch pos"]
-    mask: Bool[AnyArray, "batch pos"]
-    token_types: Int[AnyArray, "batch pos"]
+class ModelSizes(Sizes, Protocol):
+    """What a tokenizer has to fit: a model's sizes, and the class of its tokenizer where no file names one."""
 
     @property
-    def positions(self) -> Int[Array, "batch pos"]:
-        """Index of each token among its sequence's real tokens, so that padding shifts nothing."""
-        return jnp.maximum(jnp.cumsum(self.mask, axis=-1, dtype=self.ids.dtype) - 1, 0)
-
-
-# What the model's functions take: a batch, or integer ids [batch, pos] without padding.
-BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
-
-
-def as_batch(batch: BatchLike, config: Config) -> Batch:
-    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes.
-
-    Raises:
-      JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token
-        types that do not go with them, and on more tokens than the model has positions.
-    """
-    if not isinstance(batch, Batch):
-        try:
-            ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
-        except ValueError:
-            raise JaxqkvError("expected ids [batch, pos] with rows of one length; `tokenize` pads texts") from None
-        _check_ids(ids, config)
-        ids = ids.astype(np.int32)
-        batch = Batch(ids=ids, mask=np.ones(ids.shape, bool), token_types=np.zeros(ids.shape, np.int32))
-    else:
-        _check_ids(batch.ids, config)
-        for name, part in (("mask", batch.mask), ("token_types", batch.token_types)):
-            if part.shape != batch.ids.shape:
-                raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(batch.ids.shape)}")
-        if batch.mask.dtype != bool:
-            raise JaxqkvError(f"mask is boolean, True at real tokens, not {batch.mask.dtype}")
-        _check_token_types(batch.token_types, config)
-    if batch.ids.shape[-1] > config.n_positions:
-        raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
-    return batch
-
-
-def _check_ids(ids: AnyArray, config: Config) -> None:
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-        hint = "; `tokenize` makes them of texts" if ids.dtype.kind in "UO" else ""
-        raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}{hint}")
-    if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
-        raise JaxqkvError(
-            f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
-        )
-
-
-def _check_token_types(token_types: AnyArray, config: Config) -> None:
-    if not np.issubdtype(token_types.dtype, np.integer):
-        raise JaxqkvError(f"expected integer token_types [batch, pos], got {token_types.dtype}")
-    if isinstance(token_types, jax.core.Tracer):
-        return
-    smallest, largest = token_types.min(), token_types.max()
-    if smallest < 0 or largest >= config.token_types:
-        theirs = f"0 to {config.token_types - 1}" if config.token_types > 1 else f"0 alone ({config.model_type})"
-        raise JaxqkvError(f"token_types reach from {smallest} to {largest}; the model's are {theirs}")
+    def tokenizer_class(self) -> str:
+        """Name of a class of transformers."""
 
 
 class Tokenizer:
@@ -122,24 +51,7 @@ class Tokenizer:
         self.backend.no_truncation()
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Tokenizer":
-        """The tokenizer that lies beside the checkpoint's weights.
-
-        Raises:
-          CheckpointError: when there is none, or it cannot be read.
-        """
-        folder = checkpoint.tokenizer_source()
-        if folder is None:
-            raise NoTokenizer(
-                f"{checkpoint.spec}: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt; give a folder "
-                "that has (--tokenizer FOLDER, in the library tokenizer=)"
-            )
-        tokenizer = cls.from_folder(folder, checkpoint.config)
-        tokenizer.where = checkpoint.spec
-        return tokenizer
-
-    @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], config: Config) -> "Tokenizer":
+    def from_folder(cls, folder: str | os.PathLike[str], config: ModelSizes) -> "Tokenizer":
         """From tokenizer.json, else from the vocabulary's own files; see `jaxqkv.text.tokenizer_files`.
 
         Raises:
@@ -154,7 +66,7 @@ class Tokenizer:
         for name in TOKENIZER_FILES:
             refuse_pointer(folder / name)
         try:
-            backend, truncation_side = build_tokenizer(folder, config.model_type)
+            backend, truncation_side = build_tokenizer(folder, config.model_type, config.tokenizer_class)
         except (CheckpointError, Warning):
             raise
         except BaseException as error:
@@ -219,7 +131,7 @@ class Tokenizer:
     def batch(
         self,
         texts: str | Sequence[str],
-        config: Config,
+        config: ModelSizes,
         *,
         padding_side: str = "right",
         truncate: bool = False,

@@ -1,0 +1,127 @@
+"""`Architecture`: what the rest of the package asks of a kind of model."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxqkv.architectures.activations import Attention
+from jaxqkv.checkpoints.config import Config
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.devices import Execution
+from jaxqkv.typing import AnyArray
+
+Params = Mapping[str, Any]
+
+
+class Counterpart(NamedTuple):
+    """The same model in `transformers`, as `jaxqkv verify` and the tests run it.
+
+    Attributes:
+      config, model: names of its classes; `model` is what `jaxqkv.logits` is compared with where it has logits.
+      backbone: path of the module that returns the final hidden states; "" for the model itself.
+      blocks: path of the list of blocks.
+      q, k, v: paths, in a block, of the modules whose outputs they are; one module that gives all three side by
+        side may be named thrice.
+      o, mlp: paths, in a block, of the modules that give attn_out and mlp_out.
+      settings: further settings of its config.
+      arguments: of the model's class.
+      positions: whether its forward pass takes `position_ids`.
+      head_model: the class that loads a file which stores the token embedding under its head's name alone, and the
+        path of `model` in it.
+    """
+
+    config: str
+    model: str
+    backbone: str
+    blocks: str
+    q: str
+    k: str
+    v: str
+    o: str
+    mlp: str
+    settings: Mapping[str, Any] = {}
+    arguments: Mapping[str, Any] = {}
+    positions: bool = True
+    head_model: tuple[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture(Config):
+    """A kind of model: how its config is read, what its checkpoints hold, and how it computes.
+
+    An architecture is a subclass in a file of its own. Parameters are nested dicts in Flax's layout, as the table
+    of the checkpoint's tensors makes them.
+    """
+
+    counterpart: ClassVar[Counterpart]
+
+    @abc.abstractmethod
+    def embed(
+        self,
+        params: Params,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        """Returns the residual stream that enters the first block.
+
+        Args:
+          params: of the embedding.
+          ids: token ids.
+          positions: index of each token among its sequence's real tokens.
+          token_types: 0 where the architecture has none.
+        """
+
+    @abc.abstractmethod
+    def block(
+        self,
+        params: Params,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[AnyArray, ""] | np.int32,
+        execution: Execution,
+    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        """Returns the residual stream after a block, and every intermediate of it.
+
+        Args:
+          params: of the layer.
+          x: the residual stream that enters.
+          visible: which keys a query may see.
+          layer: the layer's number, which some attention is scaled by.
+          execution: static settings.
+        """
+
+    def final(self, params: Params, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        """Returns the final hidden states from the residual stream after the last block: the same by default."""
+        return x
+
+    def unembedding(self, params: Params) -> Float[Array, "vocab embed"]:
+        """Returns the output embedding from all parameters.
+
+        Raises:
+          JaxqkvError: when the architecture has no next-token logits.
+        """
+        raise JaxqkvError(f"{self.model_type} has no next-token logits; `hidden` gives its hidden states")
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether `unembedding` returns."""
+        return type(self).unembedding is not Architecture.unembedding
+
+    def attention_scale(self, layer: Int[Array, ""], dtype: Any) -> float | Float[Array, ""]:
+        """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""
+        return self.head_dim**-0.5
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embedding that a text's first token has."""
+        return 0
+
+    @property
+    def upcast_attention(self) -> bool:
+        """Whether scores and softmax are float32 at least, whatever the arithmetic is."""
+        return False

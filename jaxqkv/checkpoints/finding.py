@@ -1,0 +1,54 @@
+"""Finding a checkpoint by its name.
+
+    gpt2, bert-large-uncased, owner/name   from the Hugging Face hub or its local cache
+    path/to/folder                         a folder in Hugging Face's format; never the network
+    demo-gpt2, demo-bert                   the small trained checkpoints that the package carries
+    random:SPEC                            the architecture of SPEC with freshly initialised weights
+
+Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped,
+not loaded, so a tensor costs memory when it is used and only then.
+"""
+
+import os
+
+from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint, as_path, is_path
+from jaxqkv.checkpoints.config import Registry
+from jaxqkv.checkpoints.folder import INDEX, SINGLE, FolderCheckpoint
+from jaxqkv.checkpoints.fresh import RandomCheckpoint
+from jaxqkv.checkpoints.hub import download
+from jaxqkv.errors import CheckpointError
+from jaxqkv.text.tokenizers import TOKENIZER_FILES
+
+HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
+
+
+def open_checkpoint(
+    spec: "str | os.PathLike[str] | Checkpoint", registry: Registry, *, revision: str | None = None, seed: int = 0
+) -> Checkpoint:
+    """Opens a checkpoint by reading its config and the headers of its files, and no weights.
+
+    Args:
+      spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring. One that
+        is open is given back.
+      registry: the architectures that there are.
+      revision: branch, tag or commit on the hub.
+      seed: of the fresh weights of `random:SPEC`.
+
+    Raises:
+      CheckpointError: naming file, key and reason.
+    """
+    if isinstance(spec, Checkpoint):
+        return spec
+    spec = os.fspath(spec)
+    if not spec:
+        raise CheckpointError("the name of the checkpoint is empty; give a hub id, a folder or demo-gpt2")
+    if spec.startswith("random:"):
+        return RandomCheckpoint(spec, seed, registry, revision)
+    if spec in BUNDLED:
+        return FolderCheckpoint(spec, BUNDLED[spec], registry)
+    if is_path(spec):
+        return FolderCheckpoint(spec, as_path(spec), registry)
+    # The config alone first: what is not supported is refused before its weights are fetched.
+    registry.read(download(spec, revision, ("config.json",), registry.known) / "config.json")
+    folder = download(spec, revision, HUB_FILES, registry.known)
+    return FolderCheckpoint(spec, folder, registry, hub=True, revision=revision)

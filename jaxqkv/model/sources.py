@@ -1,0 +1,160 @@
+"""Where a run's parameters come from: dicts that are there, or a checkpoint that is read as the run goes on."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.checkpoints.weights import Weights, count_broken
+from jaxqkv.model.transfer import Arena, read_after, to_device
+from jaxqkv.typing import AnyArray
+
+FEWEST_ROWS = 256  # of a token embedding that is read for one text
+
+
+class Source(Protocol):
+    """Parameters in the course of one run."""
+
+    def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
+        """Returns the embedding's parameters for these ids, the ids as rows of them, and how many rows there are."""
+
+    def layer(self, index: int, after: Any) -> Params:
+        """Returns a layer's parameters, good until the next call, once `after` needs the last ones no more."""
+
+    def final(self) -> Params:
+        """Returns the parameters of what comes after the last block."""
+
+    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
+        """Returns the output embedding; a `JaxqkvError` where the architecture has none."""
+
+    def check(self, stream: list[Any], depth: int, made: bool) -> None:
+        """Names the weights with NaN or infinite values that a run of `depth` layers has used.
+
+        Args:
+          stream: the last residual stream that was made, in microbatches.
+          depth: how many layers the run went through.
+          made: that the stream is what left the last of them, not what entered it.
+        """
+
+
+class PlainParameters:
+    """Nested dicts, as `Model.params` returns them."""
+
+    def __init__(self, params: Params):
+        self._params = params
+
+    def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
+        """Returns all of the embedding; see `Source`."""
+        params = self._params["embed"]
+        return params, ids, 0
+
+    def layer(self, index: int, after: Any) -> Params:
+        """Returns a layer's parameters."""
+        params: Params = self._params["layers"][index]
+        return params
+
+    def final(self) -> Params:
+        """Returns the parameters of what comes after the last block."""
+        params: Params = self._params["final"]
+        return params
+
+    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
+        """Returns the output embedding."""
+        return config.unembedding(self._params)
+
+    def check(self, stream: list[Any], depth: int, made: bool) -> None:
+        """Does nothing: arrays have no names."""
+
+
+class StreamedParameters:
+    """A checkpoint's parameters, each layer read just before it is used.
+
+    Args:
+      weights: where they are read.
+      embedding, final, unembedding: give the parameters outside of the layers, on the device.
+      kept_embedding: whether the whole embedding is there already, or worth keeping.
+      kept: layers that stay in memory, filled with those that are `used` a second time; None to keep
+        none. Both belong to the model and outlive the run.
+      mesh: the devices that they are split over, if there are several.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        embedding: Callable[[], Params],
+        final: Callable[[], Params],
+        unembedding: Callable[[], Float[Array, "vocab embed"]],
+        kept_embedding: bool,
+        kept: dict[int, Params] | None,
+        used: set[int],
+        mesh: Mesh | None = None,
+    ):
+        self._weights, self._embedding, self._final, self._unembedding = weights, embedding, final, unembedding
+        self._kept_embedding, self._kept, self._used, self._mesh = kept_embedding, kept, used, mesh
+        self._arena = Arena()
+
+    def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
+        """Returns the embedding's parameters; see `Source`.
+
+        A vocabulary is large and a text is short: the first run, and every run of a model that keeps
+        nothing, reads only the rows of its own tokens.
+        """
+        vocab = self._weights.config.vocab_size
+        if self._kept_embedding or isinstance(ids, jax.core.Tracer):
+            return self._embedding(), ids, vocab
+        tokens, places = np.unique(np.asarray(ids), return_inverse=True)
+        # Of few different sizes, so that another text rarely needs another program.
+        size = min(max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()), vocab)
+        tokens = np.pad(tokens, (0, size - len(tokens)), mode="edge")
+        rows = to_device(self._weights.embed(tokens), mesh=self._mesh)
+        return rows, places.reshape(ids.shape).astype(np.int32), size
+
+    def layer(self, index: int, after: Any) -> Params:
+        """Returns a layer's parameters; see `Source`."""
+        if self._kept is not None:
+            if index in self._kept:
+                return self._kept[index]
+            if index in self._used:
+                self._kept[index] = read_after(after, lambda: self.read(index))
+                return self._kept[index]
+        self._used.add(index)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(after))
+        return read_after(after, lambda: self.read(index, None if traced else self._arena))
+
+    def read(self, index: int, arena: Arena | None = None) -> Params:
+        """Reads a layer's parameters, into memory of their own unless an arena is given."""
+        params: Params = to_device(self._weights.layer(index), arena, self._mesh)
+        return params
+
+    def final(self) -> Params:
+        """Returns the parameters of what comes after the last block."""
+        return self._final()
+
+    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
+        """Returns the output embedding."""
+        return self._unembedding()
+
+    def check(self, stream: list[Any], depth: int, made: bool) -> None:
+        """Names the weights with NaN or infinite values that a run has used so far, none twice; see `Source`.
+
+        To look at all weights would cost almost as much as to read them. The residual stream, which is
+        small, shows whether one of the layers before it had any; those that it does not clear are looked at.
+        """
+        layers = range(depth)
+        if any(isinstance(piece, jax.core.Tracer) for piece in stream) or self._weights.are_checked(layers):
+            return
+        if all(_is_finite(piece) for piece in stream):
+            self._weights.trust_layers(layers if made else layers[:-1])
+        self._weights.check_layers(layers)
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all values are finite; of an accelerator's array only the answer is fetched."""
+    if jax.default_backend() == "cpu":
+        return not count_broken(np.asarray(array))
+    return bool(jnp.isfinite(array).all())
