@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, write_folder
-from tokenizer_cases import flagged, write
+from tokenizer_cases import write
 
 import jaxqkv.cli
 from jaxqkv import verify
@@ -135,7 +135,7 @@ def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys)
     assert "FAILED: demo-bert" in printed
 
 
-def spoilt_files(folder, base, files):
+def with_tokenizer(folder, base, files):
     """A checkpoint with a tokenizer of that base."""
     config = {"bert": BERT, "gpt2": GPT2}[base.split("-")[0]]
     write_folder(folder, changed(config, vocab_size=300))
@@ -157,7 +157,7 @@ def test_token_ids_of_the_bundled_tokenizers(name):
 
 def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     """Where ours is cased and theirs is not, the texts with capitals are told."""
-    folder = spoilt_files(tmp_path / "model", "bert", {})
+    folder = with_tokenizer(tmp_path / "model", "bert", {})
     tokenizer = Tokenizer.of(open_checkpoint(folder))
     tokenizer.backend.normalizer.lowercase = False
     tokens = verify.compare_tokens(tokenizer, folder, ["the saw", "The saw"])
@@ -176,8 +176,7 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
 
 def test_a_tokenizer_that_transformers_cannot_load(tmp_path):
     """Said, and no failure: there is nothing to compare with."""
-    listed = {"special_tokens_map.json": {"additional_special_tokens": [flagged("[E2]", lstrip=True)]}}
-    folder = spoilt_files(tmp_path / "model", "gpt2", listed)
+    folder = with_tokenizer(tmp_path / "model", "gpt2", {})
     tokenizer = Tokenizer.of(open_checkpoint(folder))
     broken = folder.with_name("broken")
     broken.mkdir()
