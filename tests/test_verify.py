@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, random_tensors, write_folder
-from tokenizer_cases import flagged, write
+from conftest import BERT, GPT2, changed, write_folder
+from tokenizer_cases import write
 
 import jaxqkv.cli.main
 from jaxqkv.architectures import open_checkpoint
@@ -173,7 +173,7 @@ def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys)
     assert "FAILED: demo-bert" in printed
 
 
-def spoilt_files(folder, base, files):
+def with_tokenizer(folder, base, files):
     """A checkpoint with a tokenizer of that base."""
     config = {"bert": BERT, "gpt2": GPT2}[base.split("-")[0]]
     write_folder(folder, changed(config, vocab_size=300))
@@ -195,8 +195,8 @@ def test_token_ids_of_the_bundled_tokenizers(name):
 
 def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     """Where ours is cased and theirs is not, the texts with capitals are told."""
-    folder = spoilt_files(tmp_path / "model", "bert", {})
-    tokenizer = open_checkpoint(folder).tokenizer()
+    folder = with_tokenizer(tmp_path / "model", "bert", {})
+    tokenizer = Tokenizer.of(open_checkpoint(folder))
     tokenizer.backend.normalizer.lowercase = False
     tokens = verify.compare_tokens(tokenizer, folder, ["the saw", "The saw"])
     assert not tokens["passed"]
@@ -214,9 +214,8 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
 
 def test_a_tokenizer_that_transformers_cannot_load(tmp_path):
     """Said, and no failure: there is nothing to compare with."""
-    listed = {"special_tokens_map.json": {"additional_special_tokens": [flagged("[E2]", lstrip=True)]}}
-    folder = spoilt_files(tmp_path / "model", "gpt2", listed)
-    tokenizer = open_checkpoint(folder).tokenizer()
+    folder = with_tokenizer(tmp_path / "model", "gpt2", {})
+    tokenizer = Tokenizer.of(open_checkpoint(folder))
     broken = folder.with_name("broken")
     broken.mkdir()
     (broken / "tokenizer.json").write_text("{")

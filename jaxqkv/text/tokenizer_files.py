@@ -101,7 +101,7 @@ def build_tokenizer(folder: Path, model_type: str, default: str) -> tuple[Tokeni
         for what in kinds.without_effect(written, side):
             _warn(f"{side.place}: {what} is without effect, as in transformers 5: {FILE} decides")
         pad = {"pad_token": padding["pad_token"]} if padding else {}
-        _add_tokens(backend, side, dict.fromkeys(NAMED) | pad | side.named, {})
+        _add_tokens(backend, side, {**dict.fromkeys(NAMED), **pad, **side.named}, {})
     _warn_of_template(backend, side)
     for key, harmless in IGNORED.items():
         if side.settings.get(key) not in harmless:
@@ -144,7 +144,7 @@ def _class_of(
 def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokenizer | None) -> Tokenizer:
     """A tokenizer as its class builds it: of tokenizer.json, `written`, it takes vocabulary and added tokens."""
     kind = about.kind
-    named: dict[str, Token | None] = dict.fromkeys(NAMED) | about.named | side.named
+    named: dict[str, Token | None] = {**dict.fromkeys(NAMED), **about.named, **side.named}
     if written is not None:
         model = written.model
     elif all((side.folder / file).exists() for file in kind.files):
