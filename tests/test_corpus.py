@@ -164,7 +164,9 @@ class TestParquet:
     )
     def test_a_column_that_is_no_text(self, tmp_path, column, kind):
         path = write_table(tmp_path / "a.parquet", text=column)
-        match = re.fullmatch(r"(.*): column 'text' is (.*), not text; name the text's with --text-column", refusal(path))
+        match = re.fullmatch(
+            r"(.*): column 'text' is (.*), not text; name the text's with --text-column", refusal(path)
+        )
         assert match[1] == str(path)
         assert re.fullmatch(kind, match[2])
 

@@ -17,7 +17,11 @@ from jaxqkv.text.reading import read_lines
 
 MARK = b"\xef\xbb\xbf"
 # Line ends are LF, CR LF and CR; a form feed, a line separator and such are characters.
-LINES = ["I saw her at the market.", "She gave her\u2028the\x0cbook.\x85", "They asked\x1c her for \u2029advice, café 猫"]
+LINES = [
+    "I saw her at the market.",
+    "She gave her\u2028the\x0cbook.\x85",
+    "They asked\x1c her for \u2029advice, café 猫",
+]
 TEXT = "\n".join(LINES)
 WRITTEN = {
     "plain": TEXT.encode(),
@@ -149,8 +153,17 @@ COMMANDS = {
     "view": ["view", "demo-gpt2", "--out", "out/page.html", "--text-file"],
     "sentences": ["figures", "token-similarity", "--demo", "--out", "out", "--sentences"],
     "corpus": ["figures", "token-frequency", "--demo", "--no-cache", "--out", "out", "--corpus"],
-    "paragraphs": ["figures", "token-frequency", "--demo", "--no-cache", "--out", "out", "--documents", "paragraphs",
-                   "--corpus"],  # fmt: skip
+    "paragraphs": [
+        "figures",
+        "token-frequency",
+        "--demo",
+        "--no-cache",
+        "--out",
+        "out",
+        "--documents",
+        "paragraphs",
+        "--corpus",
+    ],  # fmt: skip
 }
 
 
