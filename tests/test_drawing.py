@@ -91,7 +91,7 @@ jaxqkv.studies.qkv_weights.figure("2d", model="model", dpi=40).save("figures/qkv
     ("code", "backend"), [(COMMAND, "module://matplotlib_inline.backend_inline"), (LIBRARY, "nonsense")]
 )
 def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
-    """Neither a matplotlibrc nor a backend that is not installed, as a notebook's is not in an environment of its own."""
+    """Neither a matplotlibrc nor a backend that is not installed, as a notebook's may not be."""
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "model", GPT2)
     lines = [f"{key}: {value}" for key, value in SETTINGS.items() if not isinstance(value, list)]
@@ -261,8 +261,7 @@ def test_texts_that_were_changed_since(machine):
     figure.suptitle(CAT)
     figure.axes[0].set_title(MODEL)
     with pytest.warns(JaxqkvWarning) as caught:
-        for kind in ("png", "svg"):
-            rendered(figure, kind, "light")
+        assert None not in [rendered(figure, kind, "light") for kind in ("png", "svg")]
     assert len(caught) == 1
     assert f"has {MODEL} (U+6A21):" in str(caught[0].message)
 

@@ -143,7 +143,7 @@ def _file(family: str, font: "FontProperties") -> Any:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _characters_in(path: Any) -> frozenset[str]:
     """The characters that a font file has a glyph for; none if it cannot be read."""
     from matplotlib import font_manager
