@@ -23,7 +23,7 @@ class NoTokenizer(CheckpointError):
 
 
 class CorpusError(JaxqkvError):
-    """Documents that cannot be found or read, or are too few."""
+    """Texts and documents that cannot be found or read, or are too few."""
 
 
 class NotDrawable(JaxqkvError):

@@ -103,3 +103,31 @@ class TestPrecision:
         devices.set_precision("highest")
         assert 1e-4 < np.abs(rounded - full).max() / np.abs(full).max() < 0.05
         np.testing.assert_array_equal(model.run(ids).q, full)
+
+
+@pytest.mark.parametrize(
+    ("line", "platforms"),
+    [
+        (["figures", "qkv-weights", "1", "--demo"], "cuda"),
+        (["view", "demo-gpt2", "--text", "I saw her"], "nonsense,cpu"),
+    ],
+)
+def test_a_platform_that_is_not_there(tmp_path, line, platforms):
+    """One line says which, also where JAX's own error says nothing."""
+    code = "import sys; from jaxqkv.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line],
+        env=os.environ | {"JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"jaxqkv: error: JAX_PLATFORMS={platforms}: JAX has no such platform here")
+    assert "; set JAX_PLATFORMS=cpu, or install JAX for that platform, as pip install 'jaxqkv[cuda]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_platform_that_is_there():
+    assert devices.missing_platform() is None

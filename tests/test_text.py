@@ -148,22 +148,13 @@ BROKEN = {
     "UTF-32": ("a b".encode("utf-32"), f"UTF-32 text, as its byte-order mark says; {SAVE}"),
 }
 NOTHING = {"nothing": b"", "a mark": MARK, "a line end": b"\n", "CR LF": b"\r\n", "a mark and a line end": MARK + b"\n"}
+OF_A_CORPUS = ["figures", "token-frequency", "--demo", "--no-cache", "--out", "out"]
 COMMANDS = {
     "attention-scores": ["figures", "attention-scores", "--demo", "--out", "out", "--text-file"],
     "view": ["view", "demo-gpt2", "--out", "out/page.html", "--text-file"],
     "sentences": ["figures", "token-similarity", "--demo", "--out", "out", "--sentences"],
-    "corpus": ["figures", "token-frequency", "--demo", "--no-cache", "--out", "out", "--corpus"],
-    "paragraphs": [
-        "figures",
-        "token-frequency",
-        "--demo",
-        "--no-cache",
-        "--out",
-        "out",
-        "--documents",
-        "paragraphs",
-        "--corpus",
-    ],  # fmt: skip
+    "corpus": [*OF_A_CORPUS, "--corpus"],
+    "paragraphs": [*OF_A_CORPUS, "--documents", "paragraphs", "--corpus"],
 }
 
 

@@ -44,8 +44,6 @@ def load_matplotlib() -> Any:
 def _settings(theme: str) -> Iterator[None]:
     """Sets matplotlib's defaults and the theme's settings for the block, whatever the user's own are."""
     matplotlib = load_matplotlib()
-    logger = logging.getLogger("matplotlib.mathtext")
-    level = logger.level
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings():  # a setting that is on its way out has its default here
             warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
@@ -54,8 +52,10 @@ def _settings(theme: str) -> Iterator[None]:
         # Characters that no font has are named by `fonts.complete`.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        stack.callback(logger.setLevel, level)
-        logger.setLevel(logging.ERROR)
+        for name in ("mathtext", "font_manager"):
+            logger = logging.getLogger(f"matplotlib.{name}")
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         yield
 
 

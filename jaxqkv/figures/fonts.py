@@ -34,8 +34,10 @@ def complete(figure: "Figure") -> None:
     noted = _noted.setdefault(figure, set())
     absent: set[str] = set()
     for text in _texts(figure):
-        font = text.get_fontproperties()
         lacking = {char for char in text.get_text() if not char.isascii()} - noted
+        if not lacking:
+            continue
+        font = text.get_fontproperties()
         lacking -= _characters_of(font)
         if lacking and not _is_math(text):
             families = _families_with(lacking, font)

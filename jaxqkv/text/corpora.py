@@ -136,11 +136,12 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
     about |= {"documents": documents, "text column": text_column}
 
     def read() -> Iterator[str]:
-        number = 0
+        empty = True
         for file in files:
-            for number, text in enumerate(READERS[file.suffix.lower()](file, documents, text_column), start=number + 1):
+            for text in READERS[file.suffix.lower()](file, documents, text_column):
+                empty = False
                 yield text
-        if not number:
+        if empty:
             files_are = "the file is" if len(files) == 1 else f"all of the {len(files)} files are"
             raise CorpusError(f"{' '.join(specs)}: no document in it: {files_are} empty; give files with text in them")
 
