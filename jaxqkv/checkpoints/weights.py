@@ -122,11 +122,11 @@ class Weights:
         head = tuple(rule for rule in self._table.head if rule.key in self._keys)
         if not head or not self._table.tied:
             return head
-        tables = [self.checkpoint.tensor(self._keys[rule.key]) for rule in (self._table.embed[0], *head)]
-        pieces = (slice(start, start + ROWS) for start in range(0, len(tables[0]), ROWS))
-        if all(np.array_equal(*(self._cast(each[piece]) for each in tables)) for piece in pieces):
-            return ()
         mine, other = (self._keys[rule.key] for rule in (*head, self._table.embed[0]))
+        one, two = self.checkpoint.tensor(mine), self.checkpoint.tensor(other)
+        pieces = (slice(start, start + ROWS) for start in range(0, len(one), ROWS))
+        if all(np.array_equal(self._cast(one[piece]), self._cast(two[piece])) for piece in pieces):
+            return ()
         message = (
             f"{self.checkpoint.file_of(mine)}: {mine} differs from {other}, though config.json ties them; logits use "
             f'{mine}, as in transformers: say "tie_word_embeddings": false in config.json, or take {mine} out'
