@@ -196,7 +196,7 @@ def test_token_ids_of_the_bundled_tokenizers(name):
 def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     """Where ours is cased and theirs is not, the texts with capitals are told."""
     folder = with_tokenizer(tmp_path / "model", "bert", {})
-    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    tokenizer = open_checkpoint(folder).tokenizer()
     tokenizer.backend.normalizer.lowercase = False
     tokens = verify.compare_tokens(tokenizer, folder, ["the saw", "The saw"])
     assert not tokens["passed"]
@@ -215,7 +215,7 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
 def test_a_tokenizer_that_transformers_cannot_load(tmp_path):
     """Said, and no failure: there is nothing to compare with."""
     folder = with_tokenizer(tmp_path / "model", "gpt2", {})
-    tokenizer = Tokenizer.of(open_checkpoint(folder))
+    tokenizer = open_checkpoint(folder).tokenizer()
     broken = folder.with_name("broken")
     broken.mkdir()
     (broken / "tokenizer.json").write_text("{")
