@@ -72,7 +72,7 @@ def batch_of(checkpoint: Checkpoint, texts: list[str] | None) -> tuple[Batch, st
     A checkpoint without a tokenizer, such as a fresh one out of the hub's reach, gets random ids.
     """
     config = checkpoint.config
-    chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
+    chosen = texts or [stimuli("attention_scores/purple.txt")[0], stimuli("token_similarity/her.txt")[0]]
     try:
         tokenizer = Tokenizer.of(checkpoint)
     except NoTokenizer:
