@@ -24,10 +24,10 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.cli.main
     import jaxqkv.kernels
     import jaxqkv.pages.view
-    import jaxqkv.studies.attention_scores
-    import jaxqkv.studies.qkv_weights
+    import jaxqkv.studies.attention_scores.figures
+    import jaxqkv.studies.qkv_weights.figures
     import jaxqkv.studies.token_frequency
-    import jaxqkv.studies.token_similarity
+    import jaxqkv.studies.token_similarity.figures
     import jaxqkv.studies.weight_tour
     import jaxqkv.text.corpora
     import jaxqkv.text.counting

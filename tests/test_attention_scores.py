@@ -11,8 +11,10 @@ from conftest import BERT, GPT2, changed, figures_of, random_ids, write_folder, 
 import jaxqkv
 from jaxqkv import kernels
 from jaxqkv.cli.main import main
+from jaxqkv.errors import NotDrawable
 from jaxqkv.studies import attention_scores
 from jaxqkv.studies.registry import study
+from jaxqkv.studies.stimuli import stimuli
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 WORDS = ["?", "a", " cat", " saw", " her", " run", " home"]
@@ -225,7 +227,7 @@ def test_short_texts(folder, tmp_path, capsys, text, missing):
     assert f"figure 4 needs a text of 3 tokens or more, not {len(text.split())}" in capsys.readouterr().err
 
 
-def test_bert_where_it_makes_sense(tmp_path, capsys):
+def test_bert_where_it_makes_sense(tmp_path, monkeypatch, capsys):
     folder = write_word_tokenizer(write_folder(tmp_path / "bert", changed(BERT, initializer_range=0.2)), WORDS)
     arrays = figures_of("attention-scores", tmp_path, folder, "--text", TEXT)
     assert set(study("attention-scores").figures) - set(arrays) == {"7b", "8"}
@@ -235,6 +237,11 @@ def test_bert_where_it_makes_sense(tmp_path, capsys):
     model = jaxqkv.load(folder)
     expected = model.run(model.tokenize(TEXT), capture={"scores"}).scores
     np.testing.assert_allclose(arrays["6"]["mean"], expected.mean(axis=(1, 2, 3, 4)), atol=1e-5)
+    read = []
+    monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, layer: read.append(layer))
+    with pytest.raises(NotDrawable, match="figure 8 is about causal attention, and bert attends to later tokens too"):
+        attention_scores.figure("8", model=folder, text=TEXT)
+    assert not read
 
 
 def test_text_files_and_manifest(folder, tmp_path, arrays):
@@ -254,7 +261,6 @@ def test_text_files_and_manifest(folder, tmp_path, arrays):
         (["--text-file", "nowhere.txt"], "nowhere.txt: cannot be read (No such file or directory)"),
         (["--text", ""], "text 0 is empty"),
         (["--text", "a" + " cat" * 17], "text 0 has 18 tokens, more than the model's 17 positions"),
-        (["--target", " her"], "attention-scores takes no --target"),
         (["--model", "a", "b"], "attention-scores draws one checkpoint at a time, not a, b"),
     ],
 )
@@ -265,9 +271,16 @@ def test_bad_questions(folder, tmp_path, monkeypatch, capsys, arguments, message
     assert message in capsys.readouterr().err
 
 
+def test_options_of_other_studies_are_unknown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["figures", "attention-scores", "--demo", "--target", " her"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --target" in capsys.readouterr().err
+
+
 def test_the_studys_own_text():
     """115 tokens of GPT-2's tokenizer in the original; here the bundled one's, and nothing but the text."""
-    (text,) = jaxqkv.studies.options.stimuli("purple.txt")
+    (text,) = stimuli("attention_scores/purple.txt")
     assert text.startswith("Purple is a color similar in appearance to violet light.")
     assert text.endswith("According to color theory, purple is considered a cool color.")
     assert jaxqkv.load("demo-gpt2").tokenize(text).ids.shape[0] == 1

@@ -14,7 +14,7 @@ from conftest import arrays_of, figures_of
 
 import jaxqkv.cli.main
 from jaxqkv.architectures import open_checkpoint
-from jaxqkv.studies.options import stimuli
+from jaxqkv.studies.stimuli import stimuli
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("tuned", "notebook")
@@ -67,7 +67,7 @@ def test_studies_agree(study, tmp_path):
     folder = open_checkpoint(spec).folder
     corpus = tmp_path / "corpus.jsonl"
     if study == "token-frequency":
-        words = [re.findall(r"\w+", line) for line in stimuli("her.txt")]
+        words = [re.findall(r"\w+", line) for line in stimuli("token_similarity/her.txt")]
         generator = np.random.default_rng(0)
         documents = [
             " ".join(words[i][j % len(words[i])] for i, j in generator.integers(0, 54, (300, 2))) for _ in "abc"
@@ -84,7 +84,7 @@ def test_studies_agree(study, tmp_path):
         "batch": 3,
         "target": " her",
     }
-    job["texts"] = stimuli("her.txt" if study == "token-similarity" else "purple.txt")
+    job["texts"] = stimuli("token_similarity/her.txt" if study == "token-similarity" else "attention_scores/purple.txt")
     for side in PEERS:
         theirs = tmp_path / side / study
         theirs.mkdir(parents=True)

@@ -15,11 +15,12 @@ from jaxqkv.runtime.devices import compile_early, jit
 
 PRINT_PROGRAMS = """
 import jax, numpy as np
-from jaxqkv.studies import attention_scores, qkv_weights
+import jaxqkv.studies.attention_scores.run as attention_scores
+import jaxqkv.studies.qkv_weights.run as qkv_weights
 q, mask = jax.ShapeDtypeStruct((1, 3, 7, 5), np.float32), jax.ShapeDtypeStruct((1, 7), bool)
 print(attention_scores._reduce.lower(q, q, mask, names=frozenset(attention_scores.REDUCTIONS)).as_text())
 wide = jax.ShapeDtypeStruct((15, 45), np.float32)
-print(qkv_weights._reduce.lower(wide, n_head=3, names=frozenset(qkv_weights.REDUCTIONS)).as_text())
+print(qkv_weights._reduce.lower(wide, n_head=3, names=frozenset(qkv_weights.FUNCTIONS)).as_text())
 """
 
 

@@ -139,7 +139,7 @@ class TestFigure:
 
     def test_arrays_are_the_callers_own(self, figure):
         figure.arrays["edges"][:] = 0
-        assert attention_scores.LAST_TOKEN_EDGES[0] == -20
+        assert attention_scores.run.LAST_TOKEN_EDGES[0] == -20
 
     def test_what_it_says(self, figure):
         assert repr(figure).splitlines() == [

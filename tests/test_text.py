@@ -11,7 +11,7 @@ from conftest import arrays_of
 import jaxqkv
 from jaxqkv.cli.main import main
 from jaxqkv.errors import CorpusError
-from jaxqkv.studies.options import stimuli
+from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.text.corpora import open_corpus
 from jaxqkv.text.reading import read_lines
 
@@ -120,8 +120,8 @@ def test_lines_are_those_of_the_whole_text(tmp_path, content):
 
 
 def test_the_package_s_own_sentences():
-    assert len(stimuli("her.txt")) == 54
-    assert len(stimuli("purple.txt")) == 1
+    assert len(stimuli("token_similarity/her.txt")) == 54
+    assert len(stimuli("attention_scores/purple.txt")) == 1
 
 
 def test_lines_are_read_as_they_are_used(tmp_path):

@@ -12,7 +12,10 @@ from test_kernels import cosine
 import jaxqkv
 from jaxqkv import kernels
 from jaxqkv.cli.main import main
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.studies import token_similarity
 from jaxqkv.studies.registry import study
+from jaxqkv.studies.stimuli import stimuli
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 SENTENCES = [
@@ -212,8 +215,32 @@ def test_a_target_of_several_tokens_is_refused_with_its_pieces(capsys, tmp_path)
     assert "' un" in err
 
 
+@pytest.mark.parametrize("kind", [list, tuple, iter, np.array])
+def test_sentences_from_python(folder, arrays, kind):
+    figure = token_similarity.figure("pairs", model=folder, sentences=kind([*SENTENCES, " "]), dpi=20)
+    np.testing.assert_array_equal(figure.arrays["target"], arrays["pairs"]["target"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sentences": []}, "sentences: no sentence in it"),
+        ({"sentences": ["", " "]}, "sentences: no sentence in it"),
+        ({"sentences": ["a her", 3]}, "sentences is a file or texts, and sentence 1 of it is 3"),
+        ({"sentences": "./nowhere.txt"}, "nowhere.txt: cannot be read"),
+        ({"measure": "distance"}, "measure is one of correlation, cosine, not 'distance'"),
+        ({"target": 3}, "target cannot be 3"),
+        ({"skip_missing": 1}, "skip_missing is True or False, not 1"),
+    ],
+)
+def test_bad_options_from_python(folder, options, message):
+    with pytest.raises(JaxqkvError) as error:
+        token_similarity.figure("pairs", model=folder, **options)
+    assert message in str(error.value)
+
+
 def test_the_studys_own_sentences(tmp_path, capsys):
-    sentences = jaxqkv.studies.options.stimuli("her.txt")
+    sentences = stimuli("token_similarity/her.txt")
     assert len(sentences) == 54
     assert all(" her" in sentence for sentence in sentences)
     line = ["figures", "token-similarity", "pairs", "--demo", "--arrays-only", "--out", str(tmp_path)]

@@ -3,7 +3,6 @@
 A new architecture is a file of this folder and a line of `REGISTRY`.
 """
 
-import os
 from typing import Any
 
 from jaxqkv.architectures import bert, distilbert, gpt2, roberta

@@ -99,7 +99,7 @@ def batch_of(checkpoint: Checkpoint, texts: list[str] | None, tokenizer: Tokeniz
         ids = generator.integers(0, config.vocab_size, (2, max(lengths))).astype(np.int32)
         mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
         return Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids)), "random ids: there is no tokenizer"
-    chosen = texts or [stimuli("purple.txt")[0], stimuli("her.txt")[0]]
+    chosen = texts or [stimuli("attention_scores/purple.txt")[0], stimuli("token_similarity/her.txt")[0]]
     return tokenizer.batch(chosen, config, truncate=texts is None), "given" if texts else "two texts of the studies"
 
 
@@ -126,7 +126,7 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: list[str] | None) 
         raise JaxqkvError(f"verify needs {error.name}: pip install 'jaxqkv[torch]'") from None
     transformers.logging.set_verbosity_error()
     added = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
-    chosen = [*(texts or []), *stimuli("purple.txt"), *stimuli("her.txt"), *ODD]
+    chosen = [*(texts or []), *stimuli("attention_scores/purple.txt"), *stimuli("token_similarity/her.txt"), *ODD]
     chosen += [text for token in added[:MOST_ADDED] for text in (token, f"her{token} her", f"Her {token}her")]
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

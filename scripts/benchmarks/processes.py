@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measuring import BenchmarkError, Whole, array_difference
-from jaxqkv.studies.options import stimuli
+from jaxqkv.studies.stimuli import stimuli
 
 IMPORTS = {
     "jaxqkv": "from jaxqkv import load",
@@ -60,7 +60,9 @@ def study_case(
         job = {
             "study": study,
             "models": [str(folder) for folder in folders],
-            "texts": stimuli({"token-similarity": "her.txt"}.get(study, "purple.txt")),
+            "texts": stimuli(
+                {"token-similarity": "token_similarity/her.txt"}.get(study, "attention_scores/purple.txt")
+            ),
             "target": " her",
             "corpus": corpus and str(corpus),
             "tokens": tokens,
