@@ -1,6 +1,6 @@
 """Makes the golden arrays of the tests from PyTorch: `python scripts/make_goldens.py [FOLDER]`.
 
-A tiny random GPT-2 and BERT whose sizes are distinct primes, run on an unpadded, a left padded and
+A tiny random model of each architecture, whose sizes are distinct primes, run on an unpadded, a left padded and
 a right padded batch. Each file holds the checkpoint, the inputs and every intermediate.
 """
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.architectures.distilbert import DistilBertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
-from jaxqkv.checkpoints.config import Config
+from jaxqkv.architectures.roberta import RobertaConfig
+from jaxqkv.model import torch_reference
 
 SIZES = {
     "vocab_size": 41,
@@ -23,7 +26,9 @@ SIZES = {
     "n_inner": 31,
     "initializer_range": 0.25,
 }
-CONFIGS: dict[str, Config] = {
+# Of RoBERTa: positions begin after it.
+PAD = 2
+CONFIGS: dict[str, Architecture] = {
     "gpt2": GPT2Config(
         **SIZES,
         activation="gelu_new",
@@ -33,6 +38,10 @@ CONFIGS: dict[str, Config] = {
         tie_word_embeddings=True,
     ),
     "bert": BertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12, type_vocab_size=2),
+    "roberta": RobertaConfig(
+        **SIZES, activation="gelu", layer_norm_epsilon=1e-5, type_vocab_size=1, pad_token_id=PAD
+    ),
+    "distilbert": DistilBertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12),
 }
 BATCH, POS = 5, 11
 LENGTHS = np.array([11, 2, 7, 1, 5])
@@ -54,7 +63,7 @@ def main(folder: Path) -> None:
         arrays["config"] = np.array(json.dumps(config.to_json()))
         for padding, mask in masks().items():
             arrays |= {f"{padding}/ids": ids, f"{padding}/mask": mask}
-            for field, values in torch_reference.intermediates(model, ids, mask).items():
+            for field, values in torch_reference.intermediates(model, config, ids, mask).items():
                 arrays[f"{padding}/{field}"] = values
         np.savez_compressed(folder / f"{name}.npz", **arrays)
         print(f"{folder / name}.npz: {(folder / name).with_suffix('.npz').stat().st_size / 2**10:.0f} KiB")

@@ -34,7 +34,9 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.text.tokenizer_files
 
 from jaxqkv.architectures.bert import BertConfig  # noqa: E402
+from jaxqkv.architectures.distilbert import DistilBertConfig  # noqa: E402
 from jaxqkv.architectures.gpt2 import GPT2Config  # noqa: E402
+from jaxqkv.architectures.roberta import RobertaConfig  # noqa: E402
 from jaxqkv.checkpoints.folder import save_checkpoint  # noqa: E402
 
 SIZES = {
@@ -55,7 +57,10 @@ GPT2 = GPT2Config(
     tie_word_embeddings=True,
 )
 BERT = BertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12, type_vocab_size=2)
-CONFIGS = {"gpt2": GPT2, "bert": BERT}
+# Positions begin after 2, so that the offset is not the usual one.
+ROBERTA = RobertaConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-5, type_vocab_size=1, pad_token_id=2)
+DISTILBERT = DistilBertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12)
+CONFIGS = {"gpt2": GPT2, "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILBERT}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +87,7 @@ def random_tensors(config, seed=0):
     }
 
 
-@pytest.fixture(params=["gpt2", "bert"])
+@pytest.fixture(params=["gpt2", "bert"])  # one causal and pre-norm, one neither; the others in test_architectures.py
 def config(request):
     return CONFIGS[request.param]
 

@@ -38,7 +38,7 @@ def real(values, mask, field):
 
 
 @pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.npz")))
 def test_goldens_from_pytorch(name, padding, tmp_path):
     golden = arrays_of(GOLDENS / f"{name}.npz")
     config = REGISTRY.parse(json.loads(str(golden["config"])), name)
@@ -53,7 +53,7 @@ def test_goldens_from_pytorch(name, padding, tmp_path):
         assert getattr(activations, field).shape == expected.shape
         error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
         assert error <= 1e-5, field
-    outputs = {"hidden": model.hidden(batch)} | ({"logits": model.logits(batch)} if name == "gpt2" else {})
+    outputs = {"hidden": model.hidden(batch)} | ({"logits": model.logits(batch)} if config.has_logits else {})
     for field, values in outputs.items():
         expected = golden[f"{padding}/{field}"]
         assert values.shape == expected.shape

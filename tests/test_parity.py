@@ -1,4 +1,4 @@
-"""Live against the PyTorch models of `transformers`: every intermediate, both architectures.
+"""Live against the PyTorch models of `transformers`: every intermediate of every architecture.
 
 The suite's extra brings torch; without it these tests are skipped and the goldens stand alone.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GPT2, changed, relative_error, write_folder
+from conftest import CONFIGS, GPT2, changed, relative_error, write_folder
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
@@ -36,15 +36,17 @@ def ours(path, torch_model, config, ids, mask):
     activations = model.run(batch, capture=EVERYTHING)
     fields = {field: np.asarray(getattr(activations, field)) for field in FIELDS}
     fields["hidden"] = np.asarray(model.hidden(batch))
-    return fields | ({"logits": np.asarray(model.logits(batch))} if config.model_type == "gpt2" else {})
+    return fields | ({"logits": np.asarray(model.logits(batch))} if config.has_logits else {})
 
 
 @pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
-def test_every_intermediate(config, padding, tmp_path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_intermediate(name, padding, tmp_path):
+    config = CONFIGS[name]
     mask = masks()[padding]
     ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
     torch_model = torch_reference.build(config, seed=1)
-    expected = torch_reference.intermediates(torch_model, ids, mask)
+    expected = torch_reference.intermediates(torch_model, config, ids, mask)
     actual = ours(tmp_path / "x", torch_model, config, ids, mask)
     assert sorted(actual) == sorted(expected)
     for field in expected:
@@ -63,8 +65,8 @@ def test_full_shapes_in_float32_and_against_float64(name, tmp_path):
     ids = np.random.default_rng(6).integers(0, config.vocab_size, mask.shape)
     torch_model = torch_reference.build(config, seed=2)
     actual = ours(tmp_path / "x", torch_model, config, ids, mask)
-    single = torch_reference.intermediates(torch_model, ids, mask)
-    double = torch_reference.intermediates(torch_model.double(), ids, mask)
+    single = torch_reference.intermediates(torch_model, config, ids, mask)
+    double = torch_reference.intermediates(torch_model.double(), config, ids, mask)
     for field in double:
         mine, theirs, exact = (real(arrays[field], mask, field) for arrays in (actual, single, double))
         assert relative_error(mine, theirs) <= 1e-5, field
@@ -94,7 +96,7 @@ def test_reordered_and_upcast_attention_in_float32(extra, tmp_path):
     ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
     torch_model = torch_reference.build(config, seed=1)
     assert all(block.attn.reorder_and_upcast_attn for block in torch_model.transformer.h)
-    expected = torch_reference.intermediates(torch_model, ids, mask)
+    expected = torch_reference.intermediates(torch_model, config, ids, mask)
     actual = ours(tmp_path / "x", torch_model, config, ids, mask)
     for field in expected:
         assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= 1e-5, field

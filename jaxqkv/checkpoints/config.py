@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Table
@@ -106,7 +106,7 @@ class Config(abc.ABC):
     # --- config.json ---
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], where: str) -> Self:
+    def parse(cls, data: Mapping[str, Any], where: str) -> "Config":
         """Makes a config of this architecture from the contents of `config.json`; warns of unknown keys.
 
         Args:

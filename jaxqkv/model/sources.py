@@ -1,7 +1,7 @@
 """Where a run's parameters come from: dicts that are there, or a checkpoint that is read as the run goes on."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxqkv.typing import AnyArray
 FEWEST_ROWS = 256  # of a token embedding that is read for one text
 
 
+@runtime_checkable
 class Source(Protocol):
     """Parameters in the course of one run."""
 

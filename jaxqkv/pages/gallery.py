@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.drawing import drawn, rendered, save_arrays
@@ -16,6 +16,7 @@ from jaxqkv.runtime.files import locked, make_writable, replacing_all, written
 from jaxqkv.runtime.interrupts import undisturbed
 
 
+@runtime_checkable
 class Listed(Protocol):
     """A figure, as the page lists it."""
 
@@ -28,6 +29,7 @@ class Listed(Protocol):
         """What it shows."""
 
 
+@runtime_checkable
 class ListedStudy(Protocol):
     """A study, as the page lists it."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 
@@ -14,11 +14,17 @@ from jaxqkv.model.model import Model, load
 from jaxqkv.runtime.devices import make_mesh
 from jaxqkv.studies.options import Options
 
-if TYPE_CHECKING:
-    from jaxqkv.studies.study import Study
-
 # Options that are decided when a model is loaded; the first when a checkpoint is opened.
 LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
+
+
+@runtime_checkable
+class Defaults(Protocol):
+    """The part of a study that says what is drawn unless the options do."""
+
+    name: str
+    models: tuple[str, ...]
+    demo: str
 
 
 def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
@@ -34,12 +40,12 @@ def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
                 raise JaxqkvError(f"{name} is decided already for a checkpoint or model that is open; leave it out")
 
 
-def chosen(options: Options, study: "Study") -> tuple[Any, ...]:
+def chosen(options: Options, study: Defaults) -> tuple[Any, ...]:
     """Returns the checkpoints to draw, as names or open: those given, the bundled one, or the study's own."""
     return (study.demo,) if options.demo else options.model or study.models
 
 
-def open_weights(options: Options, study: "Study") -> list[Weights]:
+def open_weights(options: Options, study: Defaults) -> list[Weights]:
     """Returns the weights of every checkpoint to draw; headers are read, no tensors."""
     return [_weights(spec, options, options.revision) for spec in chosen(options, study)]
 
@@ -61,7 +67,7 @@ def _weights(spec: Any, options: Options, revision: str | None) -> Weights:
     return Weights(open_checkpoint(spec, revision=revision, seed=options.seed))
 
 
-def load_model(options: Any, study: "Study", stream: bool | None = True) -> Model:
+def load_model(options: Any, study: Defaults, stream: bool | None = True) -> Model:
     """Returns the one model of a study of activations, read layer by layer; `stream` as for `load`."""
     specs = chosen(options, study)
     if len(specs) > 1:

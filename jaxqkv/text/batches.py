@@ -1,7 +1,7 @@
 """`Batch`: token ids of several texts, and the mask that keeps pads out."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxqkv.runtime import showing
 from jaxqkv.typing import AnyArray
 
 
+@runtime_checkable
 class Sizes(Protocol):
     """What a batch has to fit: a model's vocabulary, positions and token types."""
 

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,7 @@ TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "specia
 MOST_CHARACTERS = 5_000_000
 
 
+@runtime_checkable
 class ModelSizes(Sizes, Protocol):
     """What a tokenizer has to fit: a model's sizes, and the class of its tokenizer where no file names one."""
 

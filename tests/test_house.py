@@ -1,0 +1,93 @@
+"""The structure of the package: imports point downwards, without circles, and nothing asks which architecture it is."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxqkv
+
+ROOT = Path(jaxqkv.__file__).parent
+# A file imports from its own folder and from those after it in this list.
+ORDER = (
+    "cli",
+    "studies",
+    "pages",
+    "figures",
+    "kernels",
+    "model",
+    "architectures",
+    "checkpoints",
+    "text",
+    "runtime",
+    "errors",
+    "typing",
+)
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+    if path != ROOT / "__init__.py"
+}
+
+
+def imports(path):
+    """The modules of the package that a file imports, at its top and inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxqkv"):
+            module = node.module.removeprefix("jaxqkv").removeprefix(".")
+            for name in node.names:
+                whole = f"{module}.{name.name}".removeprefix(".")
+                found.add(whole if whole in FILES else module)
+        elif isinstance(node, ast.Import):
+            found |= {name.name.removeprefix("jaxqkv.") for name in node.names if name.name.startswith("jaxqkv.")}
+    return found - {""}
+
+
+IMPORTS = {module: imports(path) & FILES.keys() for module, path in FILES.items()}
+
+
+def test_every_file_is_in_a_folder_of_the_list():
+    assert {module.split(".")[0] for module in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_point_downwards(module):
+    place = ORDER.index(module.split(".")[0])
+    assert [other for other in IMPORTS[module] if ORDER.index(other.split(".")[0]) < place] == []
+
+
+def test_there_is_no_circle():
+    def reach(module, seen):
+        for other in IMPORTS[module] - seen:
+            seen.add(other)
+            reach(other, seen)
+        return seen
+
+    assert [module for module in IMPORTS if module in reach(module, set())] == []
+
+
+@pytest.mark.parametrize("heavy", ["datasets", "scipy", "tqdm", "matplotlib", "torch", "transformers"])
+def test_heavy_libraries_are_imported_where_they_are_used(heavy):
+    """Not at the top of a file; but for what is itself imported only where it is used."""
+    alone = {"torch": "model.torch_reference", "transformers": "model.torch_reference"}
+    at_top = []
+    for module, path in FILES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == heavy for name in names):
+                at_top.append(module)
+    assert at_top == ([alone[heavy]] if heavy in alone else [])
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_nothing_outside_asks_which_architecture_it_is(module):
+    """No class of one architecture is named but in its own file and in the list of them."""
+    if module.split(".")[0] == "architectures":
+        return
+    source = FILES[module].read_text(encoding="utf-8")
+    names = "GPT2Config|BertConfig|RobertaConfig|DistilBertConfig"
+    assert re.findall(rf"\b(?:{names})\b", source) == []
+    assert re.findall(r"model_type\s*[=!]=", source) == []
