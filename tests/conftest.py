@@ -24,11 +24,14 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.cli.main
     import jaxqkv.kernels
     import jaxqkv.pages.view
-    import jaxqkv.studies.attention_scores
-    import jaxqkv.studies.qkv_weights
-    import jaxqkv.studies.token_frequency
-    import jaxqkv.studies.token_similarity
-    import jaxqkv.studies.weight_tour
+    import jaxqkv.studies.attention_scores.figures
+    import jaxqkv.studies.qkv_weights.figures
+    import jaxqkv.studies.token_frequency.adjustments
+    import jaxqkv.studies.token_frequency.scores
+    import jaxqkv.studies.token_similarity.figures
+    import jaxqkv.studies.weight_tour.embeddings
+    import jaxqkv.studies.weight_tour.layers
+    import jaxqkv.studies.weight_tour.matrices
     import jaxqkv.text.corpora
     import jaxqkv.text.counting
 
@@ -141,7 +144,7 @@ def arrays_of(path):
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
-    assert jaxqkv.cli.main(line) == 0
+    assert jaxqkv.cli.main.main(line) == 0
     return {path.stem: arrays_of(path) for path in (base / "out" / study).glob("*.npz")}
 
 

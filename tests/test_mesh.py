@@ -149,7 +149,7 @@ def test_meshes_that_cannot_be():
 def test_bad_meshes_on_the_command_line(arguments, message, tmp_path, capsys):
     line = ["figures", "token-frequency", "--demo", "--out", str(tmp_path), *arguments]
     try:
-        status = jaxqkv.cli.main(line)
+        status = jaxqkv.cli.main.main(line)
     except SystemExit as exit:
         status = exit.code
     assert status == 2
