@@ -38,9 +38,7 @@ CONFIGS: dict[str, Architecture] = {
         tie_word_embeddings=True,
     ),
     "bert": BertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12, type_vocab_size=2),
-    "roberta": RobertaConfig(
-        **SIZES, activation="gelu", layer_norm_epsilon=1e-5, type_vocab_size=1, pad_token_id=PAD
-    ),
+    "roberta": RobertaConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-5, type_vocab_size=1, pad_token_id=PAD),
     "distilbert": DistilBertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-12),
 }
 BATCH, POS = 5, 11

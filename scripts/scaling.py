@@ -22,7 +22,8 @@ from benchmarks.report import duration, write_readme
 
 import jaxqkv
 from jaxqkv.runtime.files import replacing
-from jaxqkv.studies.token_frequency import run as study
+from jaxqkv.studies.token_frequency import TokenFrequencyOptions
+from jaxqkv.studies.token_frequency.reductions import ADJUSTMENT, BINNED, binned_pairs, reducer
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
 README = Path(__file__).parents[1] / "README.md"
@@ -47,12 +48,12 @@ def measure(model: jaxqkv.Model, corpus: Any, sequences: int, repeat: int) -> di
     ids = np.resize(stream, (sequences, config.n_positions))
     counts = np.bincount(stream, minlength=config.vocab_size)
     log_frequency = np.log(np.maximum(counts, 1) / counts.sum())[ids]
-    binning = _median(lambda: study.binned_pairs(log_frequency), repeat) / sequences
-    _, index = study.binned_pairs(log_frequency)
-    reduce = study.reducer((study.ADJUSTMENT, study.BINNED), model.mesh)
+    binning = _median(lambda: binned_pairs(log_frequency), repeat) / sequences
+    _, index = binned_pairs(log_frequency)
+    reduce = reducer((ADJUSTMENT, BINNED), model.mesh)
 
     def run() -> Any:
-        return jax.block_until_ready(model.run(ids, reduce=reduce, inputs=index, memory=study.MEMORY))
+        return jax.block_until_ready(model.run(ids, reduce=reduce, inputs=index, memory=TokenFrequencyOptions.memory))
 
     start = time.perf_counter()
     results = run()

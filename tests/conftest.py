@@ -26,9 +26,12 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.pages.view
     import jaxqkv.studies.attention_scores.figures
     import jaxqkv.studies.qkv_weights.figures
-    import jaxqkv.studies.token_frequency
+    import jaxqkv.studies.token_frequency.adjustments
+    import jaxqkv.studies.token_frequency.scores
     import jaxqkv.studies.token_similarity.figures
-    import jaxqkv.studies.weight_tour
+    import jaxqkv.studies.weight_tour.embeddings
+    import jaxqkv.studies.weight_tour.layers
+    import jaxqkv.studies.weight_tour.matrices
     import jaxqkv.text.corpora
     import jaxqkv.text.counting
     import jaxqkv.text.tokenizer_files

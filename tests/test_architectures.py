@@ -5,16 +5,22 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, DISTILBERT, ROBERTA, arrays_of, changed, random_ids, random_tensors, write_folder
-from conftest import write_word_tokenizer
+from conftest import (
+    CONFIGS,
+    DISTILBERT,
+    ROBERTA,
+    changed,
+    random_ids,
+    random_tensors,
+    write_folder,
+    write_word_tokenizer,
+)
 from test_attention_scores import WORDS
 
 import jaxqkv
 from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.roberta import CamembertConfig, XLMRobertaConfig
-from jaxqkv.cli.main import main
 from jaxqkv.errors import CheckpointError
-from jaxqkv.studies.registry import study
 
 NEW = ("roberta", "distilbert")
 SAME_CLASS = {"xlm-roberta": XLMRobertaConfig, "camembert": CamembertConfig}

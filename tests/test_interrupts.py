@@ -20,7 +20,8 @@ from jaxqkv.pages import gallery
 from jaxqkv.pages.manifest import Record, listed_figures
 from jaxqkv.runtime.files import locked, replacing_all
 from jaxqkv.runtime.interrupts import AGAIN, heard, undisturbed
-from jaxqkv.studies.registry import FigureSpec, study
+from jaxqkv.studies.registry import study
+from jaxqkv.studies.study import FigureSpec
 
 WAIT = 120  # seconds; nothing here takes a tenth of it
 # Ctrl-C reaches the process whatever this one does with it.
@@ -170,7 +171,7 @@ def save(folder, id, about, size=3, formats=()):
     record = Record(folder, "qkv-weights", about)
     display = Display(arrays={"x": np.ones(size)}, panels=[[Table(heading=("a",), rows=[("b",)])]], caption="c",
                       size=(1, 1))  # fmt: skip
-    spec = FigureSpec(id, id, frozenset(), lambda run: display)
+    spec = FigureSpec(id, id, lambda run: display)
     gallery.save_figure(display, spec, record, "jaxqkv", formats, "light", 40)
     return record
 
@@ -366,10 +367,10 @@ def test_files_that_belong_together_appear_together(tmp_path):
 
 @pytest.mark.parametrize("command", ["list", "info", "view", "verify"])
 def test_other_commands_say_it_too(command, monkeypatch, capsys):
-    def press(options):
+    def press(given, line):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"jaxqkv.cli.main._{command}", press)
+    monkeypatch.setattr(f"jaxqkv.cli.{command}.run", press)
     more = {"list": [], "view": ["demo-gpt2", "--text", "a"]}.get(command, ["demo-gpt2"])
     assert jaxqkv.cli.main([command, *more]) == 130
     assert capsys.readouterr().err == "jaxqkv: interrupted\n"

@@ -11,8 +11,10 @@ from conftest import BERT, changed, figures_of, write_folder, write_word_tokeniz
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.pages import gallery
+from jaxqkv.studies.study import FigureSpec
+from jaxqkv.studies.token_frequency import STUDY, TokenFrequencyOptions
 from jaxqkv.studies.token_frequency import run as study_run
 from jaxqkv.studies.token_frequency.pool import ENDS, Pool
 from jaxqkv.text.counting import Place, TokenCounts
@@ -287,8 +289,32 @@ def test_a_run_that_begins_anew_says_so(folder, corpus, tmp_path, monkeypatch, i
 
 
 def test_resume_is_for_this_study(tmp_path, capsys):
-    assert main(["figures", "attention-scores", "--demo", "--resume", "--out", str(tmp_path)]) == 2
-    assert "attention-scores takes no --resume" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["figures", "weight-tour", "--demo", "--resume", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --resume" in capsys.readouterr().err
+
+
+def test_a_state_stays_when_no_figure_can_be_drawn(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+    def undrawable(*arguments):
+        raise NotDrawable("no paper")
+
+    monkeypatch.setattr(FigureSpec, "display", undrawable)
+    assert main([*line_of(folder, tmp_path), *corpus]) == 2
+    assert "no figure of token-frequency can be drawn of this" in capsys.readouterr().err
+    assert state_of(tmp_path).exists()
+
+
+def test_the_first_process_alone_removes_the_states_of_all(folder, corpus, tmp_path, monkeypatch, in_parts):
+    """The others end before it has drawn."""
+    sizes = {"length": 17, "tokens": 150, "batch": 13}
+    options = TokenFrequencyOptions(model=(str(folder),), corpus=(corpus[1],), no_cache=True, **sizes)
+    for process, left in ((1, True), (0, False)):
+        with monkeypatch.context() as patched, STUDY.start(options, tmp_path) as run:
+            run.compute({"ends"})
+            (tmp_path / ".state-1-of-2.npz").write_bytes((tmp_path / ".state.npz").read_bytes())
+            patched.setattr(study_run.distributed, "index", lambda process=process: process)
+        assert [path.exists() for path in (tmp_path / ".state.npz", tmp_path / ".state-1-of-2.npz")] == [left] * 2
 
 
 GROWTH = """
@@ -305,16 +331,16 @@ def anonymous():
 
 run.TOGETHER, counting.CHARACTERS = 8, 1 << 17
 held, sizes = [], []
-pool = run.Run._pool
+pool = run.TokenFrequencyRun._pool
 
-def pooled(self, chunk, reductions):
-    pool(self, chunk, reductions)
-    del chunk, reductions
+def pooled(self, chunk, reduced):
+    pool(self, chunk, reduced)
+    del chunk, reduced
     gc.collect()
     held.append(tracemalloc.get_traced_memory()[0] + sum(each.nbytes for each in jax.live_arrays()))
     sizes.append(anonymous())
 
-run.Run._pool = pooled
+run.TokenFrequencyRun._pool = pooled
 tracemalloc.start()
 assert main(sys.argv[1:]) == 0
 print(json.dumps([held, sizes]))

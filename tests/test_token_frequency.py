@@ -11,8 +11,10 @@ from scipy.stats import binned_statistic
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.studies import token_frequency
+from jaxqkv.studies.options import size_in_bytes
 from jaxqkv.studies.registry import study
+from jaxqkv.studies.token_frequency import reductions
+from jaxqkv.studies.token_frequency import scores as score_figures
 
 CONFIG = changed(BERT, initializer_range=0.2, n_positions=31)
 WORDS = ["[UNK]", *(f" w{n}" for n in range(36))]
@@ -188,7 +190,7 @@ class TestAgainstPyTorch:
     def test_pairs_of_tokens_never_counted_are_left_out(
         self, folder, corpus, tmp_path, monkeypatch, log_frequency, torch_layers
     ):
-        for module in (token_frequency.run, token_frequency.scores):
+        for module in (reductions, score_figures):
             monkeypatch.setattr(module, "EVERY", 53)
         again = figures_of("token-frequency", tmp_path, folder, "5b", *sizes(corpus))
         sums = np.concatenate([pair_sums(row).ravel()[::53] for row in log_frequency])
@@ -246,7 +248,7 @@ def test_the_mean_over_heads_is_one_product_of_the_whole_width(folder, counted):
     acts = model.run(counted[1], capture={"q", "k", "scores"}, layers=[2])
     one = jaxqkv.architectures.activations.Attention(q=acts.q[0], k=acts.k[0])
     expected = np.asarray(acts.q[0]) @ np.asarray(acts.k[0]).swapaxes(-1, -2) / sqrt(CONFIG.head_dim)
-    np.testing.assert_allclose(token_frequency.run.mean_score(one), expected.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(reductions.mean_score(one), expected.mean(axis=1), atol=1e-6)
 
 
 def test_neither_memory_nor_other_figures_change_a_number(arrays, folder, corpus, tmp_path):
@@ -383,7 +385,5 @@ class TestCommand:
         assert message in error
 
     def test_sizes_of_memory(self):
-        from jaxqkv.cli.arguments import _bytes
-
         sizes = {"2GB": 2 * 10**9, "500MB": 5 * 10**8, "1.5 GiB": 3 << 29, "64k": 64_000, "7": 7, "3KiB": 3072}
-        assert {text: _bytes(text) for text in sizes} == sizes
+        assert {text: size_in_bytes(text) for text in sizes} == sizes

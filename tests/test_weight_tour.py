@@ -13,8 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.studies.options import nearest_indices
+from jaxqkv.studies.layers import nearest_indices
 from jaxqkv.studies.registry import study
+from jaxqkv.studies.weight_tour import STUDY, WeightTourOptions
+from jaxqkv.studies.weight_tour.embeddings import _lines
 from jaxqkv.studies.weight_tour.layers import WINDOWS, _ks_p, _p, _windows
 
 CONFIG = changed(GPT2, n_layer=7, n_embd=55, initializer_range=0.2)
@@ -81,6 +83,29 @@ class TestArchitecture:
         assert any(line.split()[:3] == ["Attention", "h.*.attn.c_attn.weight", "55"] for line in lines)
         assert len([line for line in lines if line.startswith("Total")]) == 2
         assert len([line for line in lines if "tied: the token embedding again" in line]) == 1
+
+    def test_checkpoints_of_one_architecture_share_a_table(self, folders, tmp_path):
+        """And titles of many names take several lines."""
+        twin = write_folder(tmp_path / "twin", CONFIG, random_tensors(CONFIG, seed=1))
+        large, small = str(folders["large"]), str(folders["small"])
+        for compare, titles in (
+            ((), ["large"]),
+            ((small,), ["large", "small"]),
+            ((str(twin),), ["large, twin"]),
+            ((small, str(twin)), ["large, twin", "small"]),
+        ):
+            with STUDY.start(WeightTourOptions(model=(large,), compare=compare)) as run:
+                display = STUDY.figures["architecture"].display(run, {})
+            assert [row[0].title for row in display.panels[::2]] == titles
+            assert [len(row) for row in display.panels] == [1, 2] * len(titles)
+            assert (display.size, display.heights) == ((12, 10 * len(titles)), [6, 4] * len(titles))
+            assert [text.splitlines()[0] for text in display.text.split("\n\n")] == titles
+            note = " (One table for large, twin, which have the same tensors.)"
+            assert display.caption.endswith(note if "twin" in titles[0] else "has its own line.")
+            assert len(display.arrays) == 8 * (1 + len(compare))
+        lines = _lines([f"step{number}" for number in range(30)]).splitlines()
+        assert max(map(len, lines)) <= 90
+        assert " ".join(lines).split(", ") == [f"step{number}" for number in range(30)]
 
     def test_an_output_embedding_of_its_own_is_counted(self, tmp_path):
         config = changed(GPT2, tie_word_embeddings=False)

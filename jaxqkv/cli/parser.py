@@ -56,7 +56,7 @@ def add_options(parser: Parser, kind: type, skip: Sequence[str] = ()) -> None:
 def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
     # Without a default of its own: what is not given is left to the dataclass.
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-    shown = f"{default:,}" if type(default) is int else str(default)
+    shown = about.shown or (f"{default:,}" if type(default) is int else str(default))
     suffix = "" if default is None or default is False or default == () else f" (default {shown})"
     settings["help"] = f"{about.help}{suffix}".replace("%", "%%")
     if default is False:

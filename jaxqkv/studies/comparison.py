@@ -19,7 +19,6 @@ class Compared:
     name: str
     order: int
     wanted_layer: int
-    reductions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def suffix(self) -> str:

@@ -31,6 +31,7 @@ class Option:
       repeated: a second value needs the option's name again.
       accepts: tells a Python object that is a value as it is, such as an open checkpoint.
       command_only: has no meaning in a call from Python.
+      shown: the default as the help shows it, where that is not how the value is printed.
     """
 
     help: str
@@ -41,6 +42,7 @@ class Option:
     repeated: bool = False
     accepts: Callable[[Any], bool] = lambda value: False
     command_only: bool = False
+    shown: str | None = None
 
 
 def option(default: Any, help: str, **about: Any) -> Any:

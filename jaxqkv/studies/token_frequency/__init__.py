@@ -4,9 +4,38 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 39, token fre
 adjustments, and QK^T.
 """
 
-from jaxqkv.studies.token_frequency import adjustments, scores  # noqa: F401  (they register their figures)
-from jaxqkv.studies.token_frequency.run import STUDY
+import dataclasses
 
-__all__ = ["STUDY", "figure"]
+from jaxqkv.studies.options import Devices, Documents, Job, Options, Running, option, size_in_bytes, whole_number
+from jaxqkv.studies.study import Study
 
-figure = STUDY.draw
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenFrequencyOptions(Options, Running, Documents, Devices, Job):
+    """Tokens that are counted, and the batch that is run."""
+
+    tokens: int = option(1_000_000, "tokens to count at least", parse=whole_number(1), metavar="N")
+    batch: int = option(64, "documents to run", parse=whole_number(1), metavar="N")
+    length: int | None = option(
+        None, "tokens of each (default the model's positions)", parse=whole_number(2), metavar="N"
+    )
+    memory: int = option(
+        2_000_000_000,
+        "for temporaries of a block, as 2GB or 500MB",
+        parse=size_in_bytes,
+        metavar="SIZE",
+        shown="2GB",
+    )
+    no_cache: bool = option(False, "count anew, and do not keep the counts")
+    resume: bool = option(False, "go on from the state that an interrupted run left in the folder", command_only=True)
+
+
+STUDY = Study(
+    name="token-frequency",
+    title="Token frequencies, attention adjustments, QKᵀ",
+    models=("bert-large-uncased",),
+    demo="demo-bert",
+    options=TokenFrequencyOptions,
+    modules=(f"{__name__}.run", f"{__name__}.adjustments", f"{__name__}.scores"),
+)
+figure = STUDY.figure

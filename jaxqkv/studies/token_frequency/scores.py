@@ -5,28 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Panel
 from jaxqkv.kernels import pearson, percentile_edges
 from jaxqkv.runtime.devices import jit
-from jaxqkv.studies.token_frequency.run import (
-    BATCHED,
-    BINNED,
-    BINS,
-    COUNTS,
-    EACH_BINNED,
-    EVERY,
-    EVERY_LAYER,
-    IDS,
-    PAIRS,
-    STUDY,
-    Run,
-    pair_sums,
-    undefined,
-)
+from jaxqkv.studies.token_frequency import STUDY
+from jaxqkv.studies.token_frequency.reductions import BINS, EVERY, pair_sums
+from jaxqkv.studies.token_frequency.run import BinMoments, TokenFrequencyRun, undefined
+from jaxqkv.text.counting import TokenCounts
 from jaxqkv.typing import AnyArray
 
 SUM = "Log-probability sum"
@@ -34,13 +23,13 @@ SUM = "Log-probability sum"
 
 @jit
 def _row_correlations(x: Float[AnyArray, "row bin"], y: Float[AnyArray, "row bin"]) -> Float[Array, " row"]:
-    """r of each row, over the bins that are not empty."""
+    """Returns r of each row, over the bins that are not empty."""
     return jax.vmap(lambda a, b: pearson(a, b, ~jnp.isnan(b)))(x, y)
 
 
-@STUDY.figure("5a", "log frequencies of every pair of one sequence", needs={COUNTS, BATCHED})
-def figure_5a(run: Run) -> Display:
-    sums = pair_sums(run.log_frequency_of_ends[0])
+@STUDY.define("5a", "log frequencies of every pair of one sequence")
+def figure_5a(run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray, "2 pos"], left_out: int) -> Display:
+    sums = pair_sums(counts.log_frequency[ends[0]])
     image = Image(
         values=sums,
         cmap="viridis",
@@ -51,45 +40,52 @@ def figure_5a(run: Run) -> Display:
         colorbar=SUM,
     )
     return Display(
-        arrays={"pair_log_frequency": sums, "left_out": run.left_out},
+        arrays={"pair_log_frequency": sums, "left_out": left_out},
         panels=[[image]],
         title=run.label,
-        caption=f"Sum of the log frequencies of every pair of tokens of the first sequence.{run.of_batch}",
+        caption=f"Sum of the log frequencies of every pair of tokens of the first sequence.{run.of_batch(left_out)}",
         size=(6, 5.3),
     )
 
 
-@STUDY.figure("5b", "score by log frequency of the pair", needs={COUNTS, IDS, PAIRS})
-def figure_5b(run: Run) -> Display:
-    sums = np.stack([pair_sums(row).ravel()[::EVERY] for row in run.log_frequency])
-    scores = run.pool[PAIRS]
+@STUDY.define("5b", "score by log frequency of the pair")
+def figure_5b(
+    run: TokenFrequencyRun,
+    counts: TokenCounts,
+    ids: Int[np.ndarray, "sequence pos"],
+    pairs: Float[np.ndarray, "sequence pair"],
+    left_out: int,
+) -> Display:
+    sums = np.stack([pair_sums(row).ravel()[::EVERY] for row in counts.log_frequency[ids]])
     known = ~np.isnan(sums)
-    pairs = f" {(~known).sum():,} pairs of tokens without a frequency are left out." if not known.all() else ""
+    without = f" {(~known).sum():,} pairs of tokens without a frequency are left out." if not known.all() else ""
     lines = [
         Line(x=a[k], y=b[k], color=color, size=3, alpha=0.5, marker="o", linestyle="")
-        for a, b, k, color in zip(sums, scores, known, _sequence_colors(run), strict=True)
+        for a, b, k, color in zip(sums, pairs, known, _sequence_colors(run), strict=True)
     ]
     panel = Lines(lines=lines, xlabel=SUM, ylabel=style.SCORE, title=f"Layer {run.score_layer}")
     return Display(
         arrays={
             "pair_log_frequency": sums[known],
-            "score": scores[known],
+            "score": pairs[known],
             "layer": run.score_layer,
-            "left_out": run.left_out,
+            "left_out": left_out,
             "left_out_pairs": int((~known).sum()),
         },
         panels=[[panel]],
         title=run.label,
         caption=f"Mean over heads of the scores in layer {run.score_layer} of {run.name} against the sum of the pair's "
-        f"log frequencies, every {EVERY}th pair of every sequence, a colour a sequence.{pairs}{run.of_batch}"
-        f"{run.score_note}",
+        f"log frequencies, every {EVERY}th pair of every sequence, a colour a sequence.{without}"
+        f"{run.of_batch(left_out)}{run.score_note}",
         size=(7, 4.9),
     )
 
 
-@STUDY.figure("5-edges", "edges of bins with equal counts and with equal widths", needs={COUNTS, BATCHED})
-def figure_5_edges(run: Run) -> Display:
-    sums = pair_sums(run.log_frequency_of_ends[1])
+@STUDY.define("5-edges", "edges of bins with equal counts and with equal widths")
+def figure_5_edges(
+    run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray, "2 pos"], left_out: int
+) -> Display:
+    sums = pair_sums(counts.log_frequency[ends[1]])
     percentile = percentile_edges(sums, BINS)
     ends = percentile[[0, -1]]
     linear = np.linspace(ends[0], ends[1], BINS + 1)
@@ -103,23 +99,18 @@ def figure_5_edges(run: Run) -> Display:
         ylabel="Edges from linspace (equal widths)",
     )
     return Display(
-        arrays={"percentile_edges": percentile, "linear_edges": linear, "left_out": run.left_out},
+        arrays={"percentile_edges": percentile, "linear_edges": linear, "left_out": left_out},
         panels=[[panel]],
         title=run.label,
         caption=f"Edges of {BINS} bins of the sums of log frequencies of the last sequence's pairs: equally many pairs "
-        f"a bin, against equal widths; dashed, where they would be the same.{run.of_batch}",
+        f"a bin, against equal widths; dashed, where they would be the same.{run.of_batch(left_out)}",
         size=(6, 5.3),
     )
 
 
-def _binned(run: Run) -> list[Float[np.ndarray, "batch bin"]]:
-    """Centres, means and standard deviations of the layer that is shown."""
-    return [run.pool[name] for name in ("centres", "mean", "std")]
-
-
-@STUDY.figure("5c", "score in bins of the pair's log frequency", needs={COUNTS, BINNED, EACH_BINNED})
-def figure_5c(run: Run) -> Display:
-    centres, mean, std = _binned(run)
+@STUDY.define("5c", "score in bins of the pair's log frequency")
+def figure_5c(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Display:
+    centres, mean, std = bins
     panels = [
         Lines(
             lines=[
@@ -136,18 +127,19 @@ def figure_5c(run: Run) -> Display:
         )
     ]
     return Display(
-        arrays={"centres": centres, "mean": mean, "std": std, "layer": run.binned_layer, "left_out": run.left_out},
+        arrays={"centres": centres, "mean": mean, "std": std, "layer": run.binned_layer, "left_out": left_out},
         panels=[panels],
         title=run.label,
         caption=f"Mean and population standard deviation of the scores (mean over heads) in layer {run.binned_layer} "
-        f"of {run.name}, in {BINS} bins of equally many pairs, a colour a sequence.{run.of_batch}{run.binned_note}",
+        f"of {run.name}, in {BINS} bins of equally many pairs, a colour a sequence."
+        f"{run.of_batch(left_out)}{run.binned_note}",
         size=(11, 3.9),
     )
 
 
-@STUDY.figure("5d", "correlation of log frequency with binned scores by sequence", needs={COUNTS, BINNED, EACH_BINNED})
-def figure_5d(run: Run) -> Display:
-    centres, *moments = _binned(run)
+@STUDY.define("5d", "correlation of log frequency with binned scores by sequence")
+def figure_5d(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Display:
+    centres, *moments = bins
     r_mean, r_std = (np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in moments)
     x = np.arange(len(r_mean))
     lines = [
@@ -163,19 +155,19 @@ def figure_5d(run: Run) -> Display:
         zero_y=True,
     )
     return Display(
-        arrays={"r_mean": r_mean, "r_std": r_std, "layer": run.binned_layer, "left_out": run.left_out},
+        arrays={"r_mean": r_mean, "r_std": r_std, "layer": run.binned_layer, "left_out": left_out},
         panels=[[panel]],
         title=f"Layer {run.binned_layer} of {run.label}",
         caption=f"Correlation over the bins of figure 5c of their centres with the mean and with the standard "
-        f"deviation of the score, by sequence.{undefined(r_mean, r_std)}{run.of_batch}{run.binned_note}",
+        f"deviation of the score, by sequence.{undefined(r_mean, r_std)}{run.of_batch(left_out)}{run.binned_note}",
         size=(8, 4),
         legend=True,
     )
 
 
-@STUDY.figure("6", "binned scores by layer", needs={COUNTS, BINNED, EVERY_LAYER})
-def figure_6(run: Run) -> Display:
-    centres, mean, std = run.pool.binned()
+@STUDY.define("6", "binned scores by layer")
+def figure_6(run: TokenFrequencyRun, layer_bins: BinMoments, left_out: int) -> Display:
+    centres, mean, std = layer_bins
     r_mean, r_std = (
         np.asarray(_row_correlations(centres.astype(np.float32), y.astype(np.float32))) for y in (mean, std)
     )
@@ -206,16 +198,16 @@ def figure_6(run: Run) -> Display:
             "std": std,
             "r_mean": r_mean,
             "r_std": r_std,
-            "left_out": run.left_out,
+            "left_out": left_out,
         },
         panels=[curves, points],
         title=run.label,
         caption=f"Figure 5c's means and standard deviations in each layer of {run.name}, averaged over the sequences, "
-        f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch}",
+        f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch(left_out)}",
         size=(12, 6.7),
     )
 
 
-def _sequence_colors(run: Run) -> list[float]:
-    """A place on the colour map for each sequence."""
+def _sequence_colors(run: TokenFrequencyRun) -> list[float]:
+    """Returns a place on the colour map for each sequence."""
     return (np.arange(run.batch_size) / run.batch_size).tolist()

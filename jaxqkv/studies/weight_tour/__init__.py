@@ -3,9 +3,25 @@
 Source: "Exploring Transformer Weights", a post on visualising the internals of GPT-2.
 """
 
-from jaxqkv.studies.weight_tour import embeddings, layers, matrices  # noqa: F401  (they register their figures)
-from jaxqkv.studies.weight_tour.run import STUDY
+import dataclasses
 
-__all__ = ["STUDY", "figure"]
+from jaxqkv.studies.options import Comparison, Options, option
+from jaxqkv.studies.study import Study
 
-figure = STUDY.draw
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightTourOptions(Options, Comparison):
+    """How closely the original is followed."""
+
+    as_published: bool = option(False, "as the original, also where it slips")
+
+
+STUDY = Study(
+    name="weight-tour",
+    title="Exploring transformer weights",
+    models=("gpt2",),
+    demo="demo-gpt2",
+    options=WeightTourOptions,
+    modules=(f"{__name__}.run", f"{__name__}.embeddings", f"{__name__}.layers", f"{__name__}.matrices"),
+)
+figure = STUDY.figure

@@ -1,5 +1,6 @@
 """Figures of the whole model and of its position embeddings."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,20 +13,18 @@ from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Image, Line, Lines, Panel, Pie, StackedBars, Table
 from jaxqkv.kernels import neighbour_correlations
-from jaxqkv.studies.options import nearest_indices
-from jaxqkv.studies.weight_tour.run import (
-    ORIGINAL_WIDTH,
-    STUDY,
-    Run,
-    Tour,
-)
+from jaxqkv.studies.layers import nearest_indices
+from jaxqkv.studies.weight_tour import STUDY
+from jaxqkv.studies.weight_tour.run import ORIGINAL_WIDTH, Tour, WeightTourRun
 
 DIMENSION, DIMENSIONS = 500, (400, 600, 700)
 MEBIBYTE = 2**20
+# Characters of a line of a title over the whole width.
+TITLE_WIDTH = 90
 
 
 def _summary(tour: Tour) -> tuple[Table, int, int | None]:
-    """A row for each kind of tensor, the number of parameters, and with the tied output embedding if there is one."""
+    """Returns a row for each kind of tensor; the number of parameters, also with the output embedding if it is tied."""
     inventory = tour.weights.inventory()
     kinds: dict[str, list[Any]] = {}
     for tensor in inventory:
@@ -53,8 +52,44 @@ def _summary(tour: Tour) -> tuple[Table, int, int | None]:
     return Table(heading=heading, rows=cells, left=3, wide=True), total, with_tied
 
 
-@STUDY.figure("architecture", "every tensor by category, and where the parameters are")
-def figure_architecture(run: Run) -> Display:
+def _alike(tours: Sequence[Tour]) -> list[list[Tour]]:
+    """Returns the checkpoints in groups of one architecture: tensors of the same names and shapes, tied or not."""
+    groups: dict[Any, list[Tour]] = {}
+    for tour in tours:
+        architecture = tuple(tour.weights.inventory()), getattr(tour.config, "tie_word_embeddings", False)
+        groups.setdefault(architecture, []).append(tour)
+    return list(groups.values())
+
+
+def _sizes(tour: Tour) -> tuple[Pie, StackedBars]:
+    """Returns panels of the parameters by category, and of the size of each layer."""
+    inventory = tour.weights.inventory()
+    categories = [c for c in style.CATEGORIES if any(tensor.category == c for tensor in inventory)]
+    in_layers = [c for c in categories if any(t.category == c and t.layer is not None for t in inventory)]
+    by_layer = np.zeros((len(in_layers), tour.config.n_layer))
+    for tensor in inventory:
+        if tensor.layer is not None:
+            by_layer[in_layers.index(tensor.category), tensor.layer] += tensor.parameters * 4 / MEBIBYTE
+    pie = Pie(
+        values=[sum(t.parameters for t in inventory if t.category == c) for c in categories],
+        names=categories,
+        colors=[style.CATEGORIES[c] for c in categories],
+        title="Distribution of parameters by category",
+    )
+    bars = StackedBars(
+        x=np.arange(tour.config.n_layer),
+        heights=by_layer,
+        names=in_layers,
+        colors=[style.CATEGORIES[c] for c in in_layers],
+        xlabel="Layer",
+        ylabel="Size (MiB)",
+        title="Layer sizes across model depth",
+    )
+    return pie, bars
+
+
+@STUDY.define("architecture", "every tensor by category, and where the parameters are")
+def figure_architecture(run: WeightTourRun) -> Display:
     summaries = {tour.name: _summary(tour) for tour in run.tours}
 
     def arrays(tour: Tour) -> dict[str, Any]:
@@ -71,49 +106,31 @@ def figure_architecture(run: Run) -> Display:
         } | sums
 
     rows: list[Sequence[Panel]] = []
-    texts = []
-    for tour in run.tours:
-        table, *_ = summaries[tour.name]
-        table.title = tour.label
-        texts.append(f"{tour.name}\n{table.text()}")
-        inventory = tour.weights.inventory()
-        categories = [c for c in style.CATEGORIES if any(tensor.category == c for tensor in inventory)]
-        in_layers = [c for c in categories if any(t.category == c and t.layer is not None for t in inventory)]
-        colors = style.CATEGORIES
-        sizes = [sum(t.parameters for t in inventory if t.category == c) for c in categories]
-        by_layer = np.zeros((len(in_layers), tour.config.n_layer))
-        for tensor in inventory:
-            if tensor.layer is not None:
-                by_layer[in_layers.index(tensor.category), tensor.layer] += tensor.parameters * 4 / MEBIBYTE
-        rows.append((table,))
-        rows.append(
-            (
-                Pie(
-                    values=sizes,
-                    names=categories,
-                    colors=[colors[c] for c in categories],
-                    title="Distribution of parameters by category",
-                ),
-                StackedBars(
-                    x=np.arange(tour.config.n_layer),
-                    heights=by_layer,
-                    names=in_layers,
-                    colors=[colors[c] for c in in_layers],
-                    xlabel="Layer",
-                    ylabel="Size (MiB)",
-                    title="Layer sizes across model depth",
-                ),
-            )
-        )
+    texts, notes = [], []
+    for first, *others in _alike(run.tours):
+        table, *_ = summaries[first.name]
+        table.title, names = first.label, first.name
+        if others:
+            names = ", ".join(tour.name for tour in (first, *others))
+            table.title = _lines([tour.label for tour in (first, *others)])
+            notes.append(f" (One table for {names}, which have the same tensors.)")
+        texts.append(f"{names}\n{table.text()}")
+        rows += [(table,), _sizes(first)]
     return Display(
         arrays=run.arrays(arrays),
         panels=rows,
         caption=f"Every tensor of {run.names}, counted once (a star stands for the layer's number), parameters by "
-        "category, and the size of each layer at four bytes a parameter. A tied output embedding has its own line.",
-        size=(12, 10 * len(run.tours)),
-        heights=[6, 4] * len(run.tours),
+        "category, and the size of each layer at four bytes a parameter. A tied output embedding has its own line."
+        + "".join(notes),
+        size=(12, 5 * len(rows)),
+        heights=[6, 4] * (len(rows) // 2),
         text="\n\n".join(texts),
     )
+
+
+def _lines(labels: Sequence[str]) -> str:
+    """Returns names as a title of as many lines as they take."""
+    return textwrap.fill(", ".join(labels), TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 # --- position embeddings ---
@@ -123,8 +140,8 @@ def _dimensions(tour: Tour, wanted: Sequence[int]) -> list[int]:
     return nearest_indices(wanted, tour.config.n_embd, ORIGINAL_WIDTH)
 
 
-def _moved(run: Run, wanted: Sequence[int]) -> str:
-    """What a caption says of dimensions that a narrower model does not have, once for all models of a width."""
+def _moved(run: WeightTourRun, wanted: Sequence[int]) -> str:
+    """Returns what a caption says of dimensions that a narrower model does not have, once for all models of a width."""
     by_width = {tour.config.n_embd: _dimensions(tour, wanted) for tour in run.tours}
     return "".join(
         f" (Of {width} dimensions are shown those at the original's fractions of the width: "
@@ -134,8 +151,8 @@ def _moved(run: Run, wanted: Sequence[int]) -> str:
     )
 
 
-@STUDY.figure("positions", "the whole position-embedding matrix")
-def figure_positions(run: Run) -> Display:
+@STUDY.define("positions", "the whole position-embedding matrix")
+def figure_positions(run: WeightTourRun) -> Display:
     limits = symmetric(*(tour.positions for tour in run.tours))
     panels = [
         Image(
@@ -158,8 +175,8 @@ def figure_positions(run: Run) -> Display:
     )
 
 
-@STUDY.figure("position-dimension", "one dimension of the position embeddings")
-def figure_position_dimension(run: Run) -> Display:
+@STUDY.define("position-dimension", "one dimension of the position embeddings")
+def figure_position_dimension(run: WeightTourRun) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
         (dimension,) = _dimensions(tour, [DIMENSION])
         return {"values": tour.positions[:, dimension], "dimension": dimension}
@@ -188,8 +205,8 @@ def _chosen_arrays(tour: Tour, chosen: Chosen) -> dict[str, np.ndarray]:
     return {"dimensions": np.array(dimensions), "values": tour.positions[:, dimensions].T}
 
 
-def _dimension_panels(run: Run, chosen: Chosen, titles: Mapping[str, str]) -> list[Panel]:
-    """A panel a checkpoint with a curve for each of its chosen dimensions."""
+def _dimension_panels(run: WeightTourRun, chosen: Chosen, titles: Mapping[str, str]) -> list[Panel]:
+    """Returns a panel a checkpoint with a curve for each of its chosen dimensions."""
     values = {tour.name: _chosen_arrays(tour, chosen)["values"] for tour in run.tours}
     ylim = reach(*values.values())
     return [
@@ -208,8 +225,8 @@ def _dimension_panels(run: Run, chosen: Chosen, titles: Mapping[str, str]) -> li
     ]
 
 
-@STUDY.figure("position-dimensions", "three dimensions of the position embeddings")
-def figure_position_dimensions(run: Run) -> Display:
+@STUDY.define("position-dimensions", "three dimensions of the position embeddings")
+def figure_position_dimensions(run: WeightTourRun) -> Display:
     dimensions = {tour.name: _dimensions(tour, DIMENSIONS) for tour in run.tours}
     chosen = {name: [(each, f"Dimension {each}") for each in shown] for name, shown in dimensions.items()}
     titles = {tour.name: f"Position embedding values, {tour.label}" for tour in run.tours}
@@ -223,8 +240,8 @@ def figure_position_dimensions(run: Run) -> Display:
     )
 
 
-@STUDY.figure("position-variance", "dimensions of lowest, middle and highest variance over positions")
-def figure_position_variance(run: Run) -> Display:
+@STUDY.define("position-variance", "dimensions of lowest, middle and highest variance over positions")
+def figure_position_variance(run: WeightTourRun) -> Display:
     variances = {tour.name: _variance(tour) for tour in run.tours}
     chosen, titles = {}, {}
     for tour in run.tours:
@@ -249,8 +266,8 @@ def _variance(tour: Tour) -> Float[np.ndarray, " embed"]:
     return tour.positions.var(axis=0, dtype=np.float64)
 
 
-@STUDY.figure("position-correlation", "correlation of neighbouring positions")
-def figure_position_correlation(run: Run) -> Display:
+@STUDY.define("position-correlation", "correlation of neighbouring positions")
+def figure_position_correlation(run: WeightTourRun) -> Display:
     short = [tour.name for tour in run.tours if len(tour.positions) < 2]
     if short:
         raise NotDrawable(f"position-correlation needs two positions, and {short[0]} has one")

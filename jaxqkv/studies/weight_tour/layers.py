@@ -11,16 +11,8 @@ from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
 from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
 from jaxqkv.kernels import distribution_shape, ks_normal
 from jaxqkv.runtime.devices import jit
-from jaxqkv.studies.weight_tour.run import (
-    COMPONENTS,
-    ENDS,
-    ORIGINAL_WIDTH,
-    ROWS,
-    STATISTICS,
-    STUDY,
-    Run,
-    Tour,
-)
+from jaxqkv.studies.weight_tour import STUDY
+from jaxqkv.studies.weight_tour.run import ENDS, ORIGINAL_WIDTH, ByCheckpoint, Tour, WeightTourRun
 from jaxqkv.typing import AnyArray
 
 BINS = 50
@@ -38,8 +30,8 @@ def _histogram_statistics(wide: Float[AnyArray, "embed three_embed"]) -> dict[st
 # --- attention weights of one layer ---
 
 
-@STUDY.figure("weight-histogram", "distribution of the attention weights of one layer")
-def figure_weight_histogram(run: Run) -> Display:
+@STUDY.define("weight-histogram", "distribution of the attention weights of one layer")
+def figure_weight_histogram(run: WeightTourRun) -> Display:
     panels: list[Panel] = []
     texts, by_tour = [], {}
     for tour in run.tours:
@@ -89,7 +81,7 @@ def figure_weight_histogram(run: Run) -> Display:
 
 
 def _ks_p(statistic: float, n: int) -> float:
-    """The two-sided p-value of a Kolmogorov–Smirnov statistic, as `scipy.stats.kstest` gives it."""
+    """Returns the two-sided p-value of a Kolmogorov–Smirnov statistic, as `scipy.stats.kstest` gives it."""
     from scipy.special import kolmogorov
 
     if kolmogorov(statistic * n**0.5) == 0:  # so is the exact one, whose module is slow to import
@@ -116,8 +108,8 @@ def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, i
     )
 
 
-@STUDY.figure("weights", "the attention weights of one layer")
-def figure_weights(run: Run) -> Display:
+@STUDY.define("weights", "the attention weights of one layer")
+def figure_weights(run: WeightTourRun) -> Display:
     limits, panels = symmetric(*(tour.wide for tour in run.tours)), []
     for tour in run.tours:
         rows, columns = tour.wide.shape
@@ -137,7 +129,7 @@ Window = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _windows(shape: tuple[int, int]) -> list[Window]:
-    """The original's windows; those at the same fractions of a matrix in which they do not all fit."""
+    """Returns the original's windows; those at the same fractions of a matrix in which they do not all fit."""
     axes = []
     for bounds, size, original_size in zip(
         zip(*WINDOWS, strict=True), shape, (ORIGINAL_WIDTH, 3 * ORIGINAL_WIDTH), strict=True
@@ -148,8 +140,8 @@ def _windows(shape: tuple[int, int]) -> list[Window]:
     return list(zip(rows, columns, strict=True))
 
 
-@STUDY.figure("weights-zoom", "two windows of the attention weights")
-def figure_weights_zoom(run: Run) -> Display:
+@STUDY.define("weights-zoom", "two windows of the attention weights")
+def figure_weights_zoom(run: WeightTourRun) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
         cut = {}
         for number, ((top, bottom), (left, right)) in enumerate(_windows(tour.wide.shape), start=1):
@@ -177,10 +169,10 @@ def figure_weights_zoom(run: Run) -> Display:
 # --- layers ---
 
 
-@STUDY.figure("pca-variance", "variance explained by principal components", needs={COMPONENTS})
-def figure_pca_variance(run: Run) -> Display:
+@STUDY.define("pca-variance", "variance explained by principal components")
+def figure_pca_variance(run: WeightTourRun, components: ByCheckpoint) -> Display:
     def explained(tour: Tour) -> Float[np.ndarray, "layer component"]:
-        return np.cumsum(tour.reductions[COMPONENTS][0], axis=1)
+        return np.cumsum(components[tour.name][0], axis=1)
 
     panels = []
     for tour in run.tours:
@@ -208,16 +200,16 @@ def figure_pca_variance(run: Run) -> Display:
     )
 
 
-@STUDY.figure("pca-scatter", "rows of the attention weights on two principal components", needs={COMPONENTS})
-def figure_pca_scatter(run: Run) -> Display:
+@STUDY.define("pca-scatter", "rows of the attention weights on two principal components")
+def figure_pca_scatter(run: WeightTourRun, components: ByCheckpoint) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
-        explained, scores = tour.reductions[COMPONENTS]
+        explained, scores = components[tour.name]
         return {"layers": np.array(tour.ends), "scores": scores, "explained": explained[:, 0]}
 
-    limits = [reach(*(tour.reductions[COMPONENTS][1][..., axis] for tour in run.tours)) for axis in (0, 1)]
+    limits = [reach(*(components[tour.name][1][..., axis] for tour in run.tours)) for axis in (0, 1)]
     panels: list[Sequence[Panel]] = []
     for tour in run.tours:
-        explained, scores = tour.reductions[COMPONENTS]
+        explained, scores = components[tour.name]
         each = [
             Lines(
                 lines=[Line(x=x, y=y, color=tour.color, marker="o", linestyle="", size=4, alpha=0.6)],
@@ -239,8 +231,8 @@ def figure_pca_scatter(run: Run) -> Display:
     )
 
 
-@STUDY.figure("layer-statistics", "mean, standard deviation, maximum and minimum by layer", needs={STATISTICS})
-def figure_layer_statistics(run: Run) -> Display:
+@STUDY.define("layer-statistics", "mean, standard deviation, maximum and minimum by layer")
+def figure_layer_statistics(run: WeightTourRun, statistics: ByCheckpoint) -> Display:
     titles = {
         "mean": "Mean weight value",
         "std": "Weight standard deviation",
@@ -249,7 +241,7 @@ def figure_layer_statistics(run: Run) -> Display:
     }
     panels = [
         Lines(
-            lines=run.overlaid(lambda tour: tour.reductions[STATISTICS][name], marker="o"),  # noqa: B023
+            lines=run.overlaid(lambda tour: statistics[tour.name][name], marker="o"),  # noqa: B023
             xlabel="Layer",
             title=title,
             integer_x=True,
@@ -258,7 +250,7 @@ def figure_layer_statistics(run: Run) -> Display:
         for name, title in titles.items()
     ]
     return Display(
-        arrays=run.arrays(lambda tour: tour.reductions[STATISTICS]),
+        arrays=run.arrays(lambda tour: statistics[tour.name]),
         panels=rows_of(panels, 2),
         caption="Mean, population standard deviation, maximum and minimum of W_Q, W_K and W_V together, by layer of "
         f"{run.names}.",
@@ -267,11 +259,11 @@ def figure_layer_statistics(run: Run) -> Display:
     )
 
 
-@STUDY.figure("row-variance", "variance of the rows of the attention weights by layer", needs={ROWS})
-def figure_row_variance(run: Run) -> Display:
-    limits, rows = reach(*(tour.reductions[ROWS] for tour in run.tours)), []
+@STUDY.define("row-variance", "variance of the rows of the attention weights by layer")
+def figure_row_variance(run: WeightTourRun, row_variance: ByCheckpoint) -> Display:
+    limits, rows = reach(*(row_variance[tour.name] for tour in run.tours)), []
     for tour in run.tours:
-        variance = tour.reductions[ROWS]
+        variance = row_variance[tour.name]
         names = [str(layer) if len(variance) <= 24 or layer % 4 == 0 else "" for layer in range(len(variance))]
         rows.append(
             [
@@ -291,7 +283,7 @@ def figure_row_variance(run: Run) -> Display:
             ]
         )
     return Display(
-        arrays=run.arrays(lambda tour: {"variance": tour.reductions[ROWS]}),
+        arrays=run.arrays(lambda tour: {"variance": row_variance[tour.name]}),
         panels=rows,
         caption=f"Variance of each row of W_Q, W_K and W_V side by side, by layer of {run.names}.",
         size=(14, 4.6 * len(rows)),

@@ -10,19 +10,20 @@ from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, rows_of
 from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel, extremes
-from jaxqkv.studies.weight_tour.run import ENDS, SIGNATURE, STUDY, Run, Tour
+from jaxqkv.studies.weight_tour import STUDY
+from jaxqkv.studies.weight_tour.run import ENDS, ByCheckpoint, Tour, WeightTourRun
 
 
 def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weight"]:
-    """W_Q with a row a head; as published, the first third of the wide matrix's rows cut in as many pieces."""
+    """Returns W_Q with a row a head; as published, the first third of the wide matrix's rows cut in as many pieces."""
     n_head = tour.config.n_head
     if as_published:
         return tour.wide[: tour.config.n_embd // 3].reshape(n_head, -1)
     return tour.weights.W_Q(tour.layer, by_head=True).reshape(n_head, -1)
 
 
-@STUDY.figure("query-heads", "W_Q of one layer as one row a head")
-def figure_query_heads(run: Run) -> Display:
+@STUDY.define("query-heads", "W_Q of one layer as one row a head")
+def figure_query_heads(run: WeightTourRun) -> Display:
     heads = {tour.name: _query_rows(tour, run.as_published) for tour in run.tours}
     smallest, largest = extremes(*heads.values())
     panels = [
@@ -53,13 +54,13 @@ def figure_query_heads(run: Run) -> Display:
 
 
 def _head_vectors(tour: Tour, layer: int, as_published: bool) -> Float[np.ndarray, "head embed"]:
-    """The mean over the columns of each head's W_Q; as published, over equal pieces of the wide matrix."""
+    """Returns the mean over the columns of each head's W_Q; as published, over equal pieces of the wide matrix."""
     matrix = tour.weights.W_QKV(layer) if as_published else tour.weights.W_Q(layer)
     return matrix.reshape(len(matrix), tour.config.n_head, -1).mean(axis=-1, dtype=np.float64).T
 
 
-@STUDY.figure("head-clusters", "clusters of heads in the first and last layers")
-def figure_head_clusters(run: Run) -> Display:
+@STUDY.define("head-clusters", "clusters of heads in the first and last layers")
+def figure_head_clusters(run: WeightTourRun) -> Display:
     from scipy.cluster.hierarchy import linkage
 
     left_out: dict[str, str] = {}
@@ -109,8 +110,8 @@ def figure_head_clusters(run: Run) -> Display:
 # --- trained or not ---
 
 
-@STUDY.figure("training-signature", "what tells trained weights from fresh ones, by layer", needs={SIGNATURE})
-def figure_training_signature(run: Run) -> Display:
+@STUDY.define("training-signature", "what tells trained weights from fresh ones, by layer")
+def figure_training_signature(run: WeightTourRun, signature: ByCheckpoint) -> Display:
     titles = {
         "ks": "KS distance from normal",
         "kurtosis": "Excess kurtosis",
@@ -122,7 +123,7 @@ def figure_training_signature(run: Run) -> Display:
     for name, title in titles.items():
         lines = []
         for tour in run.tours:
-            values = tour.reductions[SIGNATURE][name]
+            values = signature[tour.name][name]
             for column, (matrix, color) in enumerate(style.QKV.items()):
                 label = rf"$\mathbf{{W_{matrix}}}$" + (f" {tour.label}" if several else "")
                 lines.append(
@@ -137,7 +138,7 @@ def figure_training_signature(run: Run) -> Display:
                 )
         panels.append(Lines(lines=lines, xlabel="Layer", ylabel=title, title=title, integer_x=True))
     return Display(
-        arrays=run.arrays(lambda tour: tour.reductions[SIGNATURE]),
+        arrays=run.arrays(lambda tour: signature[tour.name]),
         panels=rows_of(panels, 2),
         caption="Of W_Q, W_K and W_V in each layer: Kolmogorov and Smirnov's distance from a normal distribution, "
         "excess kurtosis, effective rank (the exponential of the entropy of the normalised singular values) and the "

@@ -1,15 +1,14 @@
 """The run of the tour: the checkpoints, and one pass over the layers of each."""
 
-import argparse
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.figures import style
@@ -17,18 +16,19 @@ from jaxqkv.figures.panels import Line, plain
 from jaxqkv.kernels import distribution_shape, ks_normal, principal_components, spectrum
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import compile_early, jit
-from jaxqkv.studies.options import Compared, beside, open_compared, open_weights, pick_layer, reduce_layers, short_names
-from jaxqkv.studies.registry import Study
+from jaxqkv.studies.comparison import Compared, beside, reduce_layers, short_names
+from jaxqkv.studies.layers import pick_layer
+from jaxqkv.studies.opening import open_compared, open_weights
+from jaxqkv.studies.study import Run
+from jaxqkv.studies.weight_tour import STUDY, WeightTourOptions
 
 LAYER = 0
 ORIGINAL_WIDTH = 768
 ENDS = 3  # layers at either end of the model that are shown
 
-# Reductions of layers that figures need; the components of a few layers, the others of all.
-STATISTICS, ROWS, SIGNATURE, COMPONENTS = "statistics", "row variance", "signature", "components"
-OF_EVERY_LAYER = {STATISTICS, ROWS, SIGNATURE}
-
 Wide = Float[Array, "embed three_embed"]
+# A reduction of some layers of each checkpoint by name: arrays `[layer, …]`, in a mapping or a tuple where several.
+ByCheckpoint = Mapping[str, Any]
 
 
 def _statistics(wide: Wide) -> dict[str, Array]:
@@ -40,7 +40,7 @@ def _row_variance(wide: Wide) -> Float[Array, " embed"]:
 
 
 def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
-    """How far each of W_Q, W_K and W_V is from fresh weights, in four numbers."""
+    """Returns how far each of W_Q, W_K and W_V is from fresh weights, in four numbers."""
 
     def of_one(matrix: Float[Array, "embed embed"]) -> dict[str, Array]:
         shape = distribution_shape(matrix)
@@ -51,12 +51,14 @@ def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
     return jax.lax.map(of_one, jnp.stack(jnp.split(wide, 3, axis=1)))
 
 
-REDUCTIONS: dict[str, Callable[[Wide], Any]] = {
-    STATISTICS: _statistics,
-    ROWS: _row_variance,
-    SIGNATURE: _signature,
-    COMPONENTS: principal_components,
+# What figures take: functions of the wide matrix of a layer, of every one, or of those at the ends of the model.
+OF_EVERY_LAYER: dict[str, Callable[[Wide], Any]] = {
+    "statistics": _statistics,
+    "row_variance": _row_variance,
+    "signature": _signature,
 }
+OF_ENDS: dict[str, Callable[[Wide], Any]] = {"components": principal_components}
+REDUCTIONS = OF_EVERY_LAYER | OF_ENDS
 
 
 @jit(static_argnames="names")
@@ -66,41 +68,42 @@ def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _program(width: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
-    """`_reduce` of some names for models of a width: one for all checkpoints that have it."""
+    """Returns `_reduce` of some names for models of a width: one for all checkpoints that have it."""
     return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * width), np.float32), names=names)
 
 
 class Tour(Compared):
-    """One checkpoint, and after `reduce` the reductions of its layers."""
+    """One checkpoint of the tour."""
 
     @property
     def config(self) -> Config:
-        """Of the checkpoint."""
+        """Settings of the checkpoint."""
         return self.weights.config
 
     @property
     def label(self) -> str:
-        """Its name, for a title."""
+        """Name of the checkpoint, for a title."""
         return plain(self.name)
 
     @property
     def color(self) -> str:
-        """Of its curves and points."""
+        """Colour of its curves and points."""
         return style.CHECKPOINTS[self.order % len(style.CHECKPOINTS)]
 
     @property
     def ends(self) -> list[int]:
-        """The first and last layers."""
+        """First and last layers."""
         layers = range(self.config.n_layer)
         return sorted({*layers[:ENDS], *layers[-ENDS:]})
 
     @property
     def where(self) -> str:
-        """The layer that is drawn, for a title."""
+        """Layer that is drawn, for a title."""
         return f"layer {self.layer} of {self.label}"
 
     @functools.cached_property
     def positions(self) -> Float[np.ndarray, "pos embed"]:
+        """Position embeddings."""
         return self.weights.positions
 
     @functools.cached_property
@@ -108,9 +111,13 @@ class Tour(Compared):
         """W_Q, W_K and W_V of the layer, side by side."""
         return self.weights.W_QKV(self.layer)
 
-    def reduce(self, names: set[str], progress: tqdm) -> None:
-        """One pass over the layers that are needed, with one layer's matrices in memory at a time."""
-        every, few = (tuple(sorted(names & group)) for group in (OF_EVERY_LAYER, {COMPONENTS}))
+    def reduce(self, names: Collection[str], progress: Any) -> dict[str, Any]:
+        """Makes one pass over the layers that are needed, with one layer's matrices in memory at a time.
+
+        Returns:
+          For each name, its arrays `[layer, …]`.
+        """
+        every, few = (tuple(sorted(set(names) & group.keys())) for group in (OF_EVERY_LAYER, OF_ENDS))
         groups = [(every, range(self.config.n_layer))] * bool(every) + [(few, self.ends)] * bool(few)
         programs = {chosen: _program(self.config.n_embd, chosen) for chosen, _ in groups}
 
@@ -120,15 +127,15 @@ class Tour(Compared):
         results = reduce_layers(
             self.weights, sorted({layer for _, layers in groups for layer in layers}), reduce, progress
         )
-        for name in names:
-            kept = [result[name] for result in results if name in result]
-            self.reductions[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+        kept = {name: [result[name] for result in results if name in result] for name in names}
+        return {name: jax.tree.map(lambda *leaves: np.stack(leaves), *each) for name, each in kept.items()}
 
 
-class Run:
+@STUDY.computation
+class WeightTourRun(Run):
     """The checkpoint of the tour and those it is compared with."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: WeightTourOptions, folder: Path | None = None):
         (first, *more) = open_weights(options, STUDY)
         demo = [f"random:{STUDY.demo}"] if options.demo else []
         weights = [first, *more, *open_compared(options, demo)]
@@ -137,56 +144,45 @@ class Run:
         names = short_names(weights)
         self.tours = [Tour(w, name, order, layer) for order, (w, name) in enumerate(zip(weights, names, strict=True))]
         self.first = self.tours[0]
-        self.as_published = bool(options.as_published)
+        self.as_published = options.as_published
         self.seed = options.seed
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of this run."""
+        """Returns what the manifest says of this run."""
         return {
             "checkpoint": [tour.weights.checkpoint.identity() for tour in self.tours],
             "layer": self.first.layer,
             "as published": self.as_published,
         }
 
-    def prepare(self, needs: Collection[str]) -> None:
-        """The reductions of every checkpoint, layer by layer."""
-        names = set(needs) & REDUCTIONS.keys()
+    def compute(self, names: Collection[str]) -> dict[str, ByCheckpoint]:
+        """Reduces every checkpoint, layer by layer."""
         if not names:
-            return
-        every = bool(names & OF_EVERY_LAYER)
+            return {}
+        every = not OF_EVERY_LAYER.keys().isdisjoint(names)
         total = sum(tour.config.n_layer if every else len(tour.ends) for tour in self.tours)
         with console.bar(total=total, desc="layers", unit="layer") as progress:
-            for tour in self.tours:
-                tour.reduce(names, progress)
+            reduced = {tour.name: tour.reduce(names, progress) for tour in self.tours}
+        return {name: {tour: each[name] for tour, each in reduced.items()} for name in names}
 
     @property
     def names(self) -> str:
-        """The checkpoints, for a caption."""
+        """All checkpoints, for a caption."""
         return beside([tour.name for tour in self.tours])
 
     @property
     def at_layers(self) -> str:
-        """The layers of the checkpoints that a figure of one layer shows, for a caption."""
+        """Layers of the checkpoints that a figure of one layer shows, for a caption."""
         return ", ".join(f"layer {tour.layer} of {tour.name}" for tour in self.tours)
 
     def arrays(self, make: Callable[[Tour], dict[str, Any]]) -> dict[str, Any]:
-        """Arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
+        """Returns arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
         return {f"{name}{tour.suffix}": array for tour in self.tours for name, array in make(tour).items()}
 
     def overlaid(self, values: Callable[[Tour], Float[np.ndarray, "point"]], **line: Any) -> list[Line]:
-        """A curve a checkpoint over the indices of its values, named when there are several."""
+        """Returns a curve a checkpoint over the indices of its values, named when there are several."""
         lines = []
         for tour in self.tours:
             y, label = values(tour), tour.label if len(self.tours) > 1 else ""
             lines.append(Line(x=np.arange(len(y)), y=y, color=tour.color, label=label, **line))
         return lines
-
-
-STUDY = Study(
-    name="weight-tour",
-    title="Exploring transformer weights",
-    models=("gpt2",),
-    demo="demo-gpt2",
-    run=Run,
-    options=("compare", "as_published"),
-)
