@@ -30,6 +30,10 @@ class NotDrawable(JaxqkvError):
     """A figure that makes no sense for this checkpoint or this text; the others are drawn."""
 
 
+class KernelError(NotDrawable, ValueError):
+    """Values or settings that a kernel cannot take; a figure of them is left out."""
+
+
 class JaxqkvWarning(UserWarning):
     """Something about the results that the user should know; the command prints it in one line."""
 

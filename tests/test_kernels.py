@@ -1,6 +1,9 @@
 """Each kernel against plain NumPy written from its definition, with and without jit, and by invariants."""
 
+import ast
+import inspect
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxqkv import kernels
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, KernelError
 
 ROWS, HEADS, HEAD_DIM = 23, 3, 7
 COLUMNS = HEADS * HEAD_DIM
@@ -104,11 +107,11 @@ class TestHistograms:
     def test_several_samples_in_one_pass(self, matrix):
         edges = np.linspace(-0.7, 0.6, 12)
         group = np.random.default_rng(6).integers(-1, 4, matrix.shape)  # -1 and 3 are no groups
-        densities = kernels.density_by_group(matrix, edges, group, 3)
+        densities = kernels.density_by_group(matrix, edges, group, n_group=3)
         for index in range(3):
             expected = np.histogram(matrix[group == index], edges, density=True)[0]
             np.testing.assert_allclose(densities[index], expected, rtol=1e-6)
-        by_column = kernels.density_by_group(matrix, edges, np.arange(COLUMNS)[None] % 2, 2)
+        by_column = kernels.density_by_group(matrix, edges, np.arange(COLUMNS)[None] % 2, n_group=2)
         np.testing.assert_allclose(by_column[1], np.histogram(matrix[:, 1::2], edges, density=True)[0], rtol=1e-6)
 
     def test_empty_sample_gives_zeros(self):
@@ -136,7 +139,7 @@ class TestHistograms:
         bins = int(np.ceil((sample.max() - sample.min()) / width))
         edges = np.linspace(sample.min(), sample.max(), bins + 1)
         for density in (False, True):
-            heights, found = kernels.freedman_diaconis_histogram(sample, density)
+            heights, found = kernels.freedman_diaconis_histogram(sample, density=density)
             np.testing.assert_allclose(found, edges)
             np.testing.assert_allclose(heights, np.histogram(sample, edges, density=density)[0])
         far = np.concatenate([sample, [1e9]])
@@ -188,7 +191,7 @@ class TestSimilarity:
         assert std == pytest.approx(sample.std(ddof=1), rel=1e-3)
 
     def test_pair_masks_hold_each_pair_once(self):
-        within, across = np.asarray(kernels.head_pair_masks(HEADS, HEAD_DIM))
+        within, across = np.asarray(kernels.head_pair_masks(n_head=HEADS, head_dim=HEAD_DIM))
         assert within.sum() == HEADS * HEAD_DIM * (HEAD_DIM - 1) / 2
         assert across.sum() == HEADS * (HEADS - 1) / 2 * HEAD_DIM**2
         np.testing.assert_array_equal(within | across, np.triu(np.ones((COLUMNS, COLUMNS), bool), 1))
@@ -199,7 +202,7 @@ class TestSimilarity:
 
     def test_head_pair_densities(self, matrix):
         edges = np.linspace(-0.6, 0.6, 18)
-        density, mean, std = kernels.head_pair_densities(matrix, HEADS, edges)
+        density, mean, std = kernels.head_pair_densities(matrix, edges, n_head=HEADS)
         for index, sample in enumerate(within_and_across(cosine(matrix))):
             np.testing.assert_allclose(density[index], np.histogram(sample, edges, density=True)[0], rtol=1e-5)
             assert mean[index] == pytest.approx(sample.mean(), rel=1e-5)
@@ -247,12 +250,12 @@ class TestBins:
         return np.random.default_rng(3).normal(size=(31, 29))
 
     def test_percentile_edges(self, x):
-        np.testing.assert_array_equal(kernels.percentile_edges(x, 7), np.percentile(x, np.linspace(0, 100, 8)))
+        np.testing.assert_array_equal(kernels.percentile_edges(x, n_bin=7), np.percentile(x, np.linspace(0, 100, 8)))
         holed = np.where(x > 1, np.nan, x)
         np.testing.assert_array_equal(
-            kernels.percentile_edges(holed, 7), np.percentile(x[x <= 1], np.linspace(0, 100, 8))
+            kernels.percentile_edges(holed, n_bin=7), np.percentile(x[x <= 1], np.linspace(0, 100, 8))
         )
-        assert np.isnan(kernels.percentile_edges(np.full(5, np.nan), 7)).tolist() == [True] * 8
+        assert np.isnan(kernels.percentile_edges(np.full(5, np.nan), n_bin=7)).tolist() == [True] * 8
 
     def test_bins_hold_their_left_edge_and_the_last_one_both(self):
         edges = np.array([0.0, 1, 4, 9])
@@ -292,7 +295,7 @@ class TestBins:
 
         y = (x + np.random.default_rng(4).normal(size=x.shape)).ravel().astype(np.float32)
         x = x.ravel()
-        edges = kernels.percentile_edges(x, 11)
+        edges = kernels.percentile_edges(x, n_bin=11)
         count, mean, std = kernels.binned_moments(y, kernels.bin_index(x, edges), n_bin=11)
         for name, ours in (("count", count), ("mean", mean), ("std", std)):
             np.testing.assert_allclose(ours, binned_statistic(x, y, name, bins=edges)[0], rtol=2e-6, atol=1e-6)
@@ -397,7 +400,7 @@ class TestWeights:
 @pytest.mark.parametrize("edges", [[1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0, 5.0], [0.0, np.nan]])
 def test_edges_that_are_none(edges):
     for given in (np.array(edges), jax.numpy.asarray(edges)):
-        with pytest.raises(ValueError, match="two or more, equally spaced and increasing"):
+        with pytest.raises(KernelError, match="two or more, equally spaced and increasing"):
             kernels.density(np.zeros(3, np.float32), given)
 
 
@@ -411,8 +414,8 @@ def test_edges_as_rounded_as_float32_is():
 
 @pytest.mark.parametrize("heads", [0, 4])
 def test_columns_that_are_no_heads(heads):
-    with pytest.raises(ValueError, match=rf"columns are {heads} heads side by side, got \[7, 15\]"):
-        kernels.head_pair_densities(np.ones((7, 15), np.float32), heads, np.linspace(-1, 1, 11))
+    with pytest.raises(KernelError, match=rf"columns are {heads} heads side by side, got \[7, 15\]"):
+        kernels.head_pair_densities(np.ones((7, 15), np.float32), np.linspace(-1, 1, 11), n_head=heads)
 
 
 def test_kernels_of_weights_vmap_over_layers():
@@ -432,3 +435,23 @@ def test_kernels_of_weights_vmap_over_layers():
             together,
             *alone,
         )
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in kernels.__all__ if callable(f := getattr(kernels, n)) and not inspect.isclass(f)]
+)
+def test_calling_convention(name):
+    """Arrays come first and by position; settings that are no arrays follow, by keyword alone."""
+    for parameter in inspect.signature(getattr(kernels, name)).parameters.values():
+        is_array = "np.ndarray" in str(parameter.annotation) or "jaxtyping" in str(parameter.annotation)
+        kind = parameter.POSITIONAL_OR_KEYWORD if is_array else parameter.KEYWORD_ONLY
+        assert parameter.kind is kind, parameter.name
+
+
+def test_kernels_raise_one_kind_of_error():
+    raised = set()
+    for path in Path(kernels.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                raised.add(ast.unparse(node.exc.func))
+    assert raised == {"KernelError"}

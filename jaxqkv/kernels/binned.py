@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import KernelError
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
@@ -18,23 +18,23 @@ from jaxqkv.typing import AnyArray
 PARTS = 512
 
 
-def percentile_edges(values: Float[np.ndarray, "*shape"], bins: int) -> Float[np.ndarray, "edge"]:
-    """Edges of `bins` bins with equally many values each: `numpy.percentile(values, linspace(0, 100, bins + 1))`.
+def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Float[np.ndarray, "edge"]:
+    """Edges of `n_bin` bins with equally many values each: `numpy.percentile(values, linspace(0, 100, n_bin + 1))`.
 
     NaN is left out; no value at all gives edges of NaN. Edges repeat where many values are the same.
 
     Args:
       values: any shape, any unit.
-      bins: how many, at least one.
+      n_bin: how many, at least one.
 
     Returns:
-      Float64, `bins + 1` of them, rising, in the unit of `values`.
+      Float64, `n_bin + 1` of them, rising, in the unit of `values`.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not values.size:
-        return np.full(bins + 1, np.nan)
-    return np.percentile(values, np.linspace(0, 100, bins + 1))
+        return np.full(n_bin + 1, np.nan)
+    return np.percentile(values, np.linspace(0, 100, n_bin + 1))
 
 
 def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "*shape"]:
@@ -77,7 +77,7 @@ def binned_moments(
     """
     values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index, jnp.int32)
     if values.shape != index.shape or values.ndim != 1:
-        raise JaxqkvError(f"a bin for each value, in one row: not {values.shape} and {index.shape}")
+        raise KernelError(f"a bin for each value, in one row: not {values.shape} and {index.shape}")
     inside = (index >= 0) & (index < n_bin)
     # A part of the values adds to cells of its own; the last cell of a part takes what is left out.
     parts = min(PARTS, max(values.size, 1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxqkv.errors import NotDrawable
+from jaxqkv.errors import KernelError
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
@@ -50,6 +50,7 @@ def density_by_group(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
     group: Int[AnyArray, "*#shape"],
+    *,
     n_group: int,
 ) -> Float[Array, "group bin"]:
     """`density` of several samples in one pass: `group` says which of `n_group` a value belongs to.
@@ -81,13 +82,14 @@ def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
         off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
         if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
             return edges if isinstance(edges, jax.Array) else places
-    raise ValueError("edges of bins are two or more, equally spaced and increasing")
+    raise KernelError("edges of bins are two or more, equally spaced and increasing")
 
 
 def _densities(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
     group: Int[AnyArray, "*#shape"] | None,
+    *,
     n_group: int,
 ) -> Float[Array, "group bin"]:
     edges = _checked(edges)
@@ -98,7 +100,7 @@ def _densities(
 
 
 def freedman_diaconis_histogram(
-    values: Float[np.ndarray, "*shape"], density: bool = False
+    values: Float[np.ndarray, "*shape"], *, density: bool = False
 ) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
     """Heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
 
@@ -134,7 +136,7 @@ def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
     """
     values = np.asarray(values)
     if broken := int(np.sum(~np.isfinite(values))):
-        raise NotDrawable(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
+        raise KernelError(f"{broken:,} of {values.size:,} values are NaN or infinite, so there is no histogram")
     return values
 
 

@@ -66,7 +66,7 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def head_pair_masks(n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
+def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Which pairs of columns are within a head, and which across heads, each pair once.
 
     Columns are heads side by side, `head_dim` each. Index 0: i < j in the same head (upper triangles of the diagonal
@@ -79,14 +79,14 @@ def head_pair_masks(n_head: int, head_dim: int) -> Bool[Array, "two column colum
 
 
 def head_pair_densities(
-    x: Float[AnyArray, "row column"], n_head: int, edges: Float[np.ndarray, "edge"]
+    x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
     """Densities, means and population standard deviations of column cosines within and across heads.
 
     Args:
       x: heads side by side, `n_head · head_dim` columns.
-      n_head: number of heads.
       edges: equally spaced bin edges in −1…1.
+      n_head: number of heads.
 
     Returns:
       density `[2, bin]`, mean `[2]`, std `[2]`; index 0 within heads, 1 across heads.
@@ -95,10 +95,10 @@ def head_pair_densities(
       ValueError: for columns that are not as many for every head, and edges that are no edges.
     """
     if np.ndim(x) != 2 or n_head < 1 or x.shape[1] % n_head:
-        raise ValueError(f"expected a matrix whose columns are {n_head} heads side by side, got {list(np.shape(x))}")
+        raise KernelError(f"expected a matrix whose columns are {n_head} heads side by side, got {list(np.shape(x))}")
     cosine = column_cosine(x)
-    within, across = head_pair_masks(n_head, x.shape[1] // n_head)
+    within, across = head_pair_masks(n_head=n_head, head_dim=x.shape[1] // n_head)
     group = jnp.where(within, 0, jnp.where(across, 1, -1))
     statistics = [moments(cosine, mask) for mask in (within, across)]
     mean, std = (jnp.stack(column) for column in zip(*statistics, strict=True))
-    return density_by_group(cosine, edges, group, 2), mean, std
+    return density_by_group(cosine, edges, group, n_group=2), mean, std

@@ -287,7 +287,7 @@ def _jaxqkv_kernel(name: str, *arguments: Any) -> Callable[[], Any]:
         return jnp.concatenate([shares, scores.ravel() / jnp.abs(scores).max()])
 
     functions = {
-        "head pairs": lambda w: kernels.head_pair_densities(w, *arguments[1:])[0],
+        "head pairs": lambda w: kernels.head_pair_densities(w, arguments[2], n_head=arguments[1])[0],
         "column cosines": lambda w: jnp.stack(kernels.column_cosine_moments(w)),
         "groups of dimensions": lambda x: kernels.group_densities(x, arguments[1], centred=True),
         "principal components": shares_and_scores,

@@ -39,7 +39,7 @@ Reduction = Callable[[Heads, Heads, Mask], dict[str, Array]]
 def _sample_densities(samples: Sequence[Sample], edges: np.ndarray) -> Float[Array, "sample bin"]:
     """Returns the samples' densities, all in one pass."""
     groups = [jnp.broadcast_to(jnp.where(s.where, i, -1), s.values.shape) for i, s in enumerate(samples)]
-    return density_by_group(jnp.stack([s.values for s in samples]), edges, jnp.stack(groups), len(samples))
+    return density_by_group(jnp.stack([s.values for s in samples]), edges, jnp.stack(groups), n_group=len(samples))
 
 
 def last_token_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Array]:

@@ -218,7 +218,7 @@ def figure_4b(run: QKVWeightsRun) -> Display:
 def figure_5a(run: QKVWeightsRun) -> Display:
     arrays: dict[str, np.ndarray] = {}
     panels: list[Panel] = []
-    masks = np.asarray(head_pair_masks(run.config.n_head, run.config.head_dim))
+    masks = np.asarray(head_pair_masks(n_head=run.config.n_head, head_dim=run.config.head_dim))
     groups = (("within", "Within heads", style.WITHIN), ("across", "Across heads", style.ACROSS))
     for letter, name, matrix in zip("AB", "QK", run.qkv, strict=False):
         cosine = np.asarray(column_cosine(matrix))

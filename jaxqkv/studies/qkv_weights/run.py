@@ -39,7 +39,7 @@ def matrix_densities(matrix: Float[Array, "embed embed"], n_head: int) -> dict[s
 
 
 def matrix_head_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
-    values, mean, std = head_pair_densities(matrix, n_head, COSINE_EDGES)
+    values, mean, std = head_pair_densities(matrix, COSINE_EDGES, n_head=n_head)
     return {"density": values, "mean": mean, "std": std}
 
 

@@ -88,7 +88,7 @@ def binned_pairs(
 
     def one(row: Float[np.ndarray, " pos"]) -> tuple[np.ndarray, np.ndarray]:
         sums = pair_sums(row).ravel()
-        edges = percentile_edges(sums, BINS)
+        edges = percentile_edges(sums, n_bin=BINS)
         return edges, bin_index(sums, edges).astype(np.int8)
 
     with ThreadPoolExecutor() as threads:  # NumPy sorts and searches outside of Python's lock

@@ -86,7 +86,7 @@ def figure_5_edges(
     run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray, "2 pos"], left_out: int
 ) -> Display:
     sums = pair_sums(counts.log_frequency[ends[1]])
-    percentile = percentile_edges(sums, BINS)
+    percentile = percentile_edges(sums, n_bin=BINS)
     ends = percentile[[0, -1]]
     linear = np.linspace(ends[0], ends[1], BINS + 1)
     lines = [
