@@ -57,6 +57,8 @@ def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
     # Without a default of its own: what is not given is left to the dataclass.
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
     shown = about.shown or (f"{default:,}" if type(default) is int else str(default))
+    if shown != shown.strip():  # the space counts
+        shown = f'"{shown}"'
     suffix = "" if default is None or default is False or default == () else f" (default {shown})"
     settings["help"] = f"{about.help}{suffix}".replace("%", "%%")
     if default is False:

@@ -23,7 +23,8 @@ def _are_texts(value: Any) -> bool:
 class TokenSimilarityOptions(Options, Running):
     """Options of `token-similarity`."""
 
-    sentences: Path | Iterable[str] | None = option(
+    # A file, or texts; `run` refuses anything else than a text among them.
+    sentences: Path | Iterable[Any] | None = option(
         None,
         "sentences instead of the study's own: a file with one a line",
         parse=Path,
