@@ -17,7 +17,7 @@ import jaxqkv
 from jaxqkv.checkpoints.weights import count_broken
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
-from jaxqkv.studies.registry import STUDIES, study
+from jaxqkv.studies.registry import names, study
 
 WORDS = ["<unk>", " her", " saw", " told", "I", " cat", *(f" word{number}" for number in range(37))]
 # What each study takes besides the checkpoint, to run in a moment.
@@ -29,12 +29,12 @@ STIMULI = {
     "token-similarity": ["--sentences", "sentences.txt"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
-COMMANDS = (*STUDIES, "info", "view", "verify")
+COMMANDS = (*names(), "info", "view", "verify")
 
 
 def line_of(command, spec, *more, options=None):
     """The command line that runs a command on a checkpoint."""
-    if command in STUDIES:
+    if command in names():
         options = STIMULI[command] if options is None else options
         return ["figures", command, *more, "--model", spec, "--out", "out", "--arrays-only", *options]
     own = {"view": ["--text", "I saw her cat", "--out", "out/attention.html"], "verify": ["--out", "out/verify.json"]}
@@ -50,7 +50,7 @@ def place(tmp_path, monkeypatch):
         words = np.random.default_rng(number).choice(WORDS[1:], 30)
         (tmp_path / "texts" / f"{number}.txt").write_text("I" + "".join(words))
     (tmp_path / "sentences.txt").write_text("I saw her cat\nI told her word1\nI saw word2 her word3\n")
-    for name in STUDIES:
+    for name in names():
         folder = tmp_path / "out" / name
         folder.mkdir(parents=True)
         first = next(iter(study(name).figures))
@@ -473,13 +473,13 @@ def test_ids_that_the_vocabulary_does_not_have(place, ids):
 # --- arguments ---
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", names())
 def test_unknown_figure(place, capsys, name):
     known = list(study(name).figures)[-1]
     refuse(place, capsys, line_of(name, "./model", known + "z"), f"{name} has no figure {known}z; did you mean ")
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("layer", ["3", "-1", "1000000"])
 def test_unknown_layer(place, capsys, name, layer):
     message = f"--layer {layer}: the layers of model are 0 to 2"
@@ -520,7 +520,7 @@ def test_what_there_is_not(place, capsys, line, message):
 # --- places that cannot be written ---
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("out", ["sentences.txt", "sentences.txt/deeper", "/proc/nowhere"])
 def test_a_folder_that_cannot_be_made(place, capsys, name, out):
     line = [word if word != "out" else out for word in line_of(name, "./model")]
@@ -623,7 +623,7 @@ NOT_DRAWN = {
 }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", names())
 def test_weights_that_are_not_finite_are_computed_and_named(place, capsys, name):
     tensors(spoil)(place / "model")
     write_word_tokenizer(place / "model", WORDS)

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 from conftest import GPT2, write_folder
-from jaxqkv.cli.arguments import command_for, parse
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
+from jaxqkv.cli.figures import command_for, parse
 from jaxqkv.cli.main import main
 from jaxqkv.errors import CheckpointError
-from jaxqkv.studies.registry import STUDIES, study
+from jaxqkv.studies.registry import names, study
 
 
 def in_a_process(*arguments, env=None):
@@ -42,7 +42,7 @@ def test_list_is_the_registry(capsys):
     assert main(["list"]) == 0
     lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["study", "id"]
-    assert lines[2:] == [[name, id] for name in STUDIES for id in study(name).figures]
+    assert lines[2:] == [[name, id] for name in names() for id in study(name).figures]
     assert [id for name, id in lines if name == "qkv-weights"] == [
         "1",
         "2a",
@@ -77,11 +77,13 @@ def test_info(capsys, tmp_path):
     [
         (["figures", "qkv-weights", "--dpi", "0"], "argument --dpi: 0 is not a whole number from 10 to 2400"),
         (["figures", "qkv-weights", "--seed", "-1"], "argument --seed: -1 is not a whole number from 0 up"),
-        (["figures", "qkv-weights", "--seed", "x"], "argument --seed: invalid whole number value: 'x'"),
+        (["figures", "qkv-weights", "--seed", "x"], "argument --seed: x is not a whole number from 0 up"),
         (["figures", "qkv-weights", "--demo", "--nothing"], "unrecognized arguments: --nothing"),
         (["list", "more"], "unrecognized arguments: more"),
-        (["draw"], "argument COMMAND: invalid choice: 'draw'"),
-        (["figures"], "the following arguments are required: STUDY; see"),
+        (["draw"], "no command draw; there is figures, list, view, info, verify, bench, version"),
+        (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
+        (["figures", "--demo"], "--demo is an option of a study, and none is named; see"),
+        (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare?"),
         (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
         (
             ["view", "demo-gpt2", "--text", "I", "saw her"],
@@ -116,8 +118,10 @@ def test_ids_stand_before_or_after_the_options(tmp_path):
     ],
 )
 def test_the_command_for_one_figure_of_a_run(line, command):
-    assert command_for("6", shlex.split(line)) == f"jaxqkv {command}"
-    assert parse(shlex.split(command)).ids == ["6"]
+    before, _, after = (shlex.split(part) for part in line.partition("figures"))
+    given = parse(after)
+    assert command_for(given, study("qkv-weights"), "6", before) == f"jaxqkv {command}"
+    assert parse(shlex.split(command.partition("figures")[2])).ids == ["6"]
 
 
 @pytest.mark.parametrize("option", ["--model", "--compare"])
@@ -128,10 +132,10 @@ def test_ids_that_an_option_with_several_values_took_are_named(tmp_path, capsys,
 
 
 def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
-    def fail(options):
+    def fail(given, line):
         raise MemoryError("no room\nfor more")
 
-    monkeypatch.setattr("jaxqkv.cli.main._list", fail)
+    monkeypatch.setattr("jaxqkv.cli.list.run", fail)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == "jaxqkv: error: MemoryError: no room (--debug shows where)\n"
 

@@ -10,7 +10,7 @@ from test_attention_scores import WORDS
 
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import console
-from jaxqkv.studies.registry import STUDIES, study
+from jaxqkv.studies.registry import names, study
 
 SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
 
@@ -34,11 +34,11 @@ def lines(folder, tmp_path):
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
-    return {name: ["figures", name, *common, *extra.get(name, [])] for name in STUDIES}
+    return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
 
 
 class TestQuiet:
-    @pytest.mark.parametrize("name", STUDIES)
+    @pytest.mark.parametrize("name", names())
     def test_figures(self, lines, name, tmp_path, capfd):
         for _ in range(1 + (name == "token-frequency")):  # which has counts to take up again
             assert main([*lines[name], "--quiet"]) == 0
@@ -91,7 +91,7 @@ class TestJson:
         assert err == ""
         return json.loads(out)
 
-    @pytest.mark.parametrize("name", STUDIES)
+    @pytest.mark.parametrize("name", names())
     def test_figures(self, lines, name, tmp_path, capfd):
         document = self.document(lines[name], capfd)
         folder = tmp_path / "out" / name
@@ -134,7 +134,7 @@ class TestJson:
         rows = self.document(["list"], capfd)
         assert rows == [
             {"study": name, "id": figure.id, "title": figure.title}
-            for name in STUDIES
+            for name in names()
             for figure in study(name).figures.values()
         ]
 

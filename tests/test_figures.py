@@ -19,7 +19,7 @@ from jaxqkv.figures.displays import Display, head_grid
 from jaxqkv.figures.panels import Bars, Dendrogram, Image, Line, Lines, Pie, StackedBars, Table, Violins
 from jaxqkv.pages import gallery
 from jaxqkv.runtime.files import replacing
-from jaxqkv.studies.registry import study
+from jaxqkv.studies.registry import studies, study
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ class TestFiles:
         (folder / "1.png").unlink()
         (folder / "1.png").mkdir()
         (folder / "2d.png").write_bytes(b"")
-        page = gallery.write_gallery(folder.parent).read_text()
+        page = gallery.write_gallery(folder.parent, studies()).read_text()
         assert re.findall(r'<img src="([^"]*)"', page) == ["qkv-weights/4b.png"]
         assert page.count("no picture was drawn") == 2
 
@@ -301,7 +301,7 @@ class TestFiles:
         entry = dict.fromkeys(("title", "caption", "command"), evil) | {"files": [evil, "javascript:alert(1)"]}
         manifest = {"figures": {"1": entry, "2d": entry | {"title": 3}, "2b": 7, evil: entry}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        page = gallery.write_gallery(folder.parent).read_text()
+        page = gallery.write_gallery(folder.parent, studies()).read_text()
         tags, links = [], set()
 
         class Tags(HTMLParser):

@@ -497,7 +497,7 @@ def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, conf
     expected = np.asarray(whole.run(ids).q)
     read = []
     embed = jaxqkv.checkpoints.weights.Weights.embed
-    monkeypatch.setattr(jaxqkv.model.streaming, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(jaxqkv.model.sources, "FEWEST_ROWS", 4)
     monkeypatch.setattr(
         jaxqkv.checkpoints.weights.Weights,
         "embed",

@@ -246,7 +246,7 @@ def test_index(sharded, data):
             super().__init__(path)
 
     with pytest.MonkeyPatch.context() as patch, bounded():
-        patch.setattr("jaxqkv.checkpoints.checkpoint.MappedFile", Spy)
+        patch.setattr("jaxqkv.checkpoints.folder.MappedFile", Spy)
         checkpoint = FolderCheckpoint(str(folder), folder)
         for key, shape in checkpoint.shapes.items():
             assert checkpoint.tensor(key).shape == shape

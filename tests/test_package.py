@@ -78,7 +78,7 @@ def test_the_public_members_are_found():
         "jaxqkv.model.forward",
         "jaxqkv.model.model.Model",
         "jaxqkv.model.model.Model.run",
-        "jaxqkv.text.tokens.Batch.positions",
+        "jaxqkv.text.batches.Batch.positions",
     }
 
 
