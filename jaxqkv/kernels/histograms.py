@@ -89,7 +89,6 @@ def _densities(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
     group: Int[AnyArray, "*#shape"] | None,
-    *,
     n_group: int,
 ) -> Float[Array, "group bin"]:
     edges = _checked(edges)
