@@ -172,7 +172,7 @@ def index(keep=True, **places):
             kept = {key: values for key, values in random_tensors(GPT2).items() if key != "wte.weight"}
             save_file(kept, folder / "part.safetensors")
         whole = dict.fromkeys(random_tensors(GPT2), "part.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"tables": whole | places}))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": whole | places}))
 
     return damage
 

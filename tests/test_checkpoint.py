@@ -98,7 +98,7 @@ def write_sharded(folder, config, rename=lambda name: name):
     places = {key: f"model-{index % 2 + 1:05d}-of-00002.safetensors" for index, key in enumerate(tensors)}
     for name in set(places.values()):
         save_file({key: tensors[key] for key in tensors if places[key] == name}, folder / name)
-    index = {"metadata": {}, "tables": {key: rename(name) for key, name in places.items()}}
+    index = {"metadata": {}, "weight_map": {key: rename(name) for key, name in places.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
@@ -112,8 +112,8 @@ def test_an_index_cannot_leave_its_folder(tmp_path, name):
 def change_index(folder, **places):
     """Other places in the index; None takes a tensor out."""
     path = folder / "model.safetensors.index.json"
-    places = json.loads(path.read_text())["tables"] | places
-    path.write_text(json.dumps({"tables": {key: name for key, name in places.items() if name is not None}}))
+    places = json.loads(path.read_text())["weight_map"] | places
+    path.write_text(json.dumps({"weight_map": {key: name for key, name in places.items() if name is not None}}))
 
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -131,7 +131,7 @@ def test_broken_indexes(tmp_path):
     assert "wpe.weight" not in message
     (folder / SECOND).unlink()
     assert f"names files that are not there: model-00009.safetensors, {SECOND}, {FIRST}" in refusal(folder)
-    for text in ("{", "{}", '{"tables": 3}', '{"tables": {"a": 3}}', '{"tables": {"a": ["b"]}}'):
+    for text in ("{", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["b"]}}'):
         index.write_text(text)
         assert "not a readable index" in refusal(folder)
 
