@@ -11,6 +11,7 @@ import jaxqkv
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.cli.main import main
 from jaxqkv.errors import CheckpointError, JaxqkvWarning
 from jaxqkv.runtime.files import fingerprint
 
@@ -218,12 +219,12 @@ def test_what_lacks_the_prefix_is_a_head(config, tmp_path, capsys):
     weights = weights_of(folder)
     assert sorted(weights.left_out) == sorted(heads)
     assert sorted(weights.names) == sorted(random_tensors(config))
-    assert jaxqkv.cli.main(["info", str(folder)]) == 0
+    assert main(["info", str(folder)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:"))
     assert sorted(line.removeprefix("left out:").strip().split(", ")) == [
         "crf (1 tensor)", "h (1 tensor)", "linear (1 tensor)", "qa_outputs (1 tensor)", "v_head (2 tensors)",
     ]  # fmt: skip
-    assert jaxqkv.cli.main(["info", str(folder), "--json"]) == 0
+    assert main(["info", str(folder), "--json"]) == 0
     assert sorted(json.loads(capsys.readouterr().out)["left out"]) == sorted(heads)
 
 

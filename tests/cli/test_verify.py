@@ -9,9 +9,9 @@ import pytest
 from conftest import BERT, GPT2, changed, write_folder
 from helpers.tokenizer_cases import write
 
-import jaxqkv.cli.main
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli import verify
+from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvWarning
 
 pytest.importorskip("torch", exc_type=ImportError)
@@ -150,7 +150,7 @@ def test_a_nan_does_not_pass(folder, monkeypatch):
 def test_the_command_saves_what_it_prints(tmp_path, capsys):
     path = tmp_path / "reports" / "verify.json"
     line = ["verify", "demo-gpt2", "--text", "I saw her at the market.", "Yes.", "--out", str(path)]
-    assert jaxqkv.cli.main(line) == 0
+    assert main(line) == 0
     report = json.loads(path.read_text())
     assert report["passed"]
     assert report["dtype"] == "float32"
@@ -166,7 +166,7 @@ def test_the_command_saves_what_it_prints(tmp_path, capsys):
 def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(verify.TOLERANCES, "highest", 1e-12)
     path = tmp_path / "verify.json"
-    assert jaxqkv.cli.main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
+    assert main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
     assert not json.loads(path.read_text())["passed"]
     printed = capsys.readouterr().out
     assert "FAIL" in printed
@@ -203,7 +203,7 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     assert "The saw" in tokens["different"]
     assert "the saw" not in tokens["different"]
     monkeypatch.setattr(verify, "compare_tokens", lambda *arguments: tokens)
-    assert jaxqkv.cli.main(["verify", str(folder), "--text", "the saw", "--out", str(tmp_path / "v.json")]) == 1
+    assert main(["verify", str(folder), "--text", "the saw", "--out", str(tmp_path / "v.json")]) == 1
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("token ids")]
     assert row.split() == ["token", "ids", str(len(tokens["different"])), "of", str(tokens["texts"]), "texts", "FAIL"]
     report = json.loads((tmp_path / "v.json").read_text())
@@ -230,6 +230,6 @@ def test_without_pytorch(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "jaxqkv.model.torch_reference")
     monkeypatch.delattr(jaxqkv.model, "torch_reference")
-    assert jaxqkv.cli.main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
+    assert main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
     assert "pip install 'jaxqkv[torch]'" in capsys.readouterr().err
     assert not (tmp_path / "verify.json").exists()

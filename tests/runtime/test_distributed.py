@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_figures
 
-import jaxqkv.cli.main
+from jaxqkv.cli.main import main
 from jaxqkv.runtime import distributed
 from jaxqkv.text.corpora import Corpus
 
@@ -21,17 +21,23 @@ PATIENCE = 20
 # Older versions of JAX notice a dead process in their own time.
 NOTICED = PATIENCE if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters else 100
 STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--length", "61"]
+# The count of tokens ends in the first meeting, in a later one, and where one process has no document left.
+TOKENS = (1, 700, 1_000_000)
+# Of the runs that stop and go on.
+STOPPED = 300
 # Two documents at a meeting and two sequences together, so that there are many of them; the environment may name
-# how often the model is run before the process dies, and a file of the other's that has to be there first.
+# how often the model is run before the process dies, and a file of the other's that has to be there first. Several
+# lines of arguments are several runs of one job, which joins once.
 RUN = """
-import os, sys, time
-from jaxqkv.cli import main as cli
-from jaxqkv.text import counting
+import json, os, sys, time
+from jaxqkv.cli.main import main
 from jaxqkv.model import model
+from jaxqkv.runtime import distributed
 from jaxqkv.studies.token_frequency import run as study
+from jaxqkv.text import counting
 
 counting.DOCUMENTS, study.TOGETHER, study.SAVE_EVERY = 2, 2, -1
-run, runs = model.Model.run, []
+run, runs, start = model.Model.run, [], distributed.start
 
 def counted(*arguments, **options):
     runs.append(1)
@@ -41,32 +47,52 @@ def counted(*arguments, **options):
         os._exit(9)
     return run(*arguments, **options)
 
-model.Model.run = counted
-sys.exit(cli.main(sys.argv[1:]))
+def join(*arguments):
+    distributed.start = lambda *arguments: None
+    start(*arguments)
+
+model.Model.run, distributed.start = counted, join
+for line in json.loads(sys.argv[1]):
+    status = main(line)
+    if status:
+        sys.exit(status)
 """
 
 
-@pytest.fixture
-def start():
-    """Starts one process of a job of two; what is left of them at the end is killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
+class Job:
+    """Two processes of one job over loopback."""
 
-    def run(process, out, *extra, most_runs=1000):
-        line = [sys.executable, "-c", RUN, *STUDY, *extra, "--out", str(out), "--distributed"]
-        line += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
-        line += ["--patience", str(PATIENCE)]
-        other = out / "token-frequency" / f".state-{1 - process}-of-2.npz"
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.processes = []
+
+    def start(self, out, *lines, most_runs=1000):
+        """Starts the next process, which runs the study once for each line of further arguments."""
+        number = len(self.processes)
+        place = ["--distributed", "--coordinator", f"127.0.0.1:{self.port}", "--processes", "2"]
+        place += ["--process", str(number), "--patience", str(PATIENCE)]
+        whole = json.dumps([[*STUDY, *line, *place] for line in lines])
+        other = out / "token-frequency" / f".state-{1 - number}-of-2.npz"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "MOST_RUNS": str(most_runs), "OTHER": str(other)}
-        running.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return running[-1]
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, whole], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        return process
 
-    yield run
-    for process in running:
-        process.kill()
-        process.communicate()
+    def end(self):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def job():
+    job = Job()
+    yield job
+    job.end()
 
 
 def stops(process, out):
@@ -80,77 +106,104 @@ def stops(process, out):
     assert not (out / "token-frequency" / "manifest.json").exists()
 
 
-@pytest.fixture
-def corpus(tmp_path):
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
     """Eleven documents, two of them without a token and two too short for the batch."""
     generator = np.random.default_rng(0)
     words = [f"word{n} " for n in range(40)]
     sizes = [70, 0, 90, 30, 65, 80, 0, 120, 61, 10, 75]
     lines = ["".join(words[int(40 * u**2)] for u in generator.random(size)) for size in sizes]
-    path = tmp_path / "corpus.jsonl"
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path
 
 
-@pytest.mark.parametrize("tokens", [1, 700, 1_000_000])
-def test_two_processes_give_the_numbers_of_one(tokens, start, corpus, tmp_path):
-    """Seven sequences, which two do not share evenly: every array of every figure, counts exactly.
+def line_of(corpus, tokens, out, *more):
+    """Seven sequences, which two processes do not share evenly."""
+    return ["--corpus", str(corpus), "--tokens", str(tokens), "--batch", "7", "--out", str(out), *more]
 
-    The count ends in the first meeting, in a later one, and where one process has no document left.
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """Where two processes drew; on the way, of two further jobs one process died in each, and both jobs went on.
+
+    Returns:
+      the folder: `tokens-N` for each of `TOKENS`, `victim-N` for each process that died.
     """
-    extra = ["--corpus", str(corpus), "--tokens", str(tokens), "--batch", "7"]
-    assert jaxqkv.cli.main([*STUDY, *extra, "--out", str(tmp_path / "one")]) == 0
-    running = [start(process, tmp_path / "two", *extra) for process in (0, 1)]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    assert assert_same_figures(*(tmp_path / name / "token-frequency" for name in ("one", "two"))) >= 9
-    manifest = json.loads((tmp_path / "two" / "token-frequency" / "manifest.json").read_text())
-    assert manifest["processes"] == 2
+    base = tmp_path_factory.mktemp("jobs")
+    outs = [base / f"victim-{victim}" for victim in (0, 1)]
+    dying = [Job(), Job()]
+    whole = Job()
+    try:
+        for victim, job in enumerate(dying):
+            for process in (0, 1):
+                line = line_of(corpus, STOPPED, outs[victim])
+                job.start(outs[victim], line, most_runs=1 if process == victim else 1000)
+        for victim, job in enumerate(dying):
+            job.processes[victim].communicate(timeout=180)
+            assert job.processes[victim].returncode == 9
+            stops(job.processes[1 - victim], outs[victim])
+            states = {path.name for path in (outs[victim] / "token-frequency").glob(".state*")}
+            assert states == {".state-0-of-2.npz", ".state-1-of-2.npz"}
+        lines = [line_of(corpus, tokens, base / f"tokens-{tokens}") for tokens in TOKENS]
+        lines += [line_of(corpus, STOPPED, out, "--resume") for out in outs]
+        for _ in (0, 1):
+            whole.start(base, *lines)
+        for process in whole.processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for job in (*dying, whole):
+            job.end()
+    return base
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_two_processes_give_the_numbers_of_one(tokens, finished, corpus, tmp_path):
+    """Every array of every figure, counts exactly."""
+    assert main([*STUDY, *line_of(corpus, tokens, tmp_path)]) == 0
+    out = finished / f"tokens-{tokens}" / "token-frequency"
+    assert assert_same_figures(tmp_path / "token-frequency", out) >= 9
+    assert json.loads((out / "manifest.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_job_goes_on_after_one_of_them_died(victim, start, corpus, tmp_path):
+def test_a_job_goes_on_after_one_of_them_died(victim, finished, corpus, tmp_path):
     """Each has a state of its own, and one of them may have come further."""
-    extra = ["--corpus", str(corpus), "--tokens", "300", "--batch", "7"]
-    assert jaxqkv.cli.main([*STUDY, *extra, "--out", str(tmp_path / "one")]) == 0
-    out = tmp_path / "two"
-    running = [start(process, out, *extra, most_runs=1 if process == victim else 1000) for process in (0, 1)]
-    running[victim].communicate(timeout=180)
-    assert running[victim].returncode == 9
-    stops(running[1 - victim], out)
-    states = {path.name for path in (out / "token-frequency").glob(".state*")}
-    assert states == {".state-0-of-2.npz", ".state-1-of-2.npz"}
-    running = [start(process, out, *extra, "--resume") for process in (0, 1)]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    assert assert_same_figures(*(path / "token-frequency" for path in (tmp_path / "one", out))) >= 9
-    manifest = json.loads((out / "token-frequency" / "manifest.json").read_text())
+    assert main([*STUDY, *line_of(corpus, STOPPED, tmp_path)]) == 0
+    out = finished / f"victim-{victim}" / "token-frequency"
+    assert assert_same_figures(tmp_path / "token-frequency", out) >= 9
+    manifest = json.loads((out / "manifest.json").read_text())
     assert any("sequences were run before" in note for note in manifest["notes"])
-    assert not list((out / "token-frequency").glob(".state*"))
+    assert not list(out.glob(".state*"))
 
 
-def test_a_process_that_fails_stops_the_other(start, tmp_path):
+@pytest.mark.slow
+def test_a_process_that_fails_stops_the_other(job, tmp_path):
     """One finds no corpus and ends."""
     out = tmp_path / "out"
-    first = start(0, out, "--batch", "9", "--tokens", "3000")
-    second = start(1, out, "--batch", "9", "--tokens", "3000", "--corpus", str(tmp_path / "missing"))
+    line = ["--batch", "9", "--tokens", "3000", "--out", str(out)]
+    first = job.start(out, line)
+    second = job.start(out, [*line, "--corpus", str(tmp_path / "missing")])
     _, errors = second.communicate(timeout=120)
     assert second.returncode == 2
     assert "no such file or folder" in errors
     stops(first, out)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_stops_the_other(victim, start, tmp_path):
+@pytest.mark.slow
+def test_a_process_that_is_killed_stops_the_other(job, tmp_path):
+    """The first, at which all others meet."""
     out = tmp_path / "out"
-    running = [start(process, out, "--batch", "64", "--tokens", "1000000") for process in (0, 1)]
-    assert "demo-bert" in running[victim].stdout.readline()  # it has joined, and begins to read
-    running[victim].kill()
-    stops(running[1 - victim], out)
+    first, second = (job.start(out, ["--batch", "64", "--tokens", "1000000", "--out", str(out)]) for _ in (0, 1))
+    assert "demo-bert" in first.stdout.readline()  # it has joined, and begins to read
+    first.kill()
+    stops(second, out)
 
 
+@pytest.mark.slow
 def test_a_job_that_nothing_describes(tmp_path):
     """No flags, and no SLURM, Open MPI or Cloud TPU around."""
     line = [sys.executable, "-m", "jaxqkv.cli", *STUDY, "--out", str(tmp_path / "out"), "--distributed"]
@@ -177,13 +230,13 @@ def test_each_process_has_its_documents():
 @pytest.mark.parametrize("study", ["qkv-weights", "attention-scores"])
 def test_studies_of_one_process(study, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        jaxqkv.cli.main(["figures", study, "--demo", "--distributed", "--out", str(tmp_path)])
+        main(["figures", study, "--demo", "--distributed", "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert "unrecognized arguments: --distributed" in capsys.readouterr().err
 
 
 def test_flags_of_a_job_that_is_not_asked_for(tmp_path, capsys):
     line = ["figures", "token-frequency", "--demo", "--process", "1", "--out", str(tmp_path / "out")]
-    assert jaxqkv.cli.main(line) == 2
+    assert main(line) == 2
     assert "--process is for --distributed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import GPT2, arrays_of, random_tensors, write_folder
 
-import jaxqkv.cli.main
+from jaxqkv.cli.main import main
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.panels import Table
 from jaxqkv.pages import gallery
@@ -372,5 +372,5 @@ def test_other_commands_say_it_too(command, monkeypatch, capsys):
 
     monkeypatch.setattr(f"jaxqkv.cli.{command}.run", press)
     more = {"list": [], "view": ["demo-gpt2", "--text", "a"]}.get(command, ["demo-gpt2"])
-    assert jaxqkv.cli.main([command, *more]) == 130
+    assert main([command, *more]) == 130
     assert capsys.readouterr().err == "jaxqkv: interrupted\n"

@@ -12,8 +12,9 @@ import pytest
 from benchmarks import cases, measuring, processes, report
 from conftest import arrays_of, figures_of
 
-import jaxqkv.cli.main
 from jaxqkv.architectures import open_checkpoint
+from jaxqkv.cli import bench
+from jaxqkv.cli.main import main
 from jaxqkv.studies.stimuli import stimuli
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +206,7 @@ def test_no_such_case(capsys):
 
 def test_cases_of_given_checkpoints(capsys):
     folder = str(open_checkpoint("demo-gpt2").folder)
-    assert jaxqkv.cli.main(["bench", "--model", folder, "demo-bert", "--list"]) == 0
+    assert main(["bench", "--model", folder, "demo-bert", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert "forward demo-gpt2, 8 × 256" in listed
     assert "forward demo-bert, 1 × 115" in listed
@@ -214,6 +215,6 @@ def test_cases_of_given_checkpoints(capsys):
 
 
 def test_bench_without_its_scripts(monkeypatch, capsys):
-    monkeypatch.setattr(jaxqkv.cli.main, "SCRIPTS", ROOT / "not there")
-    assert jaxqkv.cli.main(["bench", "--list"]) == 2
+    monkeypatch.setattr(bench, "SCRIPTS", ROOT / "not there")
+    assert main(["bench", "--list"]) == 2
     assert "clone" in capsys.readouterr().err

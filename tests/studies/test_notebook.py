@@ -282,7 +282,7 @@ def test_studies_are_attributes_of_the_package():
         "print(jaxqkv.kernels.pearson.__name__, jaxqkv.studies.weight_tour.figure.__name__, 'studies' in dir(jaxqkv))"
     )
     result = in_a_process("-c", code)
-    assert result.stdout.split() == ["False", "False", "pearson", "draw", "True"], result.stderr
+    assert result.stdout.split() == ["False", "False", "pearson", "figure", "True"], result.stderr
     with pytest.raises(AttributeError, match=r"module jaxqkv has no attribute kernel$"):
         _ = jaxqkv.kernel
     with pytest.raises(AttributeError, match=r"module jaxqkv\.studies has no attribute weights"):
