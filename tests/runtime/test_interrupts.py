@@ -83,11 +83,13 @@ def check_whole(folder):
     return figures
 
 
-def test_ctrl_c_in_the_middle(command, tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle(command, tmp_path, monkeypatch):
     """What was finished is whole and new, what was not is as the run before left it."""
     ids = list(study("qkv-weights").figures)
     line = ("figures", "qkv-weights", "--out", "out", "--model")
-    assert command(*line, "model", "--dpi", "40", "--seed", "1").wait(WAIT) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main([*line, "model", "--dpi", "40", "--seed", "1"]) == 0
     folder = tmp_path / "out" / "qkv-weights"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     process = command(*line, "other", "--dpi", "300", "--seed", "2")
@@ -107,12 +109,14 @@ def test_ctrl_c_in_the_middle(command, tmp_path):
             assert same == (id not in finished), (id, kind)
 
 
-def test_ctrl_c_before_the_first_figure(command, tmp_path):
-    """While it waits for a text that never comes."""
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_before_the_first_figure(command, tmp_path, number):
+    """By Ctrl-C or from outside, as a scheduler does it, while the run waits for a text that never comes."""
     os.mkfifo(tmp_path / "text")
     process = command("figures", "attention-scores", "--out", "out", "--model", "model", "--text-file", "text")
     until(lambda: (tmp_path / "out" / "attention-scores").is_dir(), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=WAIT)
     assert process.returncode == 130
     assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is as it was\n"
@@ -120,7 +124,8 @@ def test_ctrl_c_before_the_first_figure(command, tmp_path):
     assert list((tmp_path / "out" / "attention-scores").iterdir()) == []
 
 
-@pytest.mark.parametrize("delay", [0, 0.1, 0.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.15])
 def test_ctrl_c_while_xla_compiles(command, tmp_path, delay):
     """It waits for no compilation, and does not crash over one."""
     process = command("figures", "qkv-weights", "--out", "out", "--demo", "--no-compilation-cache", "--arrays-only")
@@ -132,20 +137,7 @@ def test_ctrl_c_while_xla_compiles(command, tmp_path, delay):
     assert err.startswith("jaxqkv: interrupted; ")
 
 
-def test_an_end_from_outside_is_told_as_ctrl_c_is(command, tmp_path):
-    """SIGTERM, as a scheduler sends it."""
-    ids = list(study("qkv-weights").figures)
-    process = command("figures", "qkv-weights", "--out", "out", "--model", "model", "--dpi", "300")
-    folder = tmp_path / "out" / "qkv-weights"
-    until((folder / f"{ids[1]}.npz").exists, process)
-    process.terminate()
-    _, err = process.communicate(timeout=WAIT)
-    assert process.returncode == 130
-    finished = [id for id in ids if id in check_whole(folder)]
-    assert 2 <= len(finished) < len(ids)
-    assert err.startswith(f"jaxqkv: interrupted; {len(finished)} of {len(ids)} figures finished in out/qkv-weights: ")
-
-
+@pytest.mark.slow
 def test_two_runs_at_once_into_one_folder(command, tmp_path):
     """Of the same study and of another: both end well, and the manifests and the page know all figures."""
     line = ("--out", "out", "--dpi", "40", "--no-compilation-cache", "--model")
@@ -195,6 +187,7 @@ def test_many_runs_lose_no_figure(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {f"{id}.npz" for id in listed} | {"manifest.json"}
 
 
+@pytest.mark.slow
 def test_a_lock_goes_with_the_process_that_had_it(tmp_path):
     code = "import sys, time, pathlib, jaxqkv.runtime.files as f\nwith f.locked(pathlib.Path(sys.argv[1])):\n"
     code += " print('locked', flush=True)\n time.sleep(600)"
