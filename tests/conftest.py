@@ -66,10 +66,9 @@ DISTILBERT = DistilBertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-
 CONFIGS = {"gpt2": GPT2, "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILBERT}
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path_factory, monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def _alone(tmp_path_factory):
     """No test reaches beyond this machine or the user's caches."""
-    monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     connect = socket.socket.connect
 
     def only_loopback(self, address):
@@ -77,7 +76,10 @@ def _alone(tmp_path_factory, monkeypatch):
             raise ConnectionRefusedError(f"tests do not reach {address}")
         return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", only_loopback)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAXQKV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patched.setattr(socket.socket, "connect", only_loopback)
+        yield
 
 
 def random_tensors(config, seed=0):

@@ -80,7 +80,7 @@ class FolderCheckpoint(Checkpoint):
             self._refuse_without_safetensors()
         refuse_pointer(index)
         try:
-            places = json.loads(read_whole(index, MOST_HEADER_BYTES).decode())["tables"]
+            places = json.loads(read_whole(index, MOST_HEADER_BYTES).decode())["weight_map"]
             shards: dict[str, list[str]] = {}
             for key, name in places.items():
                 shards.setdefault(os.fspath(name), []).append(key)

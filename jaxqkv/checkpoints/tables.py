@@ -1,7 +1,7 @@
 """Tables of tensors: checkpoint key → shape, place in the parameters, transform on the way.
 
 Each architecture has one. They speak in canonical keys: no `transformer.` or `bert.` prefix, `weight` and `bias` for
-norms. `resolve` maps the keys of a real file onto them, each exactly once, or lists all that is
+the norms. `resolve` maps the keys of a real file onto them, each exactly once, or lists all that is
 wrong in one error.
 """
 

@@ -1,0 +1,141 @@
+"""The real hub code against a stand-in for the hub on the loopback interface.
+
+Each step is a process of its own, since the hub's library reads its settings when it is imported.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BERT, GPT2, write_folder
+from helpers.checkpoints import write_sharded
+from helpers.hub import COMMIT, Hub
+
+
+@pytest.fixture
+def hub(tmp_path):
+    repositories = {
+        "tiny": write_folder(tmp_path / "hub" / "tiny", GPT2),
+        "owner/sharded": write_sharded(tmp_path / "hub" / "sharded", BERT),
+        "owner/llama": write_folder(tmp_path / "hub" / "llama", GPT2, model_type="llama"),
+        "owner/pickled": write_folder(tmp_path / "hub" / "pickled", GPT2),
+    }
+    (tmp_path / "hub/pickled/model.safetensors").rename(tmp_path / "hub/pickled/pytorch_model.bin")
+    for name in ("tf_model.h5", "pytorch_model.bin", "README.md", "onnx/model.safetensors"):
+        (repositories["tiny"] / name).parent.mkdir(exist_ok=True)
+        (repositories["tiny"] / name).write_bytes(b"not needed")
+    (repositories["tiny"] / "tokenizer_config.json").write_text("{}")
+    server = Hub(repositories)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def command(hub, tmp_path):
+    """Runs `jaxqkv` in a new process whose hub is the stand-in."""
+
+    def run(*arguments, url=None, **extra):
+        environment = os.environ | {
+            "HF_ENDPOINT": url or hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+            "JAX_PLATFORMS": "cpu",
+        }
+        line = [sys.executable, "-m", "jaxqkv.cli", *arguments]
+        return subprocess.run(
+            line, env=environment | extra, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    return run
+
+
+def error_line(result):
+    """The one line of an error; the hub's own progress bars come before it."""
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("jaxqkv: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_fetches_what_it_needs_and_works_offline_afterwards(hub, command):
+    result = command("info", "tiny")
+    assert result.returncode == 0, result.stderr
+    assert "gpt2, 3 layers, 5 heads of 7" in result.stdout
+    assert COMMIT in result.stdout
+    assert sorted(hub.fetched) == ["config.json", "model.safetensors", "tokenizer_config.json"]
+
+    hub.fetched.clear()
+    assert command("info", "tiny", HF_HUB_OFFLINE="1").stdout == result.stdout
+    assert command("info", "tiny", url="http://127.0.0.1:9").stdout == result.stdout
+    assert hub.fetched == []
+
+
+def test_offline_without_a_copy_says_what_to_do(command):
+    for extra in ({"HF_HUB_OFFLINE": "1"}, {"url": "http://127.0.0.1:9"}):
+        line = error_line(command("info", "tiny", **extra))
+        assert "tiny: not in the local cache, and the hub cannot be reached" in line
+        assert "go online once, or copy the checkpoint to a folder" in line
+
+
+def test_fresh_weights_of_a_known_name_ask_for_a_tokenizer_offline(command):
+    line = error_line(command("figures", "attention-scores", "--model", "random:gpt2", HF_HUB_OFFLINE="1"))
+    assert "random:gpt2: text needs the tokenizer of gpt2: not in the local cache" in line
+    assert "--tokenizer FOLDER" in line
+
+
+def test_revisions_shards_and_manifest(hub, command, tmp_path):
+    arguments = ["figures", "qkv-weights", "2d", "--arrays-only", "--model", "owner/sharded", "--revision", "v2"]
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "figures/qkv-weights/manifest.json").read_text())
+    assert manifest["checkpoint"] == [{"checkpoint": "owner/sharded", "source": "hub", "revision": COMMIT}]
+    assert sorted(hub.fetched) == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+def test_what_is_not_supported_is_refused_before_its_weights_are_fetched(hub, command):
+    assert "model_type is 'llama'" in error_line(command("info", "owner/llama"))
+    assert hub.fetched == ["config.json"]
+
+
+def test_offline_with_part_of_a_copy(hub, command):
+    """As `random:` leaves it: config and tokenizer, and no weights."""
+    assert command("info", "random:tiny").returncode == 0
+    assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
+    line = error_line(command("info", "tiny", HF_HUB_OFFLINE="1"))
+    # Versions of the hub's library differ in whether part of a copy is one.
+    assert re.search("tiny: (not|no model.safetensors .* offline,) in the local cache.*; go online once", line), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "nobody: neither a folder here nor a repository on the hub"),
+        (["tiny", "--revision", "v9"], "tiny: no revision 'v9' on the hub"),
+        (["not a/valid/id"], "not a/valid/id: neither a folder here nor a valid hub id"),
+        (["owner/pickled"], "owner/pickled: no model.safetensors"),
+        (["./nobody"], "./nobody: no such folder"),
+    ],
+)
+def test_what_the_hub_does_not_have(command, arguments, message):
+    assert message in error_line(command("info", *arguments))
+
+
+def test_a_folder_never_touches_the_network(hub, command):
+    folder = Path(hub.repositories["tiny"])
+    asked = []
+    hub.RequestHandlerClass = type("Spy", (Handler,), {"answer": lambda self, body: asked.append(self.path)})
+    assert command("info", str(folder)).returncode == 0
+    assert command("figures", "qkv-weights", "1", "--arrays-only", "--model", str(folder)).returncode == 0
+    assert asked == []

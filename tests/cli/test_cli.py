@@ -1,0 +1,195 @@
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import GPT2, write_folder
+from helpers.processes import in_a_process
+
+import jaxqkv
+from jaxqkv.checkpoints.checkpoint import BUNDLED
+from jaxqkv.cli.figures import command_for, parse
+from jaxqkv.cli.main import main
+from jaxqkv.errors import CheckpointError
+from jaxqkv.studies.registry import names, study
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"jaxqkv {jaxqkv.__version__}"
+
+
+@pytest.mark.parametrize("command", [[], ["figures"], ["list"], ["info"], ["view"]])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_list_is_the_registry(capsys):
+    assert main(["list"]) == 0
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["study", "id"]
+    assert lines[2:] == [[name, id] for name in names() for id in study(name).figures]
+    assert [id for name, id in lines if name == "qkv-weights"] == [
+        "1",
+        "2a",
+        "2b",
+        "2c",
+        "2d",
+        "3",
+        "4a",
+        "4b",
+        "5a",
+        "5b",
+        "5c",
+        "6",
+    ]
+
+
+def test_info(capsys, tmp_path):
+    assert main(["info", str(write_folder(tmp_path / "tiny", GPT2))]) == 0
+    out = capsys.readouterr().out
+    assert "gpt2, 3 layers, 5 heads of 7" in out
+    assert "43 tokens, 17 positions" in out
+    # Embeddings; four projections; the MLP's two matrices; two norms a layer and the last.
+    attention, mlp = 3 * 4 * (35 * 35 + 35), 3 * (2 * 35 * 29 + 35 + 29)
+    total = (43 + 17) * 35 + attention + mlp + (2 * 3 + 1) * 70
+    assert f"parameters:           {total:,}" in out
+    assert "model.safetensors (" in out
+    assert "F32" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figures", "qkv-weights", "--dpi", "0"], "argument --dpi: 0 is not a whole number from 10 to 2400"),
+        (["figures", "qkv-weights", "--seed", "-1"], "argument --seed: -1 is not a whole number from 0 up"),
+        (["figures", "qkv-weights", "--seed", "x"], "argument --seed: x is not a whole number from 0 up"),
+        (["figures", "qkv-weights", "--demo", "--nothing"], "unrecognized arguments: --nothing"),
+        (["list", "more"], "unrecognized arguments: more"),
+        (["draw"], "no command draw; there is figures, list, view, info, verify, bench, version"),
+        (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
+        (["figures", "--demo"], "--demo is an option of a study, and none is named; see"),
+        (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare?"),
+        (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
+        (
+            ["view", "demo-gpt2", "--text", "I", "saw her"],
+            "arguments: saw her; quote a text of several words; see jaxqkv view",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_one_line_too(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_ids_stand_before_or_after_the_options(tmp_path):
+    assert (
+        main(["figures", "qkv-weights", "1", "--demo", "--arrays-only", "--out", str(tmp_path), "--seed", "3", "4b"])
+        == 0
+    )
+    assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("figures qkv-weights --demo", "figures qkv-weights 6 --demo"),
+        ("figures qkv-weights 1 6 --demo --layer 6 2d", "figures qkv-weights 6 --demo --layer 6"),
+        ("figures qkv-weights --seed 6 --demo 6", "figures qkv-weights 6 --seed 6 --demo"),
+        ("--debug figures qkv-weights 6 --model 'a b' 6", "--debug figures qkv-weights 6 --model 'a b' 6"),
+    ],
+)
+def test_the_command_for_one_figure_of_a_run(line, command):
+    before, _, after = (shlex.split(part) for part in line.partition("figures"))
+    given = parse(after)
+    assert command_for(given, study("qkv-weights"), "6", before) == f"jaxqkv {command}"
+    assert parse(shlex.split(command.partition("figures")[2])).ids == ["6"]
+
+
+@pytest.mark.parametrize("option", ["--model", "--compare"])
+def test_ids_that_an_option_with_several_values_took_are_named(tmp_path, capsys, option):
+    line = ["figures", "weight-tour", "--out", str(tmp_path), option, "demo-gpt2", "weights"]
+    assert main(line) == 2
+    assert capsys.readouterr().err == f"jaxqkv: error: weights is a figure of weight-tour; ids stand before {option}\n"
+
+
+def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
+    def fail(given, line):
+        raise MemoryError("no room\nfor more")
+
+    monkeypatch.setattr("jaxqkv.cli.list.run", fail)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == "jaxqkv: error: MemoryError: no room (--debug shows where)\n"
+
+
+def test_words_that_have_become_texts_are_told(tmp_path, capsys):
+    line = ["figures", "attention-scores", "3", "--demo", "--arrays-only", "--out", str(tmp_path), "--text"]
+    assert main([*line, "I", "saw", "her"]) == 0
+    assert capsys.readouterr().err == "jaxqkv: --text: 3 texts, one of each word; quote a text of several words\n"
+    assert main([*line, "I saw her", "Yes"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
+    """Of the figures asked for: it is said why, the others are drawn, and the status tells that one is missing."""
+    line = ["figures", "attention-scores", "3", "4", "6", "--demo", "--arrays-only", "--out", str(tmp_path)]
+    assert main([*line, "--text", "Yes"]) == 2
+    assert {path.stem for path in tmp_path.glob("*/*.npz")} == {"3", "6"}
+    assert capsys.readouterr().err.splitlines() == [
+        "jaxqkv: 4 is not drawn: figure 4 needs a text of 3 tokens or more, not 1",
+        "jaxqkv: error: of the figures asked for, 4 cannot be drawn of this",
+    ]
+
+
+def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
+    command = f"{sys.executable} -m jaxqkv.cli figures qkv-weights 1 2d --demo --arrays-only --out {tmp_path} | true"
+    subprocess.run(command, shell=True, check=True, timeout=120)
+    assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "2d.npz"]
+
+
+@pytest.mark.parametrize("arguments", ["--version", "list", "info demo-gpt2 --json"])
+def test_a_reader_who_leaves_is_no_error(arguments):
+    command = f"set -o pipefail; {sys.executable} -m jaxqkv.cli {arguments} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_terminal_without_the_characters_stops_nothing(tmp_path):
+    folder = str(write_folder(tmp_path / "模型", GPT2))
+    done = in_a_process("-m", "jaxqkv.cli", "info", folder, env={"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0, done.stderr
+    assert r"\u6a21\u578b" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "./nowhere"], ["info", "./nowhere", "--debug"]])
+def test_debug_shows_the_traceback(arguments):
+    with pytest.raises(CheckpointError):
+        main(arguments)
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_the_package_is_light_to_import():
+    """Nothing heavy comes with `import jaxqkv`; what draws, tokenizes or downloads loads on first use."""
+    heavy = ("matplotlib", "datasets", "tokenizers", "huggingface_hub", "tqdm", "torch")
+    for used, more in (("jaxqkv.load", ()), ("jaxqkv.cli", ("jax", "flax", "scipy"))):
+        code = f"import sys, jaxqkv; {used}; print([m for m in {heavy + more} if m in sys.modules])"
+        assert in_a_process("-c", code).stdout.strip() == "[]"
+
+
+def test_script_of_the_study(tmp_path):
+    script = BUNDLED["demo-gpt2"].parents[2] / "scripts" / "qkv_weights.py"
+    result = in_a_process(str(script), "1", "--demo", "--arrays-only", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "qkv-weights" / "1.npz").exists()
+    assert result.stderr == ""  # no progress bar where there is no terminal

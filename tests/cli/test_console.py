@@ -1,0 +1,255 @@
+"""What the command says: to people, to nobody, to programs; and the bars over long work."""
+
+import io
+import json
+import os
+
+import pytest
+from conftest import GPT2, arrays_of, changed, write_folder, write_word_tokenizer
+from helpers.checkpoints import WORDS
+
+from jaxqkv.cli.main import main
+from jaxqkv.runtime import console
+from jaxqkv.studies.registry import names, study
+
+SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    config = changed(GPT2, initializer_range=0.2)
+    return str(write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS))
+
+
+@pytest.fixture
+def lines(folder, tmp_path):
+    """A command of each study on a tiny checkpoint."""
+    (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
+    (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
+    extra = {
+        "attention-scores": ["--text", "a cat saw her run home"],
+        "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
+        "weight-tour": ["--compare", f"random:{folder}"],
+        "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
+    }
+    common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
+    return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
+
+
+class TestQuiet:
+    @pytest.mark.parametrize("name", names())
+    def test_figures(self, lines, name, tmp_path, capfd):
+        for _ in range(1 + (name == "token-frequency")):  # which has counts to take up again
+            assert main([*lines[name], "--quiet"]) == 0
+        assert capfd.readouterr() == ("", "")
+        assert (tmp_path / "out" / "index.html").exists()
+
+    def test_other_commands(self, folder, capfd):
+        for line in (["list"], ["info", folder]):
+            assert main([*line, "--quiet"]) == 0
+        assert capfd.readouterr() == ("", "")
+
+    def test_errors_and_warnings_are_said(self, lines, tmp_path, capfd):
+        assert main(["info", str(tmp_path / "nowhere"), "--quiet"]) == 2
+        assert capfd.readouterr().err == f"jaxqkv: error: {tmp_path}/nowhere: no such folder\n"
+        short = lines["attention-scores"]
+        short[short.index("--text") + 1] = "a cat"
+        assert main([*short, "--quiet"]) == 0
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert [line.split(":")[1] for line in err.splitlines()] == [f" {id} is not drawn" for id in ("4", "5a", "5b")]
+
+    def test_without_it_the_same_is_said(self, lines, capfd):
+        assert main([*lines["token-frequency"], "1"]) == 0
+        out, err = capfd.readouterr()
+        assert out.startswith("token-frequency: ")
+        assert "1 figure in " in out
+        assert err == ""
+        main([*lines["token-frequency"], "1"])
+        err = capfd.readouterr().err
+        assert err.startswith("jaxqkv: 182 tokens of ")
+        assert err.endswith("corpus.txt were counted before; --no-cache reads them anew\n")
+
+    def test_bars_of_other_libraries(self):
+        names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+        before = {name: os.environ.get(name) for name in names}
+        with console.quiet():
+            assert [os.environ[name] for name in names] == ["1", "1"]
+            with console.quiet(False):
+                assert console.is_quiet()
+        assert {name: os.environ.get(name) for name in names} == before
+        assert not console.is_quiet()
+        with console.quiet(False):
+            assert {name: os.environ.get(name) for name in names} == before
+
+
+class TestJson:
+    def document(self, line, capfd):
+        assert main([*line, "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        return json.loads(out)
+
+    @pytest.mark.parametrize("name", names())
+    def test_figures(self, lines, name, tmp_path, capfd):
+        document = self.document(lines[name], capfd)
+        folder = tmp_path / "out" / name
+        manifest = json.loads((folder / "manifest.json").read_text())
+        figures = document.pop("figures")
+        assert {key: document.pop(key) for key in ("manifest", "page", "not drawn")} == {
+            "manifest": str(folder / "manifest.json"),
+            "page": str(tmp_path / "out" / "index.html"),
+            "not drawn": {},
+        }
+        assert document == {key: value for key, value in manifest.items() if key != "figures"}
+        assert list(figures) == list(study(name).figures)
+        for id, figure in figures.items():
+            assert figure == {
+                "title": study(name).figures[id].title,
+                "caption": manifest["figures"][id]["caption"],
+                "files": [str(folder / f"{id}.npz")],
+                "command": manifest["figures"][id]["command"],
+            }
+            assert len(arrays_of(figure["files"][0])) > 0
+
+    def test_figures_of_this_run_alone_and_what_is_not_drawn(self, lines, tmp_path, capfd):
+        study_name, *options = lines["attention-scores"][1:]
+        self.document(["figures", study_name, "1", *options], capfd)
+        options[options.index("--text") + 1] = "a cat"
+        drawn = [word for word in options if word != "--arrays-only"]
+        document = self.document(["figures", study_name, "3", *drawn, "--dpi", "20", "--format", "svg"], capfd)
+        assert list(document["figures"]) == ["3"]
+        kinds = [path.rpartition(".")[2] for path in document["figures"]["3"]["files"]]
+        assert kinds == ["npz", "png", "svg"]
+        assert main(["figures", study_name, *options, "--json"]) == 0
+        out, err = capfd.readouterr()
+        document = json.loads(out)
+        assert set(document["not drawn"]) == {"4", "5a", "5b"}
+        assert document["not drawn"]["4"] == "figure 4 needs a text of 3 tokens or more, not 2"
+        assert f"jaxqkv: 4 is not drawn: {document['not drawn']['4']}" in err.splitlines()
+        assert set(document["figures"]) == set(study("attention-scores").figures) - {"4", "5a", "5b"}
+
+    def test_list(self, capfd):
+        rows = self.document(["list"], capfd)
+        assert rows == [
+            {"study": name, "id": figure.id, "title": figure.title}
+            for name in names()
+            for figure in study(name).figures.values()
+        ]
+
+    def test_view(self, tmp_path, capfd):
+        path = tmp_path / "attention.html"
+        document = self.document(["view", "demo-gpt2", "--text", "I saw her.", "--out", str(path)], capfd)
+        assert document.pop("checkpoint")["checkpoint"] == "demo-gpt2"
+        assert document.pop("drawn").startswith("demo-gpt2: ")
+        assert document == {"page": str(path), "bytes": path.stat().st_size}
+
+    def test_info(self, folder, capfd):
+        about = self.document(["info", folder], capfd)
+        assert about["checkpoint"] == folder
+        assert about["source"] == "folder"
+        assert set(about["files"]) == {"model.safetensors"}
+        config = {"model_type": "gpt2", "n_layer": 3, "head_dim": 7, "vocab_size": 43}
+        assert config.items() <= about["config"].items()
+        attention, mlp, norms = 3 * 4 * (35 * 35 + 35), 3 * (2 * 35 * 29 + 35 + 29), (2 * 3 + 1) * 70
+        total = (43 + 17) * 35 + attention + mlp + norms
+        assert about["parameters"] == {
+            "Token Embedding": 43 * 35,
+            "Positional Embedding": 17 * 35,
+            "Token Type Embedding": 0,
+            "Attention": attention,
+            "Feed Forward": mlp,
+            "Layer Norm": norms,
+            "Output Embedding": 0,
+            "all": total,
+        }
+        assert about["stored as"] == ["F32"]
+        assert about["bytes"] == {"float32": 4 * total}
+        assert about["tokenizer"] == ["tokenizer.json"]
+
+    def test_verify(self, folder, tmp_path, capfd):
+        pytest.importorskip("torch", exc_type=ImportError)
+        pytest.importorskip("transformers", exc_type=ImportError)
+        path = tmp_path / "verify.json"
+        document = self.document(["verify", folder, "--text", "a cat saw her", "--out", str(path)], capfd)
+        assert document.pop("report") == str(path)
+        assert document == json.loads(path.read_text())
+        assert document["passed"] is True
+
+    def test_an_error_is_one_line_on_stderr(self, capfd):
+        assert main(["figures", "qkv-weights", "7x", "--json"]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("jaxqkv: error: qkv-weights has no figure 7x")
+        assert err.count("\n") == 1
+
+    def test_quiet_and_json_exclude_each_other(self, capfd):
+        with pytest.raises(SystemExit) as stop:
+            main(["list", "--quiet", "--json"])
+        assert stop.value.code == 2
+        assert "not allowed with argument" in capfd.readouterr().err
+
+    def test_what_is_not_finite_is_null(self):
+        tree = {"a": [1.5, float("nan")], "b": (float("inf"), {"c": -float("inf")}), "d": None, "e": True, "f": "nan"}
+        expected = {"a": [1.5, None], "b": [None, {"c": None}], "d": None, "e": True, "f": "nan"}
+        assert json.loads(console.as_json(tree), parse_constant=pytest.fail) == expected
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestBars:
+    @pytest.fixture
+    def bars(self, monkeypatch):
+        """The bars that are made from here on, as on a terminal."""
+        made, real = [], console.bar
+
+        def bar(*items, **options):
+            made.append(real(*items, file=Terminal(), **options))
+            return made[-1]
+
+        monkeypatch.setattr(console, "bar", bar)
+        return made
+
+    def test_on_terminals_alone_after_a_second_with_the_time_left(self):
+        terminal = Terminal()
+        bar = console.bar(total=4, file=terminal)
+        assert not bar.disable
+        assert bar.delay == 1
+        bar.start_t -= 6  # as if it had begun six seconds ago
+        bar.last_print_t -= 6
+        bar.update(3)
+        assert "3/4 [00:06<00:02" in terminal.getvalue()  # two seconds left
+        bar.close()
+        assert console.bar(total=4, file=io.StringIO()).disable
+        with console.quiet():
+            assert console.bar(total=4, file=Terminal()).disable
+
+    def test_short_work_shows_none(self):
+        terminal = Terminal()
+        assert list(console.bar(range(3), file=terminal)) == [0, 1, 2]
+        assert terminal.getvalue() == ""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("qkv-weights", {"layers": 3, "figures": 12}),
+            ("attention-scores", {"layers": 3, "figures": 10}),
+            ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
+            ("token-similarity", {"layers": 3, "figures": 8}),
+            ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
+        ],
+    )
+    def test_every_long_loop_has_a_total_and_gets_there(self, lines, name, expected, bars):
+        assert main([*lines[name], *(["--no-cache"] if name == "token-frequency" else [])]) == 0
+        assert {bar.desc: bar.total for bar in bars} == expected
+        for bar in bars:
+            reached = bar.n if bar.desc != "tokens" else min(bar.n, bar.total)  # whole documents are counted
+            assert reached == bar.total, bar.desc
+
+    def test_a_batch_alone_is_counted_in_sequences(self, lines, bars):
+        assert main([*lines["token-frequency"], "2", "--no-cache"]) == 0
+        assert ("sequences", 2, 2) in [(bar.desc, bar.total, bar.n) for bar in bars]

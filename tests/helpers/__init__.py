@@ -1,0 +1,1 @@
+"""Oracles, checkpoints and stand-ins that several tests share."""

@@ -1,0 +1,164 @@
+"""Eight simulated devices give the numbers of one. In a process of its own: devices are made when JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import CONFIGS, arrays_of, assert_same_figures, changed, random_ids, write_folder
+
+import jaxqkv
+from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.cli.main import main
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime import devices
+
+# Sizes that a mesh of head=2 divides, and no two the same.
+# Weights of moderate size: with large ones a softmax makes much of the last bit.
+SIZES = {"n_embd": 42, "n_head": 6, "n_inner": 34, "initializer_range": 0.1}
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+
+RUN = """
+import json, sys
+from pathlib import Path
+
+import jax, numpy as np
+import jaxqkv
+from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.cli.main import main
+from jaxqkv.runtime import devices
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+base, shapes, line = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+assert len(jax.devices()) == 8
+reduce = lambda a, mask, extra: (a.scores.max(axis=(2, 3)), extra * 2)
+for folder in sorted(base.glob("checkpoint-*")):
+    given = np.load(folder / "inputs.npz")
+    batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
+    for number, shape in enumerate(shapes):
+        mesh = devices.make_mesh(**shape)
+        model = jaxqkv.load(folder, mesh=mesh)
+        acts = model.run(batch, capture=FIELDS)
+        results = {name: np.asarray(getattr(acts, name)) for name in FIELDS}
+        # What the compiler was given is split, not copied: by head, and by the batch.
+        kernel = model.params()["layers"][0]["attn"]["q"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape[1] * mesh.shape["head"] == kernel.shape[1]
+        placed = devices.place_batch(given["ids"], mesh)
+        assert placed.addressable_shards[0].data.shape[0] * mesh.shape["data"] == placed.shape[0]
+        results["hidden"] = np.asarray(model.hidden(batch))
+        results["largest"], results["extra"] = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"]))
+        results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"], memory=1))
+        np.savez(folder / f"{number}.npz", **results)
+
+# A reducer whose result has no batch: its shape, and what is said where the batch is filled up.
+model = jaxqkv.load(folder, mesh=devices.make_mesh(4))
+ids = np.ones((8, 5), np.int32)
+said = {"shape": model.run(ids, reduce=lambda a, mask: a.scores.max()).shape}
+try:
+    model.run(ids[:7], reduce=lambda a, mask: a.scores.max())
+except jaxqkv.JaxqkvError as error:
+    said["error"] = str(error)
+(base / "said.json").write_text(json.dumps(said))
+
+for name, more in (("one", []), ("eight", ["--mesh", "data=4,head=2"])):
+    assert main([*line, *more, "--out", str(base / name)]) == 0
+"""
+STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--tokens", "3000"]
+STUDY += ["--batch", "7", "--length", "61"]
+SHAPES = ({"data": 8}, {"data": 4, "head": 2}, {"data": 1, "head": 2}, {"data": 3})
+
+
+def inputs(config, size):
+    """Sequences with pads on both sides, and an array of the batch's own."""
+    mask = np.ones((size, 13), bool)
+    mask[1, :4] = mask[2, 9:] = False
+    extra = np.random.default_rng(5).integers(0, 1000, (size, 3)).astype(np.int32)
+    return {"ids": random_ids(config, size, 13), "mask": mask, "extra": extra}
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A folder with what a process of eight devices computed of every architecture, and with the study's figures."""
+    base = tmp_path_factory.mktemp("eight")
+    for name, config in CONFIGS.items():
+        config = changed(config, **SIZES)
+        folder = write_folder(base / f"checkpoint-{name}", config)
+        np.savez(folder / "inputs.npz", **inputs(config, 11))
+    arguments = [str(base), json.dumps(SHAPES), json.dumps(STUDY)]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_eight_devices_give_the_numbers_of_one(name, eight):
+    """Eleven sequences, which divide evenly among none of them."""
+    folder = eight / f"checkpoint-{name}"
+    given = arrays_of(folder / "inputs.npz")
+    batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
+    model = jaxqkv.load(folder)
+    alone = model.run(batch, capture=FIELDS)
+    expected = {field: np.asarray(getattr(alone, field)) for field in FIELDS}
+    expected["hidden"] = np.asarray(model.hidden(batch))
+    expected["largest"] = expected["cut"] = expected["scores"].max(axis=(3, 4))
+    for number, shape in enumerate(SHAPES):
+        results = arrays_of(folder / f"{number}.npz")
+        for field, values in expected.items():
+            assert results[field].shape == values.shape
+            limit, where = 1e-6 * np.abs(values).max(), f"{field} on {shape}"
+            np.testing.assert_allclose(results[field], values, rtol=0, atol=limit, err_msg=where)
+        np.testing.assert_array_equal(results["extra"], np.stack([given["extra"] * 2] * model.config.n_layer))
+
+
+@pytest.mark.slow
+def test_the_study_on_eight_devices(eight):
+    """Every array of token-frequency, counts exactly."""
+    one, many = (eight / name / "token-frequency" for name in ("one", "eight"))
+    assert json.loads((many / "manifest.json").read_text())["mesh"] == {"data": 4, "head": 2}
+    assert assert_same_figures(one, many) == 10
+
+
+@pytest.mark.slow
+def test_a_reducer_without_the_batch_is_refused_where_pads_would_count(eight):
+    said = json.loads((eight / "said.json").read_text())
+    assert said["shape"] == [3]
+    assert "filled up for the mesh" in said["error"]
+
+
+def test_meshes_that_cannot_be():
+    count = len(jax.local_devices())
+    with pytest.raises(JaxqkvError, match=f"data=9, head=2 needs 18 devices; here are {count} cpu"):
+        devices.make_mesh(9, 2)
+    mesh = devices.make_mesh(1)
+    assert dict(mesh.shape) == {"data": 1, "head": 1}
+    with pytest.raises(JaxqkvError, match="head=2 cannot split 5 heads evenly"):
+        devices.check_split(2, 5, 8)
+    with pytest.raises(JaxqkvError, match="head=2 cannot split 29 hidden"):
+        devices.check_split(2, 4, 29)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "data=2,data=3"], "data=2,data=3 is not like data=4,head=2"),
+        (["--mesh", "rows=2"], "rows=2 is not like data=4,head=2"),
+        (["--devices", "0"], "0 is not a whole number from 1 up"),
+        (["--devices", "64"], "needs 64 devices"),
+        (["--devices", "2", "--mesh", "data=2"], "exclude each other"),
+    ],
+)
+def test_bad_meshes_on_the_command_line(arguments, message, tmp_path, capsys):
+    line = ["figures", "token-frequency", "--demo", "--out", str(tmp_path), *arguments]
+    try:
+        status = main(line)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    assert message in capsys.readouterr().err

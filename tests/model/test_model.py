@@ -1,0 +1,501 @@
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BERT, GPT2, arrays_of, changed, random_ids, random_tensors, relative_error, write_folder
+from helpers.oracles import EVERYTHING, masked_batch, real
+
+import jaxqkv
+from jaxqkv.architectures import REGISTRY
+from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.mapped import MappedFile
+from jaxqkv.checkpoints.weights import Weights, tensors_from_params
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning
+from jaxqkv.text.batches import Batch
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+@pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.npz")))
+def test_goldens_from_pytorch(name, padding, tmp_path):
+    golden = arrays_of(GOLDENS / f"{name}.npz")
+    config = REGISTRY.parse(json.loads(str(golden["config"])), name)
+    tensors = {key.removeprefix("tensor/"): value for key, value in golden.items() if key.startswith("tensor/")}
+    model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))
+    mask = golden[f"{padding}/mask"]
+    batch = masked_batch(golden[f"{padding}/ids"], mask)
+
+    activations = model.run(batch, capture=EVERYTHING)
+    for field in FIELDS:
+        expected = golden[f"{padding}/{field}"]
+        assert getattr(activations, field).shape == expected.shape
+        error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
+        assert error <= 1e-5, field
+    outputs = {"hidden": model.hidden(batch)} | ({"logits": model.logits(batch)} if config.has_logits else {})
+    for field, values in outputs.items():
+        expected = golden[f"{padding}/{field}"]
+        assert values.shape == expected.shape
+        assert relative_error(real(values, mask, field), real(expected, mask, field)) <= 1e-5, field
+
+
+def test_shapes_and_dtypes_of_everything(config, model):
+    batch, pos = 2, 11
+    activations = model.run(random_ids(config, batch, pos), capture=EVERYTHING)
+    layer, head, head_dim, embed = config.n_layer, config.n_head, config.head_dim, config.n_embd
+    for field in ("q", "k", "v", "z"):
+        assert getattr(activations, field).shape == (layer, batch, head, pos, head_dim)
+    for field in ("scores", "pattern"):
+        assert getattr(activations, field).shape == (layer, batch, head, pos, pos)
+    for field in ("attn_out", "resid_pre", "mlp_out"):
+        assert getattr(activations, field).shape == (layer, batch, pos, embed)
+    assert all(getattr(activations, field).dtype == jnp.float32 for field in FIELDS)
+    assert activations.mask.shape == (batch, pos)
+    assert activations.layers == (0, 1, 2)
+
+
+def test_only_what_was_asked_for_comes_back(config, model):
+    ids = random_ids(config, 2, 7)
+    activations = model.run(ids, capture={"k", "pattern"}, layers=[2, 0])
+    assert activations.layers == (0, 2)
+    assert {field for field in FIELDS if getattr(activations, field) is not None} == {"k", "pattern"}
+    whole = model.run(ids, capture=EVERYTHING)
+    np.testing.assert_allclose(activations.k, whole.k[np.array([0, 2])], atol=1e-6)
+    np.testing.assert_allclose(model.run(ids, capture="mlp_out", layers=1).mlp_out, whole.mlp_out[1:2], atol=1e-6)
+    default = model.run(ids)
+    assert {field for field in FIELDS if getattr(default, field) is not None} == {"q", "k", "v"}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_batch_mates_change_nothing(config, model, side):
+    lengths, width = [13, 1, 5], 13
+    rows = [random_ids(config, 1, length, seed=length)[0] for length in lengths]
+    ids, mask = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
+    for row, (tokens, length) in enumerate(zip(rows, lengths, strict=True)):
+        place = slice(0, length) if side == "right" else slice(width - length, width)
+        ids[row, place], mask[row, place] = tokens, True
+    together = model.run(masked_batch(ids, mask), capture=EVERYTHING)
+    for row, tokens in enumerate(rows):
+        alone = model.run(tokens[None], capture=EVERYTHING)
+        for field in FIELDS:
+            pair = [real(getattr(together, field)[:, row : row + 1], mask[row : row + 1], field)]
+            pair.append(real(getattr(alone, field), np.ones((1, len(tokens)), bool), field))
+            np.testing.assert_allclose(*pair, atol=1e-6 * max(1, np.abs(pair[1]).max()), err_msg=field)
+    for field in FIELDS:
+        assert np.isfinite(getattr(together, field)).all()
+
+
+def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
+    read = []
+    original = Weights.layer
+    monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
+    model.run(random_ids(config, 1, 3), capture={"q"}, layers=1)
+    assert read == [0, 1]
+
+
+def test_last_layer_stops_at_what_is_needed(config, model):
+    """The program of the last layer has no product with the MLP's weights when only q is asked for."""
+    from jaxqkv.model.forward import _block
+
+    shapes = jax.eval_shape(lambda: model.params()["layers"][0])
+    x = jnp.zeros((1, 3, config.n_embd))
+    options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
+    options["execution"] = jaxqkv.runtime.devices.Execution()
+    compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
+    flops = 2 * 3 * config.n_embd**2
+    costs = compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # of each program, in older versions of JAX
+    assert costs["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
+
+
+def test_reducer_sees_one_layer_and_is_stacked(config, model):
+    ids = random_ids(config, 2, 7)
+    whole = model.run(ids, capture={"scores", "v"})
+
+    def reduce(attention, mask):
+        return {"largest": attention.scores.max(axis=(-1, -2)), "tokens": mask.sum(), "v": (attention.v**2).sum()}
+
+    reduced = model.run(ids, reduce=reduce)
+    np.testing.assert_allclose(reduced["largest"], whole.scores.max(axis=(-1, -2)), rtol=1e-5)
+    np.testing.assert_allclose(reduced["v"], (whole.v**2).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
+    np.testing.assert_array_equal(reduced["tokens"], [14] * config.n_layer)
+    np.testing.assert_allclose(model.run(ids, reduce=reduce, layers=[1])["v"], reduced["v"][1:2], rtol=1e-5)
+
+
+def test_microbatches_change_nothing(config, model):
+    ids = random_ids(config, 7, 11)
+    whole = model.run(ids, capture=EVERYTHING)
+    for memory in (1, 60_000, 10**9):
+        cut = model.run(ids, capture=EVERYTHING, memory=memory)
+        for field in FIELDS:
+            np.testing.assert_allclose(getattr(cut, field), getattr(whole, field), atol=2e-5, err_msg=field)
+        means = model.run(ids, reduce=lambda attention, mask: attention.k.mean(axis=(1, 2, 3)), memory=memory)
+        np.testing.assert_allclose(means, whole.k.mean(axis=(2, 3, 4)), atol=1e-6)
+    # Also when an axis happens to be as long as a piece of the batch.
+    for reduce in (lambda attention, mask: attention.k.mean(), lambda attention, mask: attention.k[:1].mean((2, 3))):
+        with pytest.raises(JaxqkvError, match="must have it as its first axis"):
+            model.run(ids, reduce=reduce, memory=1)
+    np.testing.assert_allclose(model.hidden(ids, memory=60_000), model.hidden(ids), atol=2e-5)
+
+
+def test_reducer_gets_inputs_cut_along_with_the_batch(config, model):
+    ids = random_ids(config, 7, 11)
+    inputs = {"weight": np.arange(7 * 11, dtype=np.float32).reshape(7, 11), "shift": np.arange(7, dtype=np.float32)}
+
+    def reduce(attention, mask, inputs):
+        return (attention.attn_out * inputs["weight"][:, :, None]).sum(axis=1) + inputs["shift"][:, None]
+
+    expected = np.einsum("lbpe,bp->lbe", model.run(ids, capture={"attn_out"}).attn_out, inputs["weight"])
+    expected += inputs["shift"][:, None]
+    for memory in (None, 1, 60_000):
+        reduced = model.run(ids, reduce=reduce, inputs=inputs, memory=memory)
+        np.testing.assert_allclose(reduced, expected, rtol=2e-5, atol=2e-3)
+    with pytest.raises(JaxqkvError, match=r"batch of 7 as their first axis; one of them is \[6\]"):
+        model.run(ids, reduce=reduce, inputs=inputs | {"shift": np.zeros(6)})
+    with pytest.raises(JaxqkvError, match="`inputs` are for `reduce`"):
+        model.run(ids, inputs=inputs)
+
+
+def test_progress_counts_microbatches_of_all_layers_that_are_run(config, model):
+    ids, calls = random_ids(config, 3, 11), []
+    model.run(ids, layers=[1], memory=1, progress=lambda *call: calls.append(call))
+    assert calls == [(done, 6) for done in range(1, 7)]
+
+
+def test_hidden_states_of_earlier_layers_are_let_go(tmp_path):
+    deep = jaxqkv.load(write_folder(tmp_path / "deep", changed(GPT2, n_layer=13)))
+    ids = random_ids(GPT2, 3, 11)
+    shape, most = (3, 11, GPT2.n_embd), 0
+    layer = Weights.layer
+
+    def count(self, number):
+        nonlocal most
+        most = max(most, sum(array.shape == shape for array in jax.live_arrays()))
+        return layer(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Weights, "layer", count)
+        deep.hidden(ids)
+    assert most <= 3
+
+
+def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, monkeypatch):
+    ids = random_ids(config, 2, 5)
+    read = []
+    original = Weights.layer
+    monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
+    streamed, kept = (jaxqkv.load(folder, stream=stream) for stream in (True, False))
+    results = [model.run(ids, capture=EVERYTHING) for model in (streamed, kept) for _ in range(4)]
+    for field in FIELDS:
+        for result in results[1:]:
+            np.testing.assert_array_equal(getattr(result, field), getattr(results[0], field))
+    assert read == 4 * [0, 1, 2] + 2 * [0, 1, 2]  # kept from the second use on
+    streamed.params()
+    assert read[18:] == [0, 1, 2]
+    kept.params()
+    assert len(read) == 21
+
+
+def test_two_threads_run_one_model(config, folder):
+    model = jaxqkv.load(folder, stream=True)
+    batches = [random_ids(config, 2, 11, seed) for seed in range(8)]
+    alone = [model.run(ids, capture={"mlp_out"}).mlp_out for ids in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda ids: model.run(ids, capture={"mlp_out"}).mlp_out, batches))
+    for expected, actual in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_jit_grad_and_vmap_over_a_batch(config, model):
+    ids = jnp.asarray(random_ids(config, 3, 5))
+    eager = model.run(ids, capture={"q", "pattern"})
+    jitted = jax.jit(lambda ids: model.run(ids, capture={"q", "pattern"}))(ids)
+    np.testing.assert_allclose(jitted.q, eager.q, atol=1e-5)
+    mapped = jax.vmap(lambda row: model.run(row[None], capture={"pattern"}).pattern[:, 0], out_axes=1)(ids)
+    np.testing.assert_allclose(mapped, eager.pattern, atol=1e-6)
+
+    def loss(scale):
+        return (scale * model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
+
+    expected = (model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
+    np.testing.assert_allclose(jax.grad(loss)(2.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.run(ids, capture={"q"}).q, eager.q, atol=1e-6)  # nothing leaked from tracing
+
+
+def test_gradient_with_respect_to_parameters(config, model):
+    """Against a central difference along a random direction."""
+    params, ids = model.params(), random_ids(config, 2, 5)
+
+    def loss(params):
+        return (jaxqkv.forward(params, ids, config, capture={"z"}, layers=2).z ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    generator = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), params)
+    step = 3e-3
+    moved = [jax.tree.map(lambda p, d, s=s: p + s * d, params, direction) for s in (step, -step)]
+    numerical = (loss(moved[0]) - loss(moved[1])) / (2 * step)
+    exact = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(exact, numerical, rtol=0.02)
+
+
+def test_vmap_over_checkpoints(config, tmp_path):
+    models = [jaxqkv.load(write_folder(tmp_path / str(s), config, random_tensors(config, s))) for s in (0, 1)]
+    ids = random_ids(config, 2, 5)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model.params() for model in models))
+    q = jax.vmap(lambda params: jaxqkv.forward(params, ids, config, capture={"q"}).q)(stacked)
+    for index, model in enumerate(models):
+        np.testing.assert_allclose(q[index], model.run(ids, capture={"q"}).q, atol=1e-5)
+
+
+def test_untied_logits_use_lm_head(tmp_path):
+    untied = changed(GPT2, tie_word_embeddings=False)
+    tensors = random_tensors(untied)
+    model = jaxqkv.load(write_folder(tmp_path / "untied", untied, tensors))
+    ids = random_ids(GPT2, 2, 3)
+    hidden = np.asarray(model.hidden(ids), np.float64)
+    np.testing.assert_allclose(model.logits(ids), hidden @ tensors["lm_head.weight"].T, atol=1e-4)
+    assert not model.weights.tied
+
+
+def tied_with_lm_head(path, lm_head, flag=True):
+    """A folder whose config.json ties the embeddings, or says nothing of it, and whose file has both."""
+    folder = write_folder(path, GPT2, random_tensors(GPT2) | {"lm_head.weight": lm_head})
+    data = json.loads((folder / "config.json").read_text())
+    data.pop("tie_word_embeddings")
+    (folder / "config.json").write_text(json.dumps(data | ({"tie_word_embeddings": True} if flag else {})))
+    return folder
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["tied", "not said"])
+@pytest.mark.parametrize("row", [0, 42])
+def test_an_output_embedding_that_differs_is_used_and_named(tmp_path, monkeypatch, flag, row):
+    """As transformers 5 does; from the first row or in the last alone, found piece by piece."""
+    monkeypatch.setattr("jaxqkv.checkpoints.weights.ROWS", 7)
+    lm_head = random_tensors(GPT2)["wte.weight"].copy()
+    lm_head[row] *= 2
+    folder = tied_with_lm_head(tmp_path / "x", lm_head, flag)
+    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    hidden = np.asarray(model.hidden(ids), np.float64)  # warnings are errors: nothing is said where it is not used
+    with pytest.warns(JaxqkvWarning, match=r"lm_head.weight differs from wte.weight, .*; logits use lm_head.weight"):
+        logits = model.logits(ids)
+    np.testing.assert_allclose(logits, hidden @ lm_head.T, atol=1e-4)
+    np.testing.assert_array_equal(model.logits(ids), logits)  # said once
+    params = model.params()
+    np.testing.assert_array_equal(jaxqkv.logits(params, ids, model.config), logits)
+    saved = tensors_from_params(params, model.config)
+    np.testing.assert_array_equal(saved["lm_head.weight"], lm_head)
+    assert model.weights.names[-1] == "lm_head.weight"
+    assert not model.weights.tied
+    assert model.weights.parameters()["Output Embedding"] == 43 * 35
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids).long()).logits.numpy()
+    assert relative_error(logits, expected) <= 1e-5
+
+
+def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
+    """Both are compared once, where logits are made or parameters counted, and kept once."""
+    folder = tied_with_lm_head(tmp_path / "x", random_tensors(GPT2)["wte.weight"])
+    read = []
+    tensor = MappedFile.tensor
+    monkeypatch.setattr(MappedFile, "tensor", lambda self, key: read.append(key) or tensor(self, key))
+    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    model.hidden(ids)
+    assert "lm_head.weight" not in read
+    logits = model.logits(ids)
+    model.logits(ids)
+    model.weights.parameters()
+    assert read.count("lm_head.weight") == 1
+    assert model.weights.tied
+    assert "lm_head" not in model.params()["final"]
+    assert model.weights.parameters()["Output Embedding"] == 0
+    np.testing.assert_array_equal(logits, jaxqkv.load(write_folder(tmp_path / "one", GPT2)).logits(ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "factor"),
+    [
+        ({"scale_attn_weights": False}, lambda layer: np.sqrt(GPT2.head_dim)),
+        ({"scale_attn_by_inverse_layer_idx": True}, lambda layer: 1 / (layer + 1)),
+    ],
+)
+def test_settings_of_the_scale(tmp_path, change, factor):
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, **change)))
+    activations = model.run(random_ids(GPT2, 2, 5), capture={"q", "k", "scores"})
+    q, k = np.asarray(activations.q, np.float64), np.asarray(activations.k, np.float64)
+    for layer in range(GPT2.n_layer):
+        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) * factor(layer)
+        assert relative_error(activations.scores[layer], expected) < 1e-5
+
+
+def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
+    ids = random_ids(config, 2, 5)
+    exact = jaxqkv.load(folder).run(ids)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
+        rough = jaxqkv.load(folder, dtype=jnp.bfloat16).run(ids)
+    assert rough.q.dtype == jnp.bfloat16
+    assert 1e-4 < relative_error(rough.q[0].astype(jnp.float32), exact.q[0]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
+        ({"capture": set()}, "not both, not none"),
+        ({"capture": {"q"}, "reduce": lambda attention, mask: 0}, "not both, not none"),
+        ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
+        ({"layers": [-1, 0]}, "no layer -1"),
+        ({"layers": []}, "no layer selected"),
+    ],
+)
+def test_bad_questions(model, config, arguments, message):
+    with pytest.raises(JaxqkvError, match=message):
+        model.run(random_ids(config, 1, 3), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((1, 18), np.int32), "18 tokens are more than the model's 17 positions"),
+        (np.array([[43]]), "the model's are 0 to 42"),
+        (np.array([[-1]]), "reach from -1"),
+        (np.zeros(3, np.int32), r"expected integer ids \[batch, pos\], got int32 \[3\]"),
+        (np.zeros((2, 3)), r"got float64 \[2, 3\]"),
+        (np.zeros((0, 3), np.int32), r"got int32 \[0, 3\]"),
+        ([[1, 2], [3]], "rows of one length"),
+        (masked_batch(np.full((1, 3), 43), np.ones((1, 3), bool)), "the model's are 0 to 42"),
+    ],
+)
+def test_bad_ids(model, ids, message):
+    with pytest.raises(JaxqkvError, match=message):
+        model.run(ids)
+
+
+def with_types(token_types):
+    ids = np.array([[1, 2, 3]], np.int32)
+    return Batch(ids=ids, mask=np.array([[True, True, False]]), token_types=np.array([token_types]))
+
+
+@pytest.mark.parametrize("token_types", [[0, 2, 0], [0, -1, 0], [0, 0, 2], [0, 0, 1]])
+@pytest.mark.parametrize(
+    "run", [jaxqkv.Model.run, jaxqkv.Model.hidden, lambda model, batch: next(model.layerwise(batch))]
+)
+def test_bad_token_types(model, config, token_types, run):
+    """At pads too, whose values would be NaN and spread."""
+    message = "the model's are 0 to 1" if config is BERT else r"the model's are 0 alone \(gpt2\)"
+    if config is BERT and max(token_types) == 1:
+        run(model, with_types(token_types))
+        return
+    with pytest.raises(
+        JaxqkvError, match=rf"token_types reach from {min(token_types)} to {max(token_types)}; {message}"
+    ):
+        run(model, with_types(token_types))
+
+
+def test_one_token_type_in_bert(tmp_path):
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(BERT, type_vocab_size=1)))
+    assert np.isfinite(model.hidden(with_types([0, 0, 0]))).all()
+    with pytest.raises(JaxqkvError, match="token_types reach from 0 to 1; the model's are 0 alone"):
+        model.hidden(with_types([0, 1, 0]))
+
+
+def test_token_types_are_not_read_while_tracing(model):
+    batch = jax.tree.map(jnp.asarray, with_types([0, 0, 0]))
+    np.testing.assert_allclose(jax.jit(model.hidden)(batch)[:, :2], model.hidden(batch)[:, :2], atol=1e-5)
+
+
+def test_wrong_types_without_the_suites_own_checks(folder):
+    """In a process of its own: the suite's type checks would refuse these before the package does."""
+    code = f"""
+import numpy as np, jaxqkv
+model, ids = jaxqkv.load({str(folder)!r}), np.zeros((1, 3), int)
+batch = jaxqkv.Batch(ids=ids, mask=np.ones((1, 2), bool), token_types=ids)
+for run in (
+    lambda: model.run(ids, layers=[0.5]),
+    lambda: model.run(ids, layers="1"),
+    lambda: model.run(ids, reduce="mean"),
+    lambda: model.run(batch),
+    lambda: model.run(batch.replace(mask=ids)),
+    lambda: model.run(np.zeros((2, 3))),
+    lambda: model.run(jaxqkv.Batch(ids=ids, mask=np.ones((1, 3), bool), token_types=np.zeros((1, 3)))),
+):
+    try:
+        run()
+    except jaxqkv.JaxqkvError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.splitlines() == [
+        "layers are whole numbers, not [0.5]",
+        "layers are whole numbers, not '1'",
+        "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
+        "mask [1, 2] does not go with ids [1, 3]",
+        "mask is boolean, True at real tokens, not int64",
+        "expected integer ids [batch, pos], got float64 [2, 3]",
+        "expected integer token_types [batch, pos], got float64",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float64", "nonsense"])
+def test_dtypes_that_would_change_the_numbers_silently(folder, dtype):
+    with pytest.raises(JaxqkvError, match="dtype is one of float32, bfloat16, float16, not "):
+        jaxqkv.load(folder, dtype=dtype)
+
+
+def test_bert_has_no_logits(tmp_path):
+    model = jaxqkv.load(write_folder(tmp_path / "x", BERT))
+    with pytest.raises(JaxqkvError, match="logits are for GPT-2"):
+        model.logits(random_ids(BERT, 1, 3))
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "bert-large-uncased"])
+def test_full_sizes_for_nothing(name):
+    """Shapes of a whole forward pass at the real sizes, without a weight or a product."""
+    config = REGISTRY.known[name]
+    model = jaxqkv.load(f"random:{name}")
+    zeros = {key: np.broadcast_to(np.float32(0), rule.shape) for key, rule in model.weights._rules.items()}
+    model.checkpoint.tensor = zeros.__getitem__
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        {"embed": model.weights.embed(), "final": model.weights.final(),
+         "layers": [model.weights.layer(layer) for layer in range(config.n_layer)]},
+    )  # fmt: skip
+    ids = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+    q = jax.eval_shape(lambda params, ids: jaxqkv.forward(params, ids, config).q, shapes, ids)
+    assert q.shape == (config.n_layer, 2, config.n_head, 7, config.head_dim)
+
+
+def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, config, monkeypatch):
+    """A run of a model that keeps nothing, and any first run, against one with the whole table."""
+    ids = random_ids(config, 3, 7)
+    whole = jaxqkv.load(folder)
+    whole.params()
+    expected = np.asarray(whole.run(ids).q)
+    read = []
+    embed = jaxqkv.checkpoints.weights.Weights.embed
+    monkeypatch.setattr(jaxqkv.model.sources, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(
+        jaxqkv.checkpoints.weights.Weights,
+        "embed",
+        lambda self, tokens=None: read.append(tokens) or embed(self, tokens),
+    )
+    kept, streamed = jaxqkv.load(folder), jaxqkv.load(folder, stream=True)
+    for model in (kept, streamed, kept, streamed):
+        np.testing.assert_array_equal(np.asarray(model.run(ids).q), expected)
+    first, second, whole_table, last = read
+    for tokens in (first, second, last):
+        # 14 to 21 different tokens, in a table of 16 or 32 rows.
+        assert len(tokens) in (16, 32)
+        assert set(tokens) == set(ids.ravel())
+    assert whole_table is None
+    if config.model_type == "gpt2":
+        np.testing.assert_allclose(streamed.logits(ids), whole.logits(ids), atol=1e-6)

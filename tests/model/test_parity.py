@@ -1,0 +1,137 @@
+"""Live against the PyTorch models of `transformers`: every intermediate of every architecture.
+
+The suite's extra brings torch; without it these tests are skipped and the goldens stand alone.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIGS, GPT2, changed, relative_error, write_folder
+from helpers.oracles import EVERYTHING, masked_batch, real
+
+import jaxqkv
+from jaxqkv.architectures import REGISTRY
+from jaxqkv.architectures.activations import FIELDS
+
+torch = pytest.importorskip("torch", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=ImportError)
+from make_goldens import masks  # noqa: E402
+from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # noqa: E402
+
+from jaxqkv.model import torch_reference  # noqa: E402
+
+FULL = {"gpt2": REGISTRY.known["gpt2"], "bert": REGISTRY.known["bert-base-uncased"]}
+
+
+def root_mean_square(x):
+    return np.sqrt((x**2).mean())
+
+
+def ours(path, torch_model, config, ids, mask):
+    """The same fields from this package, on a folder with the PyTorch model's weights."""
+    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    model = jaxqkv.load(write_folder(path, config, tensors))
+    batch = masked_batch(ids, mask)
+    activations = model.run(batch, capture=EVERYTHING)
+    fields = {field: np.asarray(getattr(activations, field)) for field in FIELDS}
+    fields["hidden"] = np.asarray(model.hidden(batch))
+    return fields | ({"logits": np.asarray(model.logits(batch))} if config.has_logits else {})
+
+
+@pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_intermediate(name, padding, tmp_path):
+    config = CONFIGS[name]
+    mask = masks()[padding]
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
+    torch_model = torch_reference.build(config, seed=1)
+    expected = torch_reference.intermediates(torch_model, config, ids, mask)
+    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
+    assert sorted(actual) == sorted(expected)
+    for field in expected:
+        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= 1e-5, field
+
+
+@pytest.mark.parametrize("name", sorted(FULL))
+def test_full_shapes_in_float32_and_against_float64(name, tmp_path):
+    """At the real sizes: within 1e-5 of PyTorch, and no further from float64 than twice PyTorch's way.
+
+    The second by the root mean square: which single number of thousands is worst is luck.
+    """
+    config = FULL[name]
+    mask = np.ones((2, 29), bool)
+    mask[1, :11] = False
+    ids = np.random.default_rng(6).integers(0, config.vocab_size, mask.shape)
+    torch_model = torch_reference.build(config, seed=2)
+    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
+    single = torch_reference.intermediates(torch_model, config, ids, mask)
+    double = torch_reference.intermediates(torch_model.double(), config, ids, mask)
+    for field in double:
+        mine, theirs, exact = (real(arrays[field], mask, field) for arrays in (actual, single, double))
+        assert relative_error(mine, theirs) <= 1e-5, field
+        assert root_mean_square(mine - exact) <= 2 * root_mean_square(theirs - exact), field
+
+
+def test_transformers_loads_what_is_saved(config, tmp_path):
+    """A folder written by `save_checkpoint` gives PyTorch the same hidden states."""
+    from transformers import AutoModel
+
+    folder = write_folder(tmp_path / "x", config)
+    torch_model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = np.random.default_rng(7).integers(0, config.vocab_size, (3, 13))
+    with torch.no_grad():
+        expected = torch_model(torch.tensor(ids)).last_hidden_state.numpy()
+    assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= 1e-5
+
+
+UPCAST = {"reorder_and_upcast_attn": True}
+
+
+@pytest.mark.parametrize("extra", [{}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}])
+def test_reordered_and_upcast_attention_in_float32(extra, tmp_path):
+    """Every intermediate of a model such as CodeParrot's and Stanford's; eager attention does as the file says."""
+    config = changed(GPT2, **UPCAST, **extra)
+    mask = masks()["left"]
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
+    torch_model = torch_reference.build(config, seed=1)
+    assert all(block.attn.reorder_and_upcast_attn for block in torch_model.transformer.h)
+    expected = torch_reference.intermediates(torch_model, config, ids, mask)
+    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
+    for field in expected:
+        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= 1e-5, field
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("upcast", [True, False])
+def test_attention_of_16_bits_upcast_or_not(dtype, upcast, tmp_path):
+    """On the same queries and keys, whose scores are far from zero, transformers' pattern to a rounding of 16 bits."""
+    config = changed(GPT2, n_layer=1, initializer_range=0.7, reorder_and_upcast_attn=upcast)
+    torch_model = torch_reference.build(config, seed=1).to(getattr(torch, dtype))
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, (3, 13))
+    tensors = {key: value.float().numpy() for key, value in torch_model.state_dict().items()}
+    model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors), dtype=dtype)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms go through float32
+        activations = model.run(ids, capture={"q", "k", "v", "scores", "pattern"})
+    assert activations.scores.dtype == (jnp.float32 if upcast else dtype)
+    assert activations.pattern.dtype == dtype
+    q, k, v = (
+        torch.tensor(np.asarray(getattr(activations, n)[0], np.float32)).to(getattr(torch, dtype)) for n in "qkv"
+    )
+    attention = torch_model.transformer.h[0].attn
+    future = torch.full((13, 13), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)[None, None]
+    with torch.no_grad():
+        if upcast:
+            _, theirs = attention._upcast_and_reordered_attn(q, k, v, future)
+        else:
+            _, theirs = eager_attention_forward(attention, q, k, v, future, scaling=attention.scaling)
+    exact = torch.softmax(q.double() @ k.double().mT * 7**-0.5 + future.double(), dim=-1).numpy()
+    mine, theirs = np.asarray(activations.pattern[0], np.float64), theirs.double().numpy()
+    unit = float(jnp.finfo(dtype).eps)
+    if upcast:
+        assert np.abs(mine - theirs).max() <= unit
+        assert np.abs(mine - exact).max() <= unit
+    else:
+        # Scores of 16 bits: both are that far off, each in its own way.
+        assert np.abs(mine - exact).max() > 2 * unit
+        assert np.abs(mine - exact).max() <= 4 * np.abs(theirs - exact).max()

@@ -1,0 +1,417 @@
+"""The gallery and the attention page in a browser: what is drawn, mouse and keyboard, narrow windows, no network."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import BERT, GPT2, changed, random_tensors, write_folder
+from helpers.browser import Browser
+from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
+from helpers.checkpoints import MANY_TEXT as TEXT
+from helpers.oracles import attention_of
+
+import jaxqkv
+from jaxqkv.cli.main import main
+from jaxqkv.pages import view
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
+
+DRAWN = "document.documentElement.dataset.drawn !== undefined"
+# Colours of the lowest, middle and highest value, as the page's style has them.
+LIGHT = np.array([[0xFF, 0xFF, 0xFF], [0x5B, 0x93, 0xDD], [0x0A, 0x1D, 0x4A]])
+DARK = np.array([[0x1A, 0x1B, 0x1E], [0x3D, 0x6F, 0xC0], [0xF2, 0xF6, 0xFF]])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("chromium") / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """Opens pages; each is closed, and none may have complained or asked for more than files."""
+    pages = []
+
+    def open(path, **options):
+        pages.append(browser.open(path, **options))
+        return pages[-1]
+
+    yield open
+    for page in pages:
+        complaints, requests = page.complaints(), page.requests()
+        page.close()
+        assert complaints == []
+        assert [address for address in requests if not address.startswith("file:")] == []
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A page of 3 layers, 5 heads and 11 tokens; its path, and scores, pattern and visible pairs to find in it."""
+    folder = tmp_path_factory.mktemp("view")
+    model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
+    view.write_view(folder / "attention.html", model, TEXT)
+    return folder / "attention.html", *attention_of(model, TEXT)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery")
+    model = str(write_folder(folder / "<script>hacked=1<", GPT2))
+    for study, *ids in (("qkv-weights", "1", "2d", "4b"), ("weight-tour", "architecture", "--compare", model)):
+        assert main(["figures", study, *ids, "--out", str(folder / "figures"), "--dpi", "90", "--model", model]) == 0
+    return folder / "figures" / "index.html"
+
+
+def shades(fraction, colours):
+    """Where on the way through three colours: [..., 3]."""
+    place = 2 * np.asarray(fraction)[..., None]
+    low, middle, high = colours
+    return np.where(place < 1, low + place * (middle - low), middle + (place - 1) * (high - middle))
+
+
+def shades_of_scores(scores, seen, colours):
+    low, high = scores[seen].min(), scores[seen].max()
+    return shades(np.clip((scores - low) / (high - low), 0, 1), colours)
+
+
+def canvas(page, selector):
+    """A canvas's pixels, [y, x, red green blue alpha]."""
+    values = page.evaluate(
+        f"(() => {{ const drawn = document.querySelector({json.dumps(selector)});"
+        "const copy = new OffscreenCanvas(drawn.width, drawn.height).getContext('2d', {willReadFrequently: true});"
+        "copy.drawImage(drawn, 0, 0);"
+        "return [drawn.width, ...copy.getImageData(0, 0, drawn.width, drawn.height).data]; })()"
+    )
+    return np.array(values[1:]).reshape(values[0], values[0], 4)
+
+
+def head(layer, number):
+    return f'[aria-label="Layer {layer}, head {number}: enlarge"]'
+
+
+def assert_drawn(pixels, expected, seen):
+    """Every visible pair in its colour, to the two steps of 255 between 256 shades; the others transparent."""
+    assert (pixels[~seen][:, 3] == 0).all()
+    assert (pixels[seen][:, 3] == 255).all()
+    np.testing.assert_allclose(pixels[seen][:, :3], expected[seen], rtol=0, atol=2)
+
+
+@pytest.mark.parametrize(("dark", "colours"), [(False, LIGHT), (True, DARK)])
+def test_the_grid_has_the_values_of_every_head(tab, tiny, dark, colours):
+    path, scores, pattern, seen = tiny
+    page = tab(path, height=1600, dark=dark, ready=DRAWN)
+    for layer, number in np.ndindex(3, 5):
+        pixels = canvas(page, f"{head(layer, number)} canvas")
+        assert_drawn(pixels, shades(np.sqrt(pattern[layer, number]), colours), seen)
+    page.click(".kinds [value=scores]")
+    page.wait("document.documentElement.dataset.drawn === 'scores'")
+    for layer, number in np.ndindex(3, 5):
+        pixels = canvas(page, f"{head(layer, number)} canvas")
+        assert_drawn(pixels, shades_of_scores(scores[layer, number], seen, colours), seen)
+    assert page.requests() == [path.as_uri()]
+
+
+def test_the_enlarged_head_is_on_the_screen(tab, tiny):
+    path, scores, pattern, seen = tiny
+    page = tab(path, ready=DRAWN)
+    page.click(head(1, 3))
+    assert page.evaluate("document.getElementById('large').open")
+    assert page.evaluate("document.getElementById('large-title').textContent") == "Layer 1, head 3"
+    page.hover("#close")
+
+    def centres():
+        x, y, width, height = page.box("#matrix")
+        assert width == height > 300
+        middle = (np.arange(11) + 0.5) / 11
+        return page.screenshot()[np.ix_((y + middle * height).astype(int), (x + middle * width).astype(int))]
+
+    on_screen = centres()
+    np.testing.assert_allclose(on_screen[seen], shades(np.sqrt(pattern[1, 3]), LIGHT)[seen], rtol=0, atol=3)
+    assert len(np.unique(on_screen[seen], axis=0)) > 20
+    page.click("#large [value=scores]")
+    np.testing.assert_allclose(centres()[seen], shades_of_scores(scores[1, 3], seen, LIGHT)[seen], rtol=0, atol=3)
+    page.theme(dark=True)
+    page.wait("getComputedStyle(document.body).backgroundColor === 'rgb(26, 27, 30)'")
+    np.testing.assert_allclose(centres()[seen], shades_of_scores(scores[1, 3], seen, DARK)[seen], rtol=0, atol=3)
+
+
+def test_what_is_no_number_is_marked_and_said(tab, tmp_path):
+    tensors = random_tensors(GPT2)
+    tensors["h.1.attn.c_attn.weight"][3, 5] = np.nan
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", tensors=tensors))
+    with pytest.warns(jaxqkv.JaxqkvWarning, match=r"h\.1\.attn\.c_attn\.weight"):
+        view.write_view(tmp_path / "attention.html", model, TEXT)
+    page = tab(tmp_path / "attention.html", ready=DRAWN)
+    seen = np.tril(np.ones((11, 11), bool))
+    assert_drawn(canvas(page, f"{head(1, 0)} canvas"), np.broadcast_to([0xC2, 0x18, 0x5B], (11, 11, 3)), seen)
+    assert len(np.unique(canvas(page, f"{head(1, 1)} canvas")[seen], axis=0)) > 20
+    page.click(head(2, 4))
+    assert page.evaluate("document.getElementById('said').textContent").endswith("has no weight that is a number.")
+    assert {token["number"] for token in tokens(page)} == {"NaN"}
+
+
+def tokens(page):
+    """Each token's number, its class, its background, and whether it is the one whose attention is shown."""
+    return page.evaluate(
+        "[...document.querySelectorAll('#tokens li')].map((item) => ({number: item.querySelector('small').textContent,"
+        "hidden: item.classList.contains('unseen'), selected: item.getAttribute('aria-selected') === 'true',"
+        "colour: getComputedStyle(item).backgroundColor.match(/\\d+/g).map(Number)}))"
+    )
+
+
+def assert_numbers(page, query, weights):
+    """The tokens show `query`'s weights, in numbers and in shades."""
+    for key, shown in enumerate(tokens(page)):
+        assert shown["selected"] == (key == query)
+        assert shown["hidden"] == (key > query)
+        if key > query:
+            assert shown["number"] == ""
+        else:
+            assert float(shown["number"]) == pytest.approx(weights[key], abs=0.00051)
+            colour = shades(np.sqrt(weights[key]), LIGHT)
+            np.testing.assert_allclose(shown["colour"][:3], colour, rtol=0, atol=2)
+
+
+def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
+    path, scores, pattern, _ = tiny
+    page = tab(path, ready=DRAWN)
+    page.click(head(2, 4))
+    page.hover("#close")
+    assert_numbers(page, 10, pattern[2, 4, 10])  # the last token, until another is chosen
+    page.hover("#token-7")
+    weights = pattern[2, 4, 7]
+    assert_numbers(page, 7, weights)
+    cells = "[...row.children].map((cell) => cell.textContent)"
+    rows = page.evaluate(f"[...document.querySelectorAll('tbody tr')].map((row) => {cells})")
+    order = np.argsort(-weights[:8], kind="stable")
+    assert [row[0] for row in rows] == [f"·{TEXT.split()[key]}" for key in order]
+    assert [int(row[1]) for row in rows] == order.tolist()
+    np.testing.assert_allclose([float(row[2]) for row in rows], weights[order], rtol=0, atol=0.00006)
+    written = [float(row[3].replace("−", "-")) for row in rows]
+    np.testing.assert_allclose(written, scores[2, 4, 7, order], rtol=0, atol=0.0006)  # three digits
+    mark = np.array(page.box(".mark"))
+    whole = np.array(page.box("#matrix"))
+    np.testing.assert_allclose((mark[1] - whole[1]) / whole[3], 7 / 11, atol=1e-3)
+    page.hover("#close")
+    assert_numbers(page, 10, pattern[2, 4, 10])
+    page.click("#token-4")
+    page.hover("#close")
+    assert_numbers(page, 4, pattern[2, 4, 4])
+
+
+def test_a_pair_under_the_mouse_shows_its_numbers(tab, tiny):
+    path, scores, pattern, _ = tiny
+    page = tab(path, ready=DRAWN)
+    page.click(head(0, 2))
+    page.hover("#matrix", across=(3 + 0.5) / 11, down=(8 + 0.5) / 11)
+    said = page.evaluate("document.getElementById('said').textContent")
+    assert said.startswith("“·w29”, position 8, to “·w11”, position 3: weight ")
+    weight, score = (float(part.rstrip(".").replace("−", "-")) for part in said.split("weight ")[1].split(", score "))
+    assert weight == pytest.approx(pattern[0, 2, 8, 3], abs=0.00006)
+    assert score == pytest.approx(scores[0, 2, 8, 3], abs=0.0006)
+    page.hover("#matrix", across=(9 + 0.5) / 11, down=(2 + 0.5) / 11)
+    assert page.evaluate("document.getElementById('said').textContent") == (
+        "“·w7”, position 2, does not see “·w31”, position 9: it comes later."
+    )
+
+
+def test_the_attention_page_by_keyboard(tab, tiny):
+    path, _, pattern, _ = tiny
+    page = tab(path, ready=DRAWN)
+    page.press("Tab", "Tab", "Tab")  # the text, which kind, the grid
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == "Layer 0, head 0: enlarge"
+    page.press("ArrowRight", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowDown", "ArrowDown", "ArrowDown")
+    assert page.evaluate(focused) == "Layer 2, head 1: enlarge"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("Enter")
+    assert page.evaluate("document.getElementById('large').open")
+    page.press("ArrowUp", "End")
+    assert page.evaluate("document.getElementById('large-title').textContent") == "Layer 1, head 4"
+    page.evaluate("document.getElementById('tokens').focus()")
+    page.press("Home", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft")
+    assert_numbers(page, 2, pattern[1, 4, 2])
+    assert page.evaluate("document.getElementById('tokens').getAttribute('aria-activedescendant')") == "token-2"
+    page.press("Escape")
+    assert not page.evaluate("document.getElementById('large').open")
+    page.wait(f"{focused} === 'Layer 1, head 4: enlarge'")
+
+
+def test_buttons_of_the_enlarged_head(tab, tiny):
+    page = tab(tiny[0], ready=DRAWN)
+    page.click(head(0, 4))
+    page.click("#next")
+    assert page.evaluate("document.getElementById('large-title').textContent") == "Layer 1, head 0"
+    for _ in range(7):
+        page.click("#previous")
+    assert page.evaluate("document.getElementById('large-title').textContent") == "Layer 0, head 0"
+    page.click("#close")
+    assert not page.evaluate("document.getElementById('large').open")
+    page.click(head(0, 4))
+    page.call("Input.dispatchMouseEvent", type="mousePressed", x=3, y=450, button="left", clickCount=1)
+    page.call("Input.dispatchMouseEvent", type="mouseReleased", x=3, y=450, button="left", clickCount=1)
+    assert not page.evaluate("document.getElementById('large').open")
+
+
+def test_a_text_cannot_break_out_of_the_page(tab, tmp_path):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "<script>hacked=1<"))
+    view.write_view(tmp_path / "page.html", model, " w3" + HOSTILE + " w5", command=HOSTILE)
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.evaluate("document.querySelector('h1').textContent") == "Attention of <script>hacked=1<"
+    assert page.evaluate("document.querySelector('blockquote').textContent") == " w3" + HOSTILE + " w5"
+    # Should something slip through after all, the page's policy stops it.
+    page.evaluate(
+        "(() => { const script = document.createElement('script'); script.textContent = 'hacked = 1';"
+        "document.body.append(script); })()"
+    )
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert len(page.complaints()) == 1
+    assert "Content Security Policy" in page.complaints()[0]
+    page.browser.events.clear()  # it was meant to complain
+
+
+def test_twelve_layers_of_twelve_heads_and_128_tokens(tab, tmp_path):
+    config = changed(GPT2, n_layer=12, n_head=12, n_embd=36, n_positions=131)
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "wide", config))
+    text = "".join(f" w{number}" for number in np.random.default_rng(0).integers(0, 43, 128))
+    view.write_view(tmp_path / "page.html", model, text, layers=None)
+    page = tab(tmp_path / "page.html", height=400, ready=DRAWN)
+    sizes = "[...document.querySelectorAll('#grid canvas')].map((canvas) => canvas.width)"
+    first = page.evaluate(sizes)
+    assert len(first) == 144
+    assert first[:12] == [128] * 12
+    assert first[-12:] == [300] * 12  # out of sight: not decoded, not drawn
+    for layer in range(12):
+        page.box(head(layer, 0))
+        page.wait(f"document.querySelector({json.dumps(head(layer, 11))}).firstChild.width === 128")
+    assert page.evaluate(sizes) == [128] * 144
+    _, pattern, seen = attention_of(model, text)
+    assert_drawn(canvas(page, f"{head(11, 7)} canvas"), shades(np.sqrt(pattern[11, 7]), LIGHT), seen)
+    page.click(head(11, 7))
+    assert_drawn(canvas(page, "#matrix"), shades(np.sqrt(pattern[11, 7]), LIGHT), seen)
+    page.hover("#token-97")
+    assert_numbers(page, 97, pattern[11, 7, 97])
+
+
+def test_bert_sees_both_ways(tab, tmp_path):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "bert", BERT))
+    view.write_view(tmp_path / "page.html", model, TEXT)
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    _, pattern, seen = attention_of(model, TEXT)
+    assert seen.all()
+    assert_drawn(canvas(page, f"{head(1, 2)} canvas"), shades(np.sqrt(pattern[1, 2]), LIGHT), seen)
+    page.click(head(1, 2))
+    page.hover("#token-0")
+    assert page.evaluate("document.querySelector('#token-0 bdi').textContent") == "[CLS]"
+    numbers = [float(each["number"]) for each in tokens(page)]
+    np.testing.assert_allclose(numbers, pattern[1, 2, 0], rtol=0, atol=0.00051)
+    assert page.evaluate("[...document.querySelectorAll('.hatched')].every((note) => note.hidden)")
+
+
+def overflow(page):
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_shows_both_pages_without_scrolling_sideways(tab, tiny, gallery, width):
+    page = tab(tiny[0], width=width, height=844, ready=DRAWN)
+    assert overflow(page) == 0
+    page.click(head(1, 1))
+    dialog = "document.getElementById('large')"
+    assert page.evaluate(f"{dialog}.open")
+    assert page.evaluate(f"{dialog}.scrollWidth - {dialog}.clientWidth") == 0
+    assert overflow(page) == 0
+    page = tab(gallery, width=width, height=844)
+    assert overflow(page) == 0
+    assert page.evaluate("document.querySelector('figure img').clientWidth") <= width
+
+
+def test_the_gallery_opens_pictures_in_full(tab, gallery):
+    page = tab(gallery)
+    assert page.evaluate("typeof hacked") == "undefined"
+    page.box("#qkv-weights-2d img")
+    page.wait("document.querySelector('#qkv-weights-2d img').naturalWidth > 0")
+    page.click("#qkv-weights-2d img")
+    assert page.evaluate("document.getElementById('large').open")
+    page.wait("document.querySelector('#large img').naturalWidth > 0")
+    x, y, width, height = (int(value) for value in page.box("#large img"))
+    picture = page.screenshot()[y : y + height, x : x + width]
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    for colour in ([0xD1, 0x49, 0x5B], [0x3A, 0x9D, 0x5D], [0x4A, 0x78, 0xC9]):  # Q, K and V are there
+        assert (np.abs(picture - colour).max(axis=-1) < 12).sum() > 100
+    assert page.evaluate("document.querySelector('#large a').getAttribute('href')").endswith("qkv-weights/2d.png")
+    assert page.evaluate("document.querySelector('#large img').alt") == (
+        "Figure 2d of qkv-weights: mean and standard deviation of W_Q, W_K and W_V by layer"
+    )
+    page.click("#large .close")
+    assert not page.evaluate("document.getElementById('large').open")
+
+
+def assert_undistorted(page, natural):
+    """The large picture has the shape of the file; how many of its own pixels a pixel of it is across."""
+    _, _, width, height = page.box("#large img")
+    assert abs(width / height / (natural[0] / natural[1]) - 1) < 0.01
+    return width / natural[0]
+
+
+@pytest.mark.parametrize("figure", ["qkv-weights-2d", "weight-tour-architecture"])  # a wide one and a tall one
+@pytest.mark.parametrize("window", [(1280, 900), (1000, 500), (400, 800)])
+def test_the_gallery_s_large_pictures_keep_their_shape(tab, gallery, figure, window):
+    """Whole in a wide window, and in full after one more click, which keeps in sight what was clicked."""
+    page = tab(gallery, width=window[0], height=window[1])
+    page.box(f"#{figure} img")
+    page.wait(f"document.querySelector('#{figure} img').naturalWidth > 0")
+    natural = [page.evaluate(f"document.querySelector('#{figure} img').natural{side}") for side in ("Width", "Height")]
+    page.click(f"#{figure} img")
+    page.wait("document.querySelector('#large img').naturalWidth > 0")
+    scale = assert_undistorted(page, natural)
+    assert scale <= 1 or window[0] == 400  # on a phone it is larger than the screen, and moves
+    page.click("#large img", across=0.7, down=0.6)
+    box = page.evaluate(
+        "(() => { const b = document.querySelector('#large img').getBoundingClientRect();"
+        "return [b.x + 0.7 * b.width, b.y + 0.6 * b.height]; })()"
+    )
+    assert 0 <= box[0] <= window[0]
+    assert 0 <= box[1] <= window[1]
+    assert assert_undistorted(page, natural) == pytest.approx(1, abs=0.01)
+    page.click("#large .size")
+    assert assert_undistorted(page, natural) == pytest.approx(scale)
+    page.press("Escape")
+    assert not page.evaluate("document.getElementById('large').open")
+
+
+def test_the_gallery_by_keyboard(tab, gallery):
+    page = tab(gallery)
+    link = "document.activeElement.getAttribute('href')"
+    page.press("Tab", "Tab", "Tab")
+    assert page.evaluate(link) == "#qkv-weights-2d"
+    page.press("Enter")
+    page.wait("location.hash === '#qkv-weights-2d'")
+    page.press("Tab")
+    assert page.evaluate(link) == "qkv-weights/2d.png"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("Enter")
+    assert page.evaluate("document.getElementById('large').open")
+    page.press("Escape")
+    assert not page.evaluate("document.getElementById('large').open")
+    assert page.evaluate(link) == "qkv-weights/2d.png"
+
+
+def test_the_gallery_copies_the_command_of_a_figure(tab, gallery):
+    page = tab(gallery)
+    page.browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+    page.click("#qkv-weights-4b .copy")
+    page.wait("document.querySelector('#qkv-weights-4b .copy').textContent === 'Copied'")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.evaluate("document.querySelector('#qkv-weights-4b code').textContent")
+    assert copied.startswith("jaxqkv figures qkv-weights 4b --out ")
+
+
+def test_the_gallery_is_dark_where_the_reader_s_system_is(tab, gallery):
+    assert (tab(gallery).screenshot()[2, 2] == 255).all()
+    assert (tab(gallery, dark=True).screenshot()[2, 2] == [0x1A, 0x1B, 0x1E]).all()

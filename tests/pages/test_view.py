@@ -1,0 +1,257 @@
+"""What `jaxqkv view` writes: the values in the page, the tokens as they are shown, what is refused."""
+
+import base64
+import json
+import tomllib
+from fnmatch import fnmatch
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BERT, CONFIGS, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
+from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
+from helpers.checkpoints import MANY_TEXT as TEXT
+from helpers.oracles import attention_of
+
+import jaxqkv
+from jaxqkv.cli.main import main
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.pages import view
+
+
+class Blocks(HTMLParser):
+    """The page's JSON by id, and its other scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.data, self.scripts, self.tags, self._id = {}, [], [], None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self._id = attributes.get("id", "script") if tag == "script" else None
+        assert not any(name.startswith("on") for name in attributes)
+
+    def handle_endtag(self, tag):
+        self._id = None
+
+    def handle_data(self, data):
+        if self._id == "script":
+            self.scripts.append(data)
+        elif self._id:
+            self.data[self._id] = json.loads(data)
+
+
+def decoded(head):
+    """Values of a head's visible pairs, as the page has them."""
+    levels = np.frombuffer(base64.b64decode(head["values"]), "<u2")
+    return head["low"] + levels / 65534 * (head["high"] - head["low"])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("layers", [None, [2, 0]])
+def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config))
+    view.write_view(tmp_path / "page.html", model, TEXT, layers)
+    data = Blocks((tmp_path / "page.html").read_text()).data
+    scores, pattern, seen = attention_of(model, TEXT)
+    shown = [0, 1, 2] if layers is None else [0, 2]
+    assert set(data) == {"page", *(f"layer-{layer}" for layer in shown)}
+    expected = [f"·{word}" for word in TEXT.split()]
+    if not config.causal:
+        expected = ["[CLS]", "[UNK]", *TEXT.split()[1:], "[SEP]"]  # the vocabulary begins at w5
+    assert data["page"] == {"tokens": expected, "layers": shown, "heads": 5, "causal": config.causal}
+    for layer in shown:
+        block = data[f"layer-{layer}"]
+        assert len(block["scores"]) == len(block["pattern"]) == 5
+        for head in range(5):
+            truth = scores[layer, head][seen]
+            assert block["scores"][head]["low"] == pytest.approx(truth.min(), abs=1e-5)
+            assert block["scores"][head]["high"] == pytest.approx(truth.max(), abs=1e-5)
+            # What the page states, and float32's rounding.
+            limit = (truth.max() - truth.min()) / 131068 + 1e-5 * np.abs(truth).max()
+            np.testing.assert_allclose(decoded(block["scores"][head]), truth, rtol=0, atol=limit)
+            truth = pattern[layer, head][seen]
+            np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131068 + 1e-6)
+            assert (block["pattern"][head]["low"], block["pattern"][head]["high"]) == (0, 1)
+    embedded = sum(len(head["values"]) for layer in shown for kind in data[f"layer-{layer}"].values() for head in kind)
+    assert embedded == view.page_bytes(config, len(shown), len(expected))
+
+
+def test_the_nearest_level_is_taken():
+    values = np.random.default_rng(0).normal(0, 3, 1009).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    levels = view.quantise(values, low, high)
+    assert (levels.min(), levels.max()) == (0, 65534)
+    error = np.abs(low + levels / 65534 * (high - low) - values)
+    assert error.max() <= (high - low) / 131068 * (1 + 1e-9)
+    assert not view.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
+
+
+def test_tokens_are_shown_with_all_that_is_in_them():
+    tokenizer = jaxqkv.load("demo-gpt2").tokenizer
+    text = "Ab  c\n\t🙂 क\u200b\u202e!"
+    tokens = view.shown_tokens(tokenizer, tokenizer.encode([text])[0])
+    shown = " ".join(tokens)
+    assert tokens[:2] == ["A", "b"]
+    assert "🙂 1/4 🙂 2/4 🙂 3/4 🙂 4/4" in shown
+    assert "क 1/3 क 2/3 क 3/3" in shown
+    assert "↵" in tokens
+    assert "⇥" in tokens
+    assert "U+200B 1/2 U+200B 2/2" in shown
+    assert "U+202E 1/2 U+202E 2/2" in shown
+    assert not set(shown) & set("\n\t\u200b\u202e\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" the", "·the"),
+        ("a\r\nb", "a␍↵b"),
+        ("\u00a0", "U+00A0"),
+        ("\u0301", "◌\u0301"),
+        ("e\u0301", "e\u0301"),
+        ("\u200d", "U+200D"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("\x00\x1b[0m", "U+0000U+001B[0m"),
+        ("<b>&", "<b>&"),
+        ("", ""),
+    ],
+)
+def test_what_does_not_show_is_named(text, shown):
+    assert view.visible(text) == shown
+
+
+def test_bytes_that_are_never_a_character_stay_as_they_are():
+    tokenizer = jaxqkv.load("demo-gpt2").tokenizer
+    ids = tokenizer.encode(["🙂 a"])[0]
+    assert view.shown_tokens(tokenizer, ids[:2]) == ["\ufffd", "\ufffd"]
+    assert view.shown_tokens(tokenizer, [ids[0], *ids[-1:]]) == ["\ufffd", "·a"]
+
+
+def test_nothing_breaks_out_of_the_page(tmp_path):
+    folder = write_checkpoint_of_words(tmp_path / "<script>hacked=1<")
+    model = jaxqkv.load(folder, tokenizer=write_word_tokenizer(tmp_path, [" w0", HOSTILE.split(" ")[0], " <img"]))
+    view.write_view(tmp_path / "page.html", model, HOSTILE, command=HOSTILE)
+    page = Blocks((tmp_path / "page.html").read_text())
+    assert page.data["page"]["tokens"][0] == "</script><script>hacked"
+    assert page.tags.count("script") == 1 + 3 + 1  # the tokens, three layers, the page's own
+    assert "img" not in page.tags
+    assert len(page.scripts) == 1
+    assert page.scripts[0] == view.part("attention.js")
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = str(write_checkpoint_of_words(tmp_path / "tiny"))
+    assert main(["view", folder, "--text", TEXT, "--layers", "2", "1"]) == 0
+    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.032 MB, see attention.html")
+    page = (tmp_path / "attention.html").read_text()
+    assert Blocks(page).data["page"]["layers"] == [1, 2]
+    assert "<dd>1, 2 (of 3)</dd>" in page
+    assert f"<code>jaxqkv view {folder} --text &#x27;{TEXT}&#x27; --layers 2 1</code>" in page
+    Path("text.txt").write_text(TEXT)
+    assert main(["view", f"random:{folder}", "--text-file", "text.txt", "--seed", "3", "--out", "b.html"]) == 0
+    assert "<dd>random:tiny (random, seed 3)</dd>" in Path("b.html").read_text()
+    assert "<dd>0 to 2 (all 3)</dd>" in Path("b.html").read_text()
+
+
+def refused(tmp_path, capsys, *arguments, config=GPT2, tensors=None):
+    """The one line of an error; no page is left behind."""
+    folder = tmp_path / "tiny"
+    if not folder.exists():
+        write_checkpoint_of_words(folder, config, tensors)
+    assert main(["view", str(folder), "--out", str(tmp_path / "out" / "page.html"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxqkv: error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.glob("out/*")) == []
+    return err.removeprefix("jaxqkv: error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", ""], "text 0 is empty: it gives no token"),
+        (["--text", 18 * " w3"], "the text has 18 tokens, more than the 17 positions of tiny; shorten it"),
+        (["--text", TEXT, "--layers", "1", "3"], "no layer 3; the model's layers are 0 to 2"),
+        (["--text", "a\udcff"], "the text is not valid UTF-8"),
+        (["--text-file", "./nowhere.txt"], "nowhere.txt: cannot be read (No such file or directory)"),
+    ],
+)
+def test_an_error_leaves_no_page(arguments, message, tmp_path, capsys):
+    assert refused(tmp_path, capsys, *arguments) == message
+
+
+def test_weights_that_are_not_finite_are_computed_and_named(tmp_path, capsys):
+    """One of W_Q, in a column of head 0: that head's scores are no numbers, nor is anything in later layers."""
+    tensors = random_tensors(GPT2)
+    tensors["h.1.attn.c_attn.weight"][3, 5] = np.nan
+    folder = write_checkpoint_of_words(tmp_path / "tiny", tensors=tensors)
+    assert main(["view", str(folder), "--text", TEXT, "--out", str(tmp_path / "page.html")]) == 0
+    assert "NaN or infinite values in h.1.attn.c_attn.weight (1 of 3,675)" in capsys.readouterr().err
+    page = (tmp_path / "page.html").read_text()
+    blocks = Blocks(page).data
+
+    def share(head):
+        return (np.frombuffer(base64.b64decode(head["values"]), "<u2") == view.BROKEN).mean()
+
+    layers = [blocks[f"layer-{layer}"] for layer in range(3)]
+    broken = np.array([[[share(head) for head in layer[kind]] for kind in ("scores", "pattern")] for layer in layers])
+    expected = np.zeros((3, 2, 5))
+    expected[1, :, 0] = expected[2] = 1
+    np.testing.assert_array_equal(broken, expected)
+    pairs = 11 * 12 // 2
+    assert f"{6 * pairs} scores are NaN or infinite" in page
+
+
+def test_a_page_that_would_be_too_large_is_refused_with_what_fits(tmp_path, capsys, monkeypatch):
+    limit = view.page_bytes(GPT2, 2, 11) + 1
+    monkeypatch.setattr(view, "LIMIT_BYTES", limit)
+    message = refused(tmp_path, capsys, "--text", TEXT)
+    assert message.startswith("11 tokens in 3 layers of 5 heads are 0 MB of values")
+    assert message.endswith("shorten the text to 8 tokens, or choose 2 layers or fewer with --layers")
+    assert view.page_bytes(GPT2, 3, 8) <= limit < view.page_bytes(GPT2, 3, 9)
+    folder = str(tmp_path / "tiny")
+    assert main(["view", folder, "--text", TEXT, "--layers", "0", "2", "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_what_fits_in_a_page_of_published_sizes():
+    gpt2 = changed(GPT2, n_layer=12, n_head=12, n_positions=1024)
+    bert = changed(BERT, n_layer=24, n_head=16, n_positions=512)
+    assert view.page_bytes(gpt2, 12, 128) == 144 * 2 * 4 * 5504
+    assert view.page_bytes(gpt2, 12, 400) < view.LIMIT_BYTES < view.page_bytes(gpt2, 12, 512)
+    assert view.page_bytes(bert, 24, 128) < view.LIMIT_BYTES < view.page_bytes(bert, 24, 256)
+
+
+@pytest.mark.parametrize("arguments", [["--text", "a", "--text-file", "b"], []])
+def test_there_is_one_text(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["view", "demo-gpt2", *arguments])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(view, "write_view", lambda *arguments: pytest.fail("worked"))
+    line = ["view", str(write_checkpoint_of_words(tmp_path / "tiny")), "--text", TEXT, "--out"]
+    assert main([*line, str(tmp_path)]) == 2
+    assert "cannot be written (Is a directory); choose another place with --out" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    assert main([*line, str(tmp_path / "file" / "page.html")]) == 2
+    assert "cannot be written (File exists)" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(JaxqkvError, match=r"has no tokenizer\.json"):
+        view.write_view(tmp_path / "page.html", jaxqkv.load(write_folder(tmp_path / "bare", GPT2)), TEXT)
+
+
+def test_the_pages_parts_are_in_the_package():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["jaxqkv"]
+    parts = [path.relative_to(root / "jaxqkv").as_posix() for path in (root / "jaxqkv/pages/web").iterdir()]
+    assert {"pages/web/attention.html", "pages/web/attention.js", "pages/web/style.css"} <= set(parts)
+    assert [part for part in parts if not any(fnmatch(part, pattern) for pattern in patterns)] == []

@@ -1,0 +1,220 @@
+"""The benchmark compares like with like: all three sides give the same numbers. Its timings are not tested."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import baselines
+import benchmark
+import numpy as np
+import pytest
+from benchmarks import cases, measuring, processes, report
+from conftest import arrays_of, figures_of
+
+from jaxqkv.architectures import open_checkpoint
+from jaxqkv.cli import bench
+from jaxqkv.cli.main import main
+from jaxqkv.studies.stimuli import stimuli
+
+ROOT = Path(__file__).parents[2]
+PEERS = ("tuned", "notebook")
+
+
+def all_sides(spec):
+    """What each side computes of a case, in this process."""
+    results = {}
+    for side in measuring.SIDES:
+        work = cases.work(side, spec | {"device": "cpu"})
+        results[side] = work.result(work.run())
+    return results
+
+
+@pytest.mark.parametrize("kernel", cases.KERNELS)
+def test_kernels_agree(kernel):
+    ours, *peers = all_sides({"kind": "kernel", "kernel": kernel, "small": True}).values()
+    # The distance is counted in cells of 2e-6, relative to distances of a hundredth.
+    limit = 1e-4 if kernel == "distance from normal" else 1e-5
+    for peer in peers:
+        assert measuring.array_difference(ours, peer) < limit
+
+
+@pytest.mark.parametrize(("spec", "batch", "pos", "extra"), benchmark.FORWARDS["demo"])
+def test_forward_passes_agree(spec, batch, pos, extra):
+    case = benchmark.forward_case(spec, batch, pos, extra)
+    ours, *peers = all_sides(case.spec).values()
+    lengths_only = extra.get("norms", False)
+    assert ours.shape == (3, 3, batch, pos) + (() if lengths_only else (128,))
+    for peer in peers:
+        assert measuring.array_difference(ours, peer) < 1e-5
+
+
+# Where a value lies on the edge of a bin within rounding, a count moves to the bin beside it.
+LIMITS = {"token-similarity": 0.01}
+
+
+# What is not compared: what captions quote, words, and sums of what is.
+ONLY_OURS = {
+    *("left_out", "left_out_pairs", "layer", "layers", "model", "documents", "dimension"),
+    *("rows_1", "columns_1", "rows_2", "columns_2"),
+    *("name", "category", "parameters", "total", "megabytes", "megabytes_with_tied"),
+}
+
+
+@pytest.mark.parametrize("study", benchmark.STUDY_MODELS["demo"])
+def test_studies_agree(study, tmp_path):
+    """Every figure of every study, computed three times over."""
+    (spec,) = benchmark.STUDY_MODELS["demo"][study]
+    folder = open_checkpoint(spec).folder
+    corpus = tmp_path / "corpus.jsonl"
+    if study == "token-frequency":
+        words = [re.findall(r"\w+", line) for line in stimuli("token_similarity/her.txt")]
+        generator = np.random.default_rng(0)
+        documents = [
+            " ".join(words[i][j % len(words[i])] for i, j in generator.integers(0, 54, (300, 2))) for _ in "abc"
+        ]
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    extra = ["--corpus", str(corpus), "--no-cache", "--tokens", "9000", "--batch", "3"] if corpus.exists() else []
+    figures_of(study, tmp_path, spec, *extra)
+    ours = tmp_path / "out" / study
+    job = {
+        "models": [str(folder)],
+        "device": "cpu",
+        "corpus": str(corpus),
+        "tokens": 9000,
+        "batch": 3,
+        "target": " her",
+    }
+    job["texts"] = stimuli("token_similarity/her.txt" if study == "token-similarity" else "attention_scores/purple.txt")
+    for side in PEERS:
+        theirs = tmp_path / side / study
+        theirs.mkdir(parents=True)
+        computed = baselines.study(side, study)(job)
+        assert {path.stem for path in ours.glob("*.npz")} == set(computed)
+        for figure, arrays in computed.items():
+            assert set(arrays_of(ours / f"{figure}.npz")) - ONLY_OURS <= set(arrays), figure
+            np.savez(theirs / f"{figure}.npz", **arrays)
+        difference = processes.study_difference(ours, theirs)
+        assert 0 < difference < LIMITS.get(study, 1e-4)
+
+
+def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys):
+    arguments = ["--demo", "--cases", "first use", "head pairs", "--repeat", "1", "--out", str(tmp_path)]
+    assert benchmark.main(arguments) == 0
+    measured = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [each["case"] for each in measured["cases"]] == ["first use, demo-gpt2, 1 × 31", "kernel head pairs"]
+    for each in measured["cases"]:
+        assert max(each["difference"].values()) < 1e-5
+        median = each["median seconds"]
+        assert each["faster"]["tuned"] == pytest.approx(median["tuned"] / median["jaxqkv"])
+        if sys.platform == "linux":
+            # No process of JAX or PyTorch is smaller than 10 MB, and none of these needs 2 GB.
+            assert all(1e7 < each["memory"][side] < 2e9 for side in measuring.SIDES)
+    assert measured["versions"].keys() >= {"jaxqkv", "jax", "torch", "transformers"}
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(each["case"] in printed for each in measured["cases"])
+
+
+def test_a_wrong_answer_shows(tmp_path):
+    right = np.arange(6.0).reshape(2, 3)
+    assert measuring.array_difference(right, right * 1.01) == pytest.approx(0.01)
+    assert measuring.array_difference(right, np.where(right == 3, np.nan, right)) == np.inf
+    with pytest.raises(measuring.BenchmarkError, match=r"jaxqkv gives \[2, 3\], the other side \[3, 2\]"):
+        measuring.array_difference(right, right.T)
+    for side, factor in (("ours", 1), ("theirs", 1.5)):
+        (tmp_path / side).mkdir()
+        np.savez(tmp_path / side / "4.npz", within=right * factor, across=right)
+    assert processes.study_difference(tmp_path / "ours", tmp_path / "theirs") == pytest.approx(0.5)
+
+
+def test_a_side_that_fails_is_named(tmp_path):
+    case = measuring.Whole("breaks", lambda side, out: [sys.executable, "-c", "raise SystemExit('no such thing')"])
+    with pytest.raises(measuring.BenchmarkError, match="no such thing"):
+        measuring.measure_whole(case, {}, 1, 1.0)
+
+
+def test_a_side_that_cannot_begin_is_named(tmp_path):
+    env = measuring.environment("cpu", tmp_path)
+    case = measuring.Repeated("breaks", {"kind": "forward", "folder": str(tmp_path / "missing"), "batch": 1, "pos": 2})
+    with pytest.raises(measuring.BenchmarkError, match=r"jaxqkv: FileNotFoundError.*missing"):
+        measuring.measure_repeated(case, env, "cpu", 1, 1.0, 8)
+
+
+def test_the_work_of_a_forward_pass_is_counted():
+    """As a loop over its products, for the shape of demo-gpt2."""
+    case = benchmark.forward_case("demo-gpt2", 3, 7, {})
+    width, inner, layers = 128, 512, 8
+    total, weights = 0, 0
+    for layer in range(layers):
+        total += 3 * 2 * 7 * width * width
+        weights += 3 * width * width
+        if layer < layers - 1:
+            total += 2 * 2 * 7 * 7 * width + 2 * 7 * width * width + 2 * 2 * 7 * width * inner
+            weights += width * width + 2 * width * inner
+    assert case.flops == 3 * total
+    assert case.moved == 4 * (weights + 3 * layers * 3 * 7 * width)
+
+
+def test_long_cases_are_run_less_often():
+    assert measuring.times(7, 180, [1, 2, 3]) == 7
+    assert measuring.times(7, 180, [10, 20, 30]) == 2
+    assert measuring.times(7, 180, [20, 30, 41]) == 0
+
+
+def test_the_readme_has_the_published_numbers():
+    measured = json.loads(benchmark.PUBLISHED.read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert report.markdown(measured) in readme
+    assert len(measured["cases"]) >= 25
+
+
+def test_the_readme_is_rewritten_between_its_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter <!-- b -->\nold\n<!-- end of b -->\n")
+    report.write_readme(path, "a", "new \\1")
+    assert path.read_text() == (
+        "before\n<!-- a -->\nnew \\1\n<!-- end of a -->\nafter <!-- b -->\nold\n<!-- end of b -->\n"
+    )
+    with pytest.raises(ValueError, match=r"no place for what is generated: <!-- c -->"):
+        report.write_readme(path, "c", "new")
+
+
+def test_measured_in_parts(tmp_path, capsys):
+    """`--add` keeps other cases in their order, replaces one that is measured again, and refuses another machine's."""
+    arguments = ["--demo", "--repeat", "1", "--out", str(tmp_path), "--cases"]
+    path = tmp_path / "benchmark.json"
+    assert benchmark.main([*arguments, "neighbouring positions"]) == 0
+    first = json.loads(path.read_text())
+    assert benchmark.main([*arguments, "causal samples", "--add"]) == 0
+    both = json.loads(path.read_text())
+    assert [each["case"] for each in both["cases"]] == ["kernel causal samples", "kernel neighbouring positions"]
+    assert both["cases"][1] == first["cases"][0]
+    assert benchmark.main([*arguments, "causal samples"]) == 0
+    assert len(json.loads(path.read_text())["cases"]) == 1
+    path.write_text(json.dumps(both | {"processor": "abacus"}))
+    capsys.readouterr()
+    assert benchmark.main([*arguments, "causal samples", "--add"]) == 2
+    assert "measured with another processor" in capsys.readouterr().err
+    assert json.loads(path.read_text())["processor"] == "abacus"
+
+
+def test_no_such_case(capsys):
+    assert benchmark.main(["--cases", "nothing like it"]) == 2
+    assert "no case has that in its name" in capsys.readouterr().err
+
+
+def test_cases_of_given_checkpoints(capsys):
+    folder = str(open_checkpoint("demo-gpt2").folder)
+    assert main(["bench", "--model", folder, "demo-bert", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "forward demo-gpt2, 8 × 256" in listed
+    assert "forward demo-bert, 1 × 115" in listed
+    assert "token-frequency, with pictures" in listed
+    assert "qkv-weights, arrays" in listed
+
+
+def test_bench_without_its_scripts(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SCRIPTS", ROOT / "not there")
+    assert main(["bench", "--list"]) == 2
+    assert "clone" in capsys.readouterr().err
