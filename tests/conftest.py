@@ -114,6 +114,11 @@ def random_ids(config, batch, pos, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, pos)).astype(np.int32)
 
 
+# Of one float32 operation, relative to its result. A sum of n terms is off by at most n of these times the sum of the
+# terms' magnitudes; of a few dozen terms in any order it is off by some units, so that limits of n have room.
+ROUNDING = 2.0**-24
+
+
 def relative_error(actual, expected):
     """Largest absolute difference, relative to the largest magnitude expected."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
