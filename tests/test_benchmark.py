@@ -10,7 +10,7 @@ import benchmark
 import numpy as np
 import pytest
 from benchmarks import cases, measuring, processes, report
-from conftest import arrays_of, figures_of
+from conftest import MODEL_LIMIT, arrays_of, figures_of
 
 import jaxqkv.cli
 from jaxqkv.checkpoint import open_checkpoint
@@ -56,11 +56,12 @@ def test_forward_passes_agree(spec, batch, pos, extra):
     lengths_only = extra.get("norms", False)
     assert ours.shape == (3, 3, batch, pos) + (() if lengths_only else (128,))
     for peer in peers:
-        assert measuring.array_difference(ours, peer) < 1e-5
+        assert measuring.array_difference(ours, peer) < MODEL_LIMIT
 
 
-# Where a value lies on the edge of a bin within rounding, a count moves to the bin beside it.
-LIMITS = {"token-similarity": 0.01}
+# Where a value lies on the edge of a bin within rounding, a count moves to the bin beside it: by 0.005 of the largest
+# density there. Elsewhere torch.histogram rounds its edges, by up to 202 · 2⁻²³ of a bin, and components turn: 5e-5.
+LIMITS = {"token-similarity": 0.02}
 
 
 # What is not compared: what captions quote, words, and sums of what is.
@@ -105,7 +106,7 @@ def test_studies_agree(study, tmp_path):
             assert set(arrays_of(ours / f"{figure}.npz")) - ONLY_OURS <= set(arrays), figure
             np.savez(theirs / f"{figure}.npz", **arrays)
         difference = processes.study_difference(ours, theirs)
-        assert 0 < difference < LIMITS.get(study, 1e-4)
+        assert 0 < difference < LIMITS.get(study, 3e-4)
 
 
 def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys):
@@ -114,7 +115,7 @@ def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys)
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     assert [each["case"] for each in measured["cases"]] == ["first use, demo-gpt2, 1 × 31", "kernel head pairs"]
     for each in measured["cases"]:
-        assert max(each["difference"].values()) < 1e-5
+        assert max(each["difference"].values()) < MODEL_LIMIT
         median = each["median seconds"]
         assert each["faster"]["tuned"] == pytest.approx(median["tuned"] / median["jaxqkv"])
         if sys.platform == "linux":

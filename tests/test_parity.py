@@ -5,7 +5,7 @@ The suite's extra brings torch; without it these tests are skipped and the golde
 
 import numpy as np
 import pytest
-from conftest import relative_error, write_folder
+from conftest import MODEL_LIMIT, relative_error, write_folder
 from test_model import EVERYTHING, masked_batch, real
 
 import jaxqkv
@@ -45,12 +45,13 @@ def test_every_intermediate(config, padding, tmp_path):
     actual = ours(tmp_path / "x", torch_model, config, ids, mask)
     assert sorted(actual) == sorted(expected)
     for field in expected:
-        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= 1e-5, field
+        mine, theirs = (real(arrays[field], mask, field) for arrays in (actual, expected))
+        assert relative_error(mine, theirs) <= MODEL_LIMIT, field
 
 
 @pytest.mark.parametrize("name", sorted(FULL))
 def test_full_shapes_in_float32_and_against_float64(name, tmp_path):
-    """At the real sizes: within 1e-5 of PyTorch, and no further from float64 than twice PyTorch's way.
+    """At the real sizes: within the limit of PyTorch, and no further from float64 than twice PyTorch's way.
 
     The second by the root mean square: which single number of thousands is worst is luck.
     """
@@ -64,7 +65,7 @@ def test_full_shapes_in_float32_and_against_float64(name, tmp_path):
     double = torch_reference.intermediates(torch_model.double(), ids, mask)
     for field in double:
         mine, theirs, exact = (real(arrays[field], mask, field) for arrays in (actual, single, double))
-        assert relative_error(mine, theirs) <= 1e-5, field
+        assert relative_error(mine, theirs) <= MODEL_LIMIT, field
         assert root_mean_square(mine - exact) <= 2 * root_mean_square(theirs - exact), field
 
 
@@ -77,4 +78,4 @@ def test_transformers_loads_what_is_saved(config, tmp_path):
     ids = np.random.default_rng(7).integers(0, config.vocab_size, (3, 13))
     with torch.no_grad():
         expected = torch_model(torch.tensor(ids)).last_hidden_state.numpy()
-    assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= 1e-5
+    assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= MODEL_LIMIT
