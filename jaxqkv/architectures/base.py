@@ -1,10 +1,10 @@
 """`Architecture`: what the rest of the package asks of a kind of model."""
 
-import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -15,6 +15,11 @@ from jaxqkv.runtime.devices import Execution
 from jaxqkv.typing import AnyArray
 
 Params = Mapping[str, Any]
+
+
+def apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
+    """Applies a module to parameters that are passed as they are."""
+    return module.apply({"params": params}, *arguments)
 
 
 class Counterpart(NamedTuple):
@@ -55,33 +60,40 @@ class Architecture(Config):
 
     An architecture is a subclass in a file of its own. Parameters are nested dicts in Flax's layout, as the table
     of the checkpoint's tensors makes them.
+
+    Attributes:
+      embedding: module of a config; takes ids, positions and token types, and returns the first residual stream.
+      layer: module of a config and an `Execution`; takes the stream, the visible keys and the layer's number, and
+        returns the next stream and `Attention`.
+      counterpart: the same model in `transformers`.
     """
 
+    embedding: ClassVar[Callable[..., nn.Module]]
+    layer: ClassVar[Callable[..., nn.Module]]
     counterpart: ClassVar[Counterpart]
 
-    @abc.abstractmethod
     def embed(
         self,
         params: Params,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
+        ids: Int[AnyArray, "batch pos"],
+        positions: Int[AnyArray, "batch pos"],
+        token_types: Int[AnyArray, "batch pos"],
     ) -> Float[Array, "batch pos embed"]:
         """Returns the residual stream that enters the first block.
 
         Args:
           params: of the embedding.
           ids: token ids.
-          positions: index of each token among its sequence's real tokens.
+          positions: index of each token among its sequence's real tokens, from 0.
           token_types: 0 where the architecture has none.
         """
+        return apply(self.embedding(self), params, ids, positions + self.first_position, token_types)
 
-    @abc.abstractmethod
     def block(
         self,
         params: Params,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
+        x: Float[AnyArray, "batch pos embed"],
+        visible: Bool[AnyArray, "batch query key"],
         layer: Int[AnyArray, ""] | np.int32,
         execution: Execution,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
@@ -94,6 +106,7 @@ class Architecture(Config):
           layer: the layer's number, which some attention is scaled by.
           execution: static settings.
         """
+        return apply(self.layer(self, execution), params, x, visible, layer)
 
     def final(self, params: Params, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
         """Returns the final hidden states from the residual stream after the last block: the same by default."""

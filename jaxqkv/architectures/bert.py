@@ -7,16 +7,56 @@ import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.base import Architecture, Counterpart, Params
-from jaxqkv.architectures.layers import MLP, SelfAttention, apply, layer_norm
+from jaxqkv.architectures.base import Architecture, Counterpart
+from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
 from jaxqkv.runtime.devices import Execution
-from jaxqkv.typing import AnyArray
+
+
+class Embed(nn.Module):
+    """Token, position and token-type embeddings, summed and normalised."""
+
+    config: Architecture
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        config = self.config
+        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
+        total += nn.Embed(config.type_vocab_size, config.n_embd, name="token_type")(token_types)
+        total += nn.Embed(config.position_rows, config.n_embd, name="position")(positions)
+        return layer_norm(config, "norm")(total)
+
+
+class PostNormBlock(nn.Module):
+    """Post-norm: the residual stream itself is normalised after each half."""
+
+    config: Architecture
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        config = self.config
+        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
+        assert attention.attn_out is not None  # which SelfAttention fills
+        middle = layer_norm(config, "ln_1")(x + attention.attn_out)
+        mlp_out = MLP(config, self.execution, name="mlp")(middle)
+        return layer_norm(config, "ln_2")(middle + mlp_out), dataclasses.replace(
+            attention, resid_pre=x, mlp_out=mlp_out
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +106,8 @@ class BertConfig(Architecture):
     always: ClassVar = {"architectures": ["BertModel"], "position_embedding_type": "absolute", "pad_token_id": 0}
 
     tokenizer_class = "BertTokenizer"
+    embedding = Embed
+    layer = PostNormBlock
     counterpart = Counterpart(
         config="BertConfig",
         model="BertModel",
@@ -126,69 +168,6 @@ class BertConfig(Architecture):
             buffers=r"embeddings\.(position_ids|token_type_ids)",
             heads=self.heads,
             stand_ins={"embeddings.word_embeddings.weight": self.decoder} if self.tie_word_embeddings else {},
-        )
-
-    def embed(
-        self,
-        params: Params,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
-    ) -> Float[Array, "batch pos embed"]:
-        """Returns the sum of token, token-type and position embedding, normalised."""
-        return apply(Embed(self), params, ids, positions, token_types)
-
-    def block(
-        self,
-        params: Params,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
-        layer: Int[AnyArray, ""] | np.int32,
-        execution: Execution,
-    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        """Returns the residual stream after a post-norm block, and its intermediates."""
-        return apply(PostNormBlock(self, execution), params, x, visible, layer)
-
-
-class Embed(nn.Module):
-    """Token, position and token-type embeddings, summed and normalised."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
-    ) -> Float[Array, "batch pos embed"]:
-        config = self.config
-        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
-        total += nn.Embed(config.type_vocab_size, config.n_embd, name="token_type")(token_types)
-        total += nn.Embed(config.position_rows, config.n_embd, name="position")(positions)
-        return layer_norm(config, "norm")(total)
-
-
-class PostNormBlock(nn.Module):
-    """Post-norm: the residual stream itself is normalised after each half."""
-
-    config: Architecture
-    execution: Execution = Execution()
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
-        layer: Int[Array, ""],
-    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        config = self.config
-        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
-        assert attention.attn_out is not None  # which SelfAttention fills
-        middle = layer_norm(config, "ln_1")(x + attention.attn_out)
-        mlp_out = MLP(config, self.execution, name="mlp")(middle)
-        return layer_norm(config, "ln_2")(middle + mlp_out), dataclasses.replace(
-            attention, resid_pre=x, mlp_out=mlp_out
         )
 
 

@@ -7,17 +7,31 @@ import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.base import Architecture, Counterpart, Params
+from jaxqkv.architectures.base import Architecture, Counterpart
 from jaxqkv.architectures.bert import PostNormBlock
-from jaxqkv.architectures.layers import apply, layer_norm
+from jaxqkv.architectures.layers import layer_norm
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
-from jaxqkv.runtime.devices import Execution
-from jaxqkv.typing import AnyArray
+
+
+class Embed(nn.Module):
+    """Token and position embeddings, summed and normalised; there are no token types."""
+
+    config: Architecture
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        config = self.config
+        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
+        total += nn.Embed(config.n_positions, config.n_embd, name="position")(positions)
+        return layer_norm(config, "norm")(total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +69,8 @@ class DistilBertConfig(Architecture):
     always: ClassVar = {"architectures": ["DistilBertModel"], "pad_token_id": 0}
 
     tokenizer_class = "DistilBertTokenizer"
+    embedding = Embed
+    layer = PostNormBlock
     counterpart = Counterpart(
         config="DistilBertConfig",
         model="DistilBertModel",
@@ -99,42 +115,6 @@ class DistilBertConfig(Architecture):
             if self.tie_word_embeddings
             else {},
         )
-
-    def embed(
-        self,
-        params: Params,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
-    ) -> Float[Array, "batch pos embed"]:
-        """Returns the sum of token and position embedding, normalised."""
-        return apply(Embed(self), params, ids, positions)
-
-    def block(
-        self,
-        params: Params,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
-        layer: Int[AnyArray, ""] | np.int32,
-        execution: Execution,
-    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        """Returns the residual stream after a post-norm block, and its intermediates."""
-        return apply(PostNormBlock(self, execution), params, x, visible, layer)
-
-
-class Embed(nn.Module):
-    """Token and position embeddings, summed and normalised."""
-
-    config: DistilBertConfig
-
-    @nn.compact
-    def __call__(
-        self, ids: Int[Array, "batch pos"], positions: Int[Array, "batch pos"]
-    ) -> Float[Array, "batch pos embed"]:
-        config = self.config
-        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
-        total += nn.Embed(config.n_positions, config.n_embd, name="position")(positions)
-        return layer_norm(config, "norm")(total)
 
 
 # Models whose sizes are known by name.

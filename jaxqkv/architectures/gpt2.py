@@ -8,16 +8,62 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.base import Architecture, Counterpart, Params
-from jaxqkv.architectures.layers import MLP, SelfAttention, apply, layer_norm
+from jaxqkv.architectures.base import Architecture, Counterpart, Params, apply
+from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
 from jaxqkv.runtime.devices import Execution
-from jaxqkv.typing import AnyArray
+
+
+class Embed(nn.Module):
+    """Token embedding plus position embedding; there are no token types."""
+
+    config: Architecture
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "batch pos"],
+        positions: Int[Array, "batch pos"],
+        token_types: Int[Array, "batch pos"],
+    ) -> Float[Array, "batch pos embed"]:
+        config = self.config
+        tokens = nn.Embed(config.vocab_size, config.n_embd, name="wte")(ids)
+        return tokens + nn.Embed(config.n_positions, config.n_embd, name="wpe")(positions)
+
+
+class Block(nn.Module):
+    """Pre-norm: each half reads a normalised copy of the residual stream and adds to it."""
+
+    config: Architecture
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch pos embed"],
+        visible: Bool[Array, "batch query key"],
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        config = self.config
+        attention = SelfAttention(config, self.execution, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
+        assert attention.attn_out is not None  # which SelfAttention fills
+        middle = x + attention.attn_out
+        mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
+        return middle + mlp_out, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out)
+
+
+class FinalNorm(nn.Module):
+    """The layer norm after the last block."""
+
+    config: Architecture
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        return layer_norm(self.config, "ln_f")(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +117,8 @@ class GPT2Config(Architecture):
     always: ClassVar = {"architectures": ["GPT2LMHeadModel"]}
 
     tokenizer_class = "GPT2Tokenizer"
+    embedding = Embed
+    layer = Block
     counterpart = Counterpart(
         config="GPT2Config",
         model="GPT2LMHeadModel",
@@ -115,27 +163,6 @@ class GPT2Config(Architecture):
             stand_ins={"wte.weight": "lm_head.weight"} if self.tie_word_embeddings else {},
         )
 
-    def embed(
-        self,
-        params: Params,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
-    ) -> Float[Array, "batch pos embed"]:
-        """Returns token embedding plus position embedding."""
-        return apply(Embed(self), params, ids, positions)
-
-    def block(
-        self,
-        params: Params,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
-        layer: Int[AnyArray, ""] | np.int32,
-        execution: Execution,
-    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        """Returns the residual stream after a pre-norm block, and its intermediates."""
-        return apply(Block(self, execution), params, x, visible, layer)
-
     def final(self, params: Params, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
         """Returns the stream after the last layer norm."""
         return apply(FinalNorm(self), {"ln_f": params["ln_f"]}, x)
@@ -155,51 +182,6 @@ class GPT2Config(Architecture):
     def upcast_attention(self) -> bool:
         """Whether `reorder_and_upcast_attn` is set."""
         return self.reorder_and_upcast_attn
-
-
-class Embed(nn.Module):
-    """Token embedding plus position embedding."""
-
-    config: GPT2Config
-
-    @nn.compact
-    def __call__(
-        self, ids: Int[Array, "batch pos"], positions: Int[Array, "batch pos"]
-    ) -> Float[Array, "batch pos embed"]:
-        config = self.config
-        tokens = nn.Embed(config.vocab_size, config.n_embd, name="wte")(ids)
-        return tokens + nn.Embed(config.n_positions, config.n_embd, name="wpe")(positions)
-
-
-class Block(nn.Module):
-    """Pre-norm: each half reads a normalised copy of the residual stream and adds to it."""
-
-    config: GPT2Config
-    execution: Execution = Execution()
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch pos embed"],
-        visible: Bool[Array, "batch query key"],
-        layer: Int[Array, ""],
-    ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        config = self.config
-        attention = SelfAttention(config, self.execution, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
-        assert attention.attn_out is not None  # which SelfAttention fills
-        middle = x + attention.attn_out
-        mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
-        return middle + mlp_out, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out)
-
-
-class FinalNorm(nn.Module):
-    """The layer norm after the last block."""
-
-    config: GPT2Config
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
-        return layer_norm(self.config, "ln_f")(x)
 
 
 def _sizes(n_embd: int, n_layer: int, n_head: int) -> GPT2Config:

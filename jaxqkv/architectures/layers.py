@@ -3,8 +3,6 @@
 Parameters are in `flax.linen`'s own layout (`kernel` is `[in, out]`), whatever the file's is.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import attend, merge_heads, score_dtype, split_heads
-from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.checkpoints.config import ACTIVATIONS
 from jaxqkv.runtime.devices import Execution, rounded_product
 
@@ -29,11 +27,6 @@ ACTIVATION_FUNCTIONS = {
     "mish": jax.nn.mish,
     "linear": lambda x: x,
 }
-
-
-def apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
-    """Applies a module to parameters that are passed as they are."""
-    return module.apply({"params": params}, *arguments)
 
 
 def layer_norm(config: Architecture, name: str) -> nn.LayerNorm:

@@ -6,9 +6,6 @@ Source: Liu et al. 2019, and the layout of Hugging Face's `roberta-*`, `xlm-robe
 import dataclasses
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Float, Int
-
-from jaxqkv.architectures.base import Params
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.errors import CheckpointError
 
@@ -63,16 +60,6 @@ class RobertaConfig(BertConfig):
     def position_rows(self) -> int:
         """Rows of the position embedding."""
         return self.n_positions + self.first_position
-
-    def embed(
-        self,
-        params: Params,
-        ids: Int[Array, "batch pos"],
-        positions: Int[Array, "batch pos"],
-        token_types: Int[Array, "batch pos"],
-    ) -> Float[Array, "batch pos embed"]:
-        """Returns BERT's embedding with positions that begin after the padding index."""
-        return super().embed(params, ids, positions + self.first_position, token_types)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,18 @@ from jaxqkv.studies.options import Option, option, options_of
 Kind = TypeVar("Kind")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and room for an option's values on its line."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30)
+
+
 class Parser(argparse.ArgumentParser):
     """Errors in one line and status 2; help as it is written. Long options cannot be abbreviated."""
 
     def __init__(self, **settings: Any):
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:

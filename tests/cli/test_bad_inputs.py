@@ -311,7 +311,7 @@ def test_a_disk_that_is_full_for_the_page_alone(place, capsys, fill_disk):
 
 
 def test_a_disk_that_is_full_for_a_report(place, capsys, fill_disk, monkeypatch):
-    monkeypatch.setattr("jaxqkv.cli.verify.report", lambda *arguments: {"passed": True})
+    monkeypatch.setattr("jaxqkv.model.comparison.report", lambda *arguments: {"passed": True})
     fill_disk("verify.json")
     refuse(place, capsys, line_of("verify", "./model"), "out/verify.json: cannot be written (No space left on device)")
 
