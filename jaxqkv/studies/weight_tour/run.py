@@ -68,7 +68,7 @@ def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _program(width: int, inner: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
-    """Returns `_reduce` of some names for models of a width and a width of attention: one for all checkpoints that have them."""
+    """Returns `_reduce` of some names: one program for all checkpoints of these widths."""
     return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * inner), np.float32), names=names)
 
 
