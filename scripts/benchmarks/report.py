@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import SIDES
-from jaxqkv.figures.panels import Table
+from jaxqkv.figures.tables import Table
 from jaxqkv.runtime.files import replacing
 
 Result = dict[str, Any]

@@ -18,8 +18,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from jaxqkv.errors import JaxqkvWarning
 from jaxqkv.figures import fonts
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.distributions import Violins
 from jaxqkv.figures.drawing import drawn, rendered
-from jaxqkv.figures.panels import Image, Line, Lines, Table, Violins
+from jaxqkv.figures.panels import Image, Line, Lines
+from jaxqkv.figures.tables import Table
 from jaxqkv.studies import qkv_weights
 
 # What a user's matplotlibrc or notebook may say.

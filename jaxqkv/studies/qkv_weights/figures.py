@@ -7,7 +7,9 @@ import numpy as np
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_map, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
+from jaxqkv.figures.distributions import Bars
+from jaxqkv.figures.panels import Image, Line, Lines, Panel, plain
+from jaxqkv.figures.tables import Table
 from jaxqkv.kernels import column_cosine, freedman_diaconis_histogram, head_pair_masks, require_finite
 from jaxqkv.studies.qkv_weights import STUDY
 from jaxqkv.studies.qkv_weights.run import COSINE_EDGES, WEIGHT_EDGES, QKVWeightsRun, Reduced
