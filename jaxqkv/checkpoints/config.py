@@ -158,6 +158,8 @@ class Config(abc.ABC):
     @classmethod
     def missing(cls, key: str) -> str:
         """Returns what an error says of a key that a file lacks: the line to add to it."""
+        if key not in cls.usual:
+            return f"{key} is missing; add it to config.json"
         line = f'"{key}": {json.dumps(cls.usual[key])}'
         return f"{key} is missing; add {line} to config.json if that, which transformers takes, is the model's"
 

@@ -68,11 +68,11 @@ def test_info(capsys, tmp_path):
         (["figures", "qkv-weights", "--seed", "-1"], "argument --seed: -1 is not a whole number from 0 up"),
         (["figures", "qkv-weights", "--seed", "x"], "argument --seed: x is not a whole number from 0 up"),
         (["figures", "qkv-weights", "--demo", "--nothing"], "unrecognized arguments: --nothing"),
-        (["list", "more"], "unrecognized arguments: more"),
+        (["list", "--more"], "unrecognized arguments: --more"),
         (["draw"], "no command draw; there is figures, list, view, info, verify, bench, version"),
         (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
         (["figures", "--demo"], "--demo is an option of a study, and none is named; see"),
-        (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare?"),
+        (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare or"),
         (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
         (
             ["view", "demo-gpt2", "--text", "I", "saw her"],

@@ -399,7 +399,9 @@ class TestWholeOrNotAtAll:
 
     def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(self, tmp_path, tiny, monkeypatch, capsys):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr("jaxqkv.studies.qkv_weights.Run.__init__", lambda self, options: pytest.fail("worked"))
+        monkeypatch.setattr(
+            "jaxqkv.studies.qkv_weights.run.QKVWeightsRun.__init__", lambda *arguments: pytest.fail("worked")
+        )
         assert main(["figures", "qkv-weights", "--out", str(tmp_path / "file"), "--model", tiny]) == 2
         assert "cannot be written (Not a directory); choose another folder with --out" in capsys.readouterr().err
 

@@ -442,7 +442,7 @@ def test_kernels_of_weights_vmap_over_layers():
 def test_calling_convention(name):
     """Arrays come first and by position; settings that are no arrays follow, by keyword alone."""
     for parameter in inspect.signature(getattr(kernels, name)).parameters.values():
-        is_array = "np.ndarray" in str(parameter.annotation) or "jaxtyping" in str(parameter.annotation)
+        is_array = any(word in str(parameter.annotation) for word in ("ndarray", "ArrayLike", "jaxtyping"))
         kind = parameter.POSITIONAL_OR_KEYWORD if is_array else parameter.KEYWORD_ONLY
         assert parameter.kind is kind, parameter.name
 
