@@ -17,6 +17,7 @@ BUNDLED = {name: Path(__file__).parents[1] / "demo" / name for name in ("demo-gp
 
 
 def is_path(spec: str) -> bool:
+    """Tells a folder's path from the name of a repository on the hub."""
     try:
         return spec.startswith((".", "/", "~", "\\")) or Path(spec).exists()
     except (OSError, ValueError):  # longer than a path may be, or with a null byte
@@ -24,6 +25,11 @@ def is_path(spec: str) -> bool:
 
 
 def as_path(spec: str) -> Path:
+    """Returns a folder's path, with `~` expanded.
+
+    Raises:
+      CheckpointError: when there is no such user.
+    """
     try:
         return Path(spec).expanduser()
     except RuntimeError:
