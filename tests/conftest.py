@@ -21,7 +21,6 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a fl
 
 with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
-    import jaxqkv.cli.main
     import jaxqkv.kernels
     import jaxqkv.pages.view
     import jaxqkv.studies.attention_scores.figures
@@ -35,6 +34,7 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.text.corpora
     import jaxqkv.text.counting
     import jaxqkv.text.tokenizer_files
+    from jaxqkv.cli.main import main
 
 from jaxqkv.architectures.bert import BertConfig  # noqa: E402
 from jaxqkv.architectures.distilbert import DistilBertConfig  # noqa: E402
@@ -164,7 +164,7 @@ def arrays_of(path):
 def figures_of(study, base, folder, *arguments):
     """Arrays of all figures of a study on one checkpoint, as `numpy.load` gives them."""
     line = ["figures", study, "--model", str(folder), "--arrays-only", "--out", str(base / "out"), *arguments]
-    assert jaxqkv.cli.main(line) == 0
+    assert main(line) == 0
     return {path.stem: arrays_of(path) for path in (base / "out" / study).glob("*.npz")}
 
 

@@ -18,6 +18,11 @@ from jaxqkv.figures.style import THEMES
 _METADATA = "option"
 
 
+def _nothing(value: Any) -> bool:
+    """Accepts no object as it is."""
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """A field's meaning, beside its name, type and default.
@@ -40,7 +45,7 @@ class Option:
     choices: tuple[str, ...] | None = None
     several: bool = False
     repeated: bool = False
-    accepts: Callable[[Any], bool] = lambda value: False
+    accepts: Callable[[Any], bool] = _nothing
     command_only: bool = False
     shown: str | None = None
 

@@ -53,7 +53,8 @@ def trapped(tmp_path):
 
 def test_the_library_runs_nothing(trapped):
     folder, sprung = trapped
-    model = jaxqkv.load(folder)
+    with pytest.warns(JaxqkvWarning, match="unknown keys auto_map, custom_pipelines, trust_remote_code"):
+        model = jaxqkv.load(folder)
     with pytest.warns(JaxqkvWarning, match="EvilTokenizer is not implemented here"):
         batch = model.tokenize("I saw her")
     acts = model.run(batch, capture={"q"})

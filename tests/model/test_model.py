@@ -360,8 +360,11 @@ def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
     ("arguments", "message"),
     [
         ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
-        ({"capture": set()}, "not both, not none"),
-        ({"capture": {"q"}, "reduce": lambda attention, mask: 0}, "not both, not none"),
+        ({"capture": set()}, "give exactly one of `capture`, names of what to return, and `reduce`, a function"),
+        (
+            {"capture": {"q"}, "reduce": lambda attention, mask: 0},
+            "give exactly one of `capture`, names of what to return, and `reduce`, a function",
+        ),
         ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
         ({"layers": [-1, 0]}, "no layer -1"),
         ({"layers": []}, "no layer selected"),
@@ -463,7 +466,7 @@ def test_dtypes_that_would_change_the_numbers_silently(folder, dtype):
 
 def test_bert_has_no_logits(tmp_path):
     model = jaxqkv.load(write_folder(tmp_path / "x", BERT))
-    with pytest.raises(JaxqkvError, match="logits are for GPT-2"):
+    with pytest.raises(JaxqkvError, match="bert has no next-token logits; `hidden` gives its hidden states"):
         model.logits(random_ids(BERT, 1, 3))
 
 

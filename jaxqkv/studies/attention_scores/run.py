@@ -42,12 +42,12 @@ def _sample_densities(samples: Sequence[Sample], edges: np.ndarray) -> Float[Arr
     return density_by_group(jnp.stack([s.values for s in samples]), edges, jnp.stack(groups), n_group=len(samples))
 
 
-def last_token_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Array]:
+def last_token_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Float[Array, "..."]]:
     """Returns densities `[2, bin]` of the last token's scores, within and across heads."""
     return {"density": _sample_densities(last_token_scores(q, k, mask), LAST_TOKEN_EDGES)}
 
 
-def score_statistics(q: Heads, k: Heads, mask: Mask) -> dict[str, Array]:
+def score_statistics(q: Heads, k: Heads, mask: Mask) -> dict[str, Float[Array, "..."]]:
     """Returns moments of the unmasked scores, and the softmax over real keys in bins between its ends."""
     scores = scaled_scores(q, k)
     keys = visible_keys(mask, causal=False)[:, None]
@@ -65,7 +65,7 @@ def score_statistics(q: Heads, k: Heads, mask: Mask) -> dict[str, Array]:
     }
 
 
-def causal_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Array]:
+def causal_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Float[Array, "..."]]:
     """Returns densities `[3, bin]` of the samples of the causal pattern."""
     return {"density": _sample_densities(causal_samples(_pattern(q, k, mask), mask), PATTERN_EDGES)}
 

@@ -29,24 +29,24 @@ COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 Reduction = Callable[[Float[Array, "embed inner"], int], dict[str, Array]]
 
 
-def matrix_moments(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
+def matrix_moments(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Float[Array, "..."]]:
     """Returns mean and sample standard deviation of all weights."""
     mean, std = moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
 
 
-def matrix_densities(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
+def matrix_densities(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Float[Array, "..."]]:
     """Returns the density of the weights, `[bin]` of `WEIGHT_EDGES`."""
     return {"density": density(matrix, WEIGHT_EDGES)}
 
 
-def matrix_head_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
+def matrix_head_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Float[Array, "..."]]:
     """Returns densities `[2, bin]`, means and deviations of column cosines, within and across heads."""
     values, mean, std = head_pair_densities(matrix, COSINE_EDGES, n_head=n_head)
     return {"density": values, "mean": mean, "std": std}
 
 
-def matrix_column_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
+def matrix_column_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Float[Array, "..."]]:
     """Returns mean and sample standard deviation of all column cosines."""
     mean, std = column_cosine_moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
