@@ -16,6 +16,7 @@ from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
 from jaxqkv.runtime.devices import Execution
+from jaxqkv.typing import AnyArray
 
 
 class Embed(nn.Module):
