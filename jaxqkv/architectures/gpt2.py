@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
