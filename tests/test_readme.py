@@ -1,8 +1,9 @@
-"""What the documents say is so: snippets give what they claim, commands parse, links lead somewhere, nothing is stale."""
+"""What the documents say is so: snippets give what they claim, commands parse, links exist, tables are up to date."""
 
 import ast
 import importlib
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -12,7 +13,7 @@ import benchmark
 import make_tables
 import pytest
 import scaling
-import train_demo
+from benchmarks import report
 
 from jaxqkv import kernels
 from jaxqkv.architectures import REGISTRY
@@ -31,10 +32,10 @@ FOLDERS = [
     ROOT / "scripts",
 ]
 DOCUMENTS = [ROOT / "README.md", *(folder / "README.md" for folder in FOLDERS)]
-TEXTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS if path != UNWRITTEN
-}
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS if path != UNWRITTEN}
 TOP = TEXTS["README.md"]
+# The studies that the benchmark times.
+MEASURED = ("qkv-weights", "attention-scores", "token-frequency", "weight-tour", "token-similarity")
 
 
 def blocks(text, language):
@@ -155,10 +156,9 @@ def test_options_exist(capsys, monkeypatch):
     for name, words in [*helps, *((name, ["--help"]) for name in COMMANDS if name not in ("figures", "bench"))]:
         with pytest.raises(SystemExit):
             importlib.import_module(f"jaxqkv.cli.{name}").parse(words)
-    for script in (scaling, train_demo):
-        monkeypatch.setattr(sys, "argv", ["script", "--help"])
-        with pytest.raises(SystemExit):
-            script.main()
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--help"])
+    with pytest.raises(SystemExit):
+        scaling.main()
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out + benchmark.parser().format_help()))
     for name, text in TEXTS.items():
         code = " ".join(re.findall(r"`[^`]+`", without_blocks(text)))
@@ -188,11 +188,11 @@ def test_every_link_exists(name):
             assert anchor in anchors(path.read_text(encoding="utf-8")), link
 
 
-@pytest.mark.parametrize("table", make_tables.tables(), ids=lambda table: table.mark)
-def test_generated_tables_are_the_registry(table):
+def test_generated_tables_are_the_registry():
     """`python scripts/make_tables.py` rewrites them."""
-    expected = f"<!-- {table.mark} -->\n{table.content}\n<!-- end of {table.mark} -->"
-    assert expected in table.path.read_text(encoding="utf-8")
+    for table in make_tables.tables():
+        expected = f"<!-- {table.mark} -->\n{table.content}\n<!-- end of {table.mark} -->"
+        assert expected in table.path.read_text(encoding="utf-8"), table.mark
 
 
 def test_a_study_without_a_section_is_named():
@@ -201,7 +201,9 @@ def test_a_study_without_a_section_is_named():
     assert make_tables.question("## heads\n\n*What do\nthey do?*\n\nMuch.\n", "heads") == "What do they do?"
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder / "README.md" != UNWRITTEN], ids=str)
+@pytest.mark.parametrize(
+    "folder", [folder for folder in FOLDERS if folder / "README.md" != UNWRITTEN], ids=lambda folder: folder.name
+)
 def test_every_file_of_a_folder_is_named(folder):
     text = TEXTS[(folder / "README.md").relative_to(ROOT).as_posix()]
     names = {path.name for path in folder.iterdir() if not path.name.startswith((".", "_"))} - {"README.md"}
@@ -221,3 +223,17 @@ def test_every_file_of_a_folder_is_named(folder):
 def test_lists_are_complete(name, listed):
     text = TEXTS[f"jaxqkv/{name}/README.md"]
     assert [each for each in listed if not re.search(rf"`{re.escape(each)}\b", text)] == []
+
+
+def test_the_numbers_of_the_first_document_are_the_published_ones():
+    cases = {each["case"]: each for each in json.loads(benchmark.PUBLISHED.read_text())["cases"]}
+    prose = " ".join(TOP.split())
+    seconds = cases["forward gpt2-medium, 8 × 512"]["median seconds"]
+    jaxqkv, tuned = (report.duration(seconds[side]) for side in ("jaxqkv", "tuned"))
+    assert f"takes {jaxqkv}; carefully written PyTorch takes {tuned}." in prose
+    for side, words in (("tuned", "if it is carefully written"), ("notebook", "if it is written as in the original")):
+        faster = [cases[f"{name}, arrays"]["faster"][side] for name in MEASURED]
+        assert f"{min(faster):.1f} to {max(faster):.1f} times as long {words}" in prose
+    pieces = json.loads(scaling.PUBLISHED.read_text())["pieces"]
+    days, hours = (scaling.predict(pieces, n)["whole"] / size for n, size in ((1, 86_400), (64, 3600)))
+    assert f"{days:.0f} days on that machine and {hours:.0f} hours on 64 devices like it" in prose
