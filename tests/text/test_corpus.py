@@ -49,7 +49,9 @@ class TestText:
         """As on a cluster whose home is read-only: files are read all the same."""
         path = write(tmp_path / "a.txt", self.TEXT)
         (tmp_path / "file").write_text("in the way")
-        code = "import sys; from jaxqkv.text import corpora as c; sys.exit([*c.open_corpus(sys.argv[1])] != sys.argv[2:])"
+        code = (
+            "import sys; from jaxqkv.text import corpora as c; sys.exit([*c.open_corpus(sys.argv[1])] != sys.argv[2:])"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, str(path), self.TEXT],
             env=os.environ | {"HF_HOME": str(tmp_path / "file" / "cache")},
