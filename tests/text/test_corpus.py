@@ -50,7 +50,8 @@ class TestText:
         path = write(tmp_path / "a.txt", self.TEXT)
         (tmp_path / "file").write_text("in the way")
         code = (
-            "import sys; from jaxqkv.text import corpora as c; sys.exit([*c.open_corpus(sys.argv[1])] != sys.argv[2:])"
+            "import sys; from jaxqkv.text.corpora import open_corpus; "
+            "sys.exit(list(open_corpus(sys.argv[1])) != [sys.argv[2]])"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(path), self.TEXT],
