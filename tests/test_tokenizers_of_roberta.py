@@ -176,7 +176,6 @@ def test_refused_by_file_and_key(tmp_path, name):
     ],
 )
 def test_verify_compares_token_ids(tmp_path, capsys, kind, base, files):
-    """The row of the report; those of the tensors are other tests' subject."""
     pytest.importorskip("torch", exc_type=ImportError)
     pytest.importorskip("transformers", exc_type=ImportError)
     model = {"roberta": ROBERTA, "distilbert": DISTILBERT}[kind]
@@ -185,7 +184,7 @@ def test_verify_compares_token_ids(tmp_path, capsys, kind, base, files):
     (write_other if base == "bert" else write)(folder, base, files)
     (folder / "config.json").write_text(saved)
     report = tmp_path / "verify.json"
-    assert main(["verify", str(folder), "--text", "I saw the", "--out", str(report)]) in (0, 1)
+    assert main(["verify", str(folder), "--text", "I saw the", "--out", str(report)]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("token ids")]
     tokens = json.loads(report.read_text())["token ids"]
     assert tokens["texts"] > 20
