@@ -1,6 +1,6 @@
 """Folders with tokenizer files of RoBERTa's kind, of DistilBERT, XLM-RoBERTa and CamemBERT, as tokenizer_cases.py has.
 
-`python tests/roberta_tokenizer_cases.py` writes the ids of transformers 5 to goldens/roberta_tokenizers.json.
+`python tests/helpers/roberta_tokenizer_cases.py` writes the ids of transformers 5 to goldens/roberta_tokenizers.json.
 """
 
 import base64
@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import tokenizers
-from tokenizer_cases import (
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from helpers.tokenizer_cases import (
     ALPHABET,
     BERT_TEXT,
     FAST,
@@ -27,7 +29,6 @@ from tokenizer_cases import (
     template,
     write_backend,
 )
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 FIRST = ["<s>", "<pad>", "</s>", "<unk>"]
 LAST = ["[E1]", "[E2]", "[CLS]", "[SEP]", "<mask>"]
@@ -247,7 +248,7 @@ CASES = {
         "bert model": {"config.json": {"model_type": "bert", "tokenizer_class": CLASSES[kind]}},
     }.items()
 }
-GOLDENS = Path(__file__).parent / "goldens" / "roberta_tokenizers.json"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "roberta_tokenizers.json"
 
 
 def main():

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 from conftest import CONFIGS, DISTILBERT, ROBERTA, changed, write_folder
-from roberta_tokenizer_cases import BYTE_LEVEL, CASES, GOLDENS, TEXTS, UNIGRAM, base_of, config, file, write
-from tokenizer_cases import ids_of_transformers
-from tokenizer_cases import write as write_other
+from helpers.roberta_tokenizer_cases import BYTE_LEVEL, CASES, GOLDENS, TEXTS, UNIGRAM, base_of, config, file, write
+from helpers.tokenizer_cases import ids_of_transformers
+from helpers.tokenizer_cases import write as write_other
 
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.architectures.roberta import CamembertConfig, XLMRobertaConfig
