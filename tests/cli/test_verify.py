@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, MODEL_LIMIT, changed, write_folder
+from conftest import BERT, GPT2, MODEL_LIMIT, changed, random_tensors, write_folder
 from helpers.tokenizer_cases import write
 
 import jaxqkv
