@@ -15,6 +15,8 @@ from conftest import BERT, GPT2, write_folder
 from helpers.checkpoints import write_sharded
 from helpers.hub import COMMIT, Handler, Hub
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hub(tmp_path):

@@ -336,6 +336,7 @@ for content in contents:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from Linux's own figures")
+@pytest.mark.slow
 def test_forged_sizes_reserve_no_memory(tmp_path):
     """With 128 MiB left: lengths of up to 2**64 bytes, and shapes of up to 2**124 values."""
     line = [sys.executable, "-c", FORGERY, str(tmp_path / "x")]

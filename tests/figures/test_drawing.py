@@ -92,6 +92,7 @@ jaxqkv.studies.qkv_weights.figure("2d", model="model", dpi=40).save("figures/qkv
 @pytest.mark.parametrize(
     ("code", "backend"), [(COMMAND, "module://matplotlib_inline.backend_inline"), (LIBRARY, "nonsense")]
 )
+@pytest.mark.slow
 def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
     """Neither a matplotlibrc nor a backend that is not installed, as a notebook's may not be."""
     monkeypatch.chdir(tmp_path)
@@ -106,6 +107,7 @@ def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
 
 
 @pytest.mark.parametrize(("backend", "kept"), [("svg", "svg"), ("nonsense", None)])
+@pytest.mark.slow
 def test_a_backend_of_the_user_s_stays_theirs(backend, kept):
     """As far as there is one: so pyplot goes on to show figures in a notebook."""
     code = (

@@ -74,6 +74,7 @@ ONLY_OURS = {
 
 
 @pytest.mark.parametrize("study", benchmark.STUDY_MODELS["demo"])
+@pytest.mark.slow
 def test_studies_agree(study, tmp_path):
     """Every figure of every study, computed three times over."""
     (spec,) = benchmark.STUDY_MODELS["demo"][study]
@@ -110,6 +111,7 @@ def test_studies_agree(study, tmp_path):
         assert 0 < difference < LIMITS.get(study, 3e-4)
 
 
+@pytest.mark.slow
 def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys):
     arguments = ["--demo", "--cases", "first use", "head pairs", "--repeat", "1", "--out", str(tmp_path)]
     assert benchmark.main(arguments) == 0
@@ -140,12 +142,14 @@ def test_a_wrong_answer_shows(tmp_path):
     assert processes.study_difference(tmp_path / "ours", tmp_path / "theirs") == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_named(tmp_path):
     case = measuring.Whole("breaks", lambda side, out: [sys.executable, "-c", "raise SystemExit('no such thing')"])
     with pytest.raises(measuring.BenchmarkError, match="no such thing"):
         measuring.measure_whole(case, {}, 1, 1.0)
 
 
+@pytest.mark.slow
 def test_a_side_that_cannot_begin_is_named(tmp_path):
     env = measuring.environment("cpu", tmp_path)
     case = measuring.Repeated("breaks", {"kind": "forward", "folder": str(tmp_path / "missing"), "batch": 1, "pos": 2})
@@ -191,6 +195,7 @@ def test_the_readme_is_rewritten_between_its_marks(tmp_path):
         report.write_readme(path, "c", "new")
 
 
+@pytest.mark.slow
 def test_measured_in_parts(tmp_path, capsys):
     """`--add` keeps other cases in their order, replaces one that is measured again, and refuses another machine's."""
     arguments = ["--demo", "--repeat", "1", "--out", str(tmp_path), "--cases"]

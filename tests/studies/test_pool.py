@@ -348,6 +348,7 @@ print(json.dumps([held, sizes]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what memory is a process's own")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_parts(tmp_path):
     """Figures 4b and 6 of 40 parts: after the last, arrays and objects hold no more than after the first half.
 
