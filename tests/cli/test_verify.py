@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, MODEL_LIMIT, changed, write_folder
+from conftest import BERT, GPT2, MODEL_LIMIT, changed, random_tensors, write_folder
 from helpers.tokenizer_cases import write
 
+import jaxqkv
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvWarning
 from jaxqkv.model import comparison
+from jaxqkv.studies.stimuli import stimuli
 
 pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
@@ -184,8 +187,9 @@ def with_tokenizer(folder, base, files):
 @pytest.mark.parametrize("name", ["demo-bert", "demo-gpt2"])
 def test_token_ids_of_the_bundled_tokenizers(name):
     checkpoint = open_checkpoint(name)
-    tokens = comparison.compare_tokens(checkpoint.tokenizer(), checkpoint.tokenizer_source(), ["a further text"])
-    assert tokens["texts"] > 60
+    texts = ["a further text", *stimuli("attention_scores/purple.txt"), *stimuli("token_similarity/her.txt")]
+    tokens = comparison.compare_tokens(checkpoint.tokenizer(), checkpoint.tokenizer_source(), texts)
+    assert tokens["texts"] > len(texts) + len(comparison.ODD)
     assert tokens["different"] == []
     assert tokens["passed"]
     assert tokens["reason"] is None
@@ -200,7 +204,7 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     assert not tokens["passed"]
     assert "The saw" in tokens["different"]
     assert "the saw" not in tokens["different"]
-    monkeypatch.setattr(verify, "compare_tokens", lambda *arguments: tokens)
+    monkeypatch.setattr(comparison, "compare_tokens", lambda *arguments: tokens)
     assert main(["verify", str(folder), "--text", "the saw", "--out", str(tmp_path / "v.json")]) == 1
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("token ids")]
     assert row.split() == ["token", "ids", str(len(tokens["different"])), "of", str(tokens["texts"]), "texts", "FAIL"]
