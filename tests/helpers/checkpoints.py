@@ -28,7 +28,9 @@ def write_sharded(folder, config, rename=lambda name: name):
 def write_checkpoint_of_words(path, config=GPT2, tensors=None):
     """A tiny checkpoint with a tokenizer whose words are w0, w1, …"""
     write_folder(path, config, tensors)
-    if config.causal:
+    if config.tokenizer_class not in ("BertTokenizer", "DistilBertTokenizer"):
+        if config.tokenizer_class != "GPT2Tokenizer":  # for tokenizer.json alone to decide
+            (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         return write_word_tokenizer(path, MANY_WORDS)
     words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *(word.strip() for word in MANY_WORDS[5:])]
     (path / "vocab.txt").write_text("\n".join(words))

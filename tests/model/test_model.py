@@ -360,10 +360,10 @@ def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
     ("arguments", "message"),
     [
         ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
-        ({"capture": set()}, "give exactly one of `capture`, names of what to return, and `reduce`, a function"),
+        ({"capture": set()}, "give exactly one of `capture`, .* and `reduce`"),
         (
             {"capture": {"q"}, "reduce": lambda attention, mask: 0},
-            "give exactly one of `capture`, names of what to return, and `reduce`, a function",
+            "give exactly one of `capture`, .* and `reduce`",
         ),
         ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
         ({"layers": [-1, 0]}, "no layer -1"),
