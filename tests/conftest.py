@@ -66,6 +66,15 @@ DISTILBERT = DistilBertConfig(**SIZES, activation="gelu", layer_norm_epsilon=1e-
 CONFIGS = {"gpt2": GPT2, "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILBERT}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that look at the same runs, in fixtures of a module, stay in one worker with them."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture.scope == "module" for each in fixtures for fixture in each):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _alone(tmp_path_factory):
     """No test reaches beyond this machine or the user's caches."""
