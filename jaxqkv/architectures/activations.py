@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 import jax
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.runtime import showing
 from jaxqkv.typing import AnyArray, DTypeLike
@@ -31,7 +31,10 @@ FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp
 
 @struct.dataclass
 class Attention(showing.Arrays):
-    """What happens inside one layer; a field that was not asked for is None."""
+    """What happens inside one layer; a field that was not asked for is None.
+
+    `layer` is the layer's number, traced, for a reducer.
+    """
 
     __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
 
@@ -44,14 +47,15 @@ class Attention(showing.Arrays):
     attn_out: Float[Array, "batch pos embed"] | None = None
     resid_pre: Float[Array, "batch pos embed"] | None = None
     mlp_out: Float[Array, "batch pos embed"] | None = None
+    layer: Int[Array, ""] | None = None
 
     def select(self, names: Iterable[str]) -> "Attention":
         """The same struct with only the fields in `names`; the others are None."""
         return Attention(**{name: getattr(self, name) for name in names})
 
     def astype(self, dtype: DTypeLike) -> "Attention":
-        """The same struct in another dtype."""
-        return jax.tree.map(lambda x: x.astype(dtype), self)
+        """Returns the same struct in another dtype, but for the layer's number."""
+        return jax.tree.map(lambda x: x.astype(dtype), self.replace(layer=None)).replace(layer=self.layer)
 
 
 @struct.dataclass

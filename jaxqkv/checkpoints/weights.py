@@ -55,8 +55,8 @@ class TensorInfo(NamedTuple):
 class Weights:
     """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
 
-    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already
-    comes as a read-only view of the mapped file, without a copy. Asking for a layer or a name that the
+    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already comes as a view of
+    the mapped file, without a copy. All arrays are read-only; `numpy.array` makes one that can be changed. Asking for a layer or a name that the
     model does not have is a `JaxqkvError`.
 
     A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
@@ -226,7 +226,7 @@ class Weights:
 
     def _cast(self, tensor: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
-            return tensor.astype(self.dtype, copy=False)
+            return _read_only(tensor.astype(self.dtype, copy=False))
 
     def _warn_of(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Warns, once, of those tensors that have NaN or infinite values."""
@@ -285,7 +285,7 @@ class Weights:
         rule = self._rule(layer, "attn/q/kernel")
         if len(rule.places) == 3:
             return self[rule.key.format(layer=layer)]
-        return np.concatenate([self.W_Q(layer), self.W_K(layer), self.W_V(layer)], axis=1)
+        return _read_only(np.concatenate([self.W_Q(layer), self.W_K(layer), self.W_V(layer)], axis=1))
 
     def _projection(self, which: str, layer: int, by_head: bool) -> WholeOrByHead:
         matrix = self._part(layer, f"attn/{which}/kernel")
@@ -340,6 +340,13 @@ class Weights:
 def _category(rule: tables.Rule) -> str:
     """What the tensor is for."""
     return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
+
+
+def _read_only(tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Returns a view that cannot be written to: what is written would be lost at the next call."""
+    view = tensor.view()
+    view.flags.writeable = False
+    return view
 
 
 def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:

@@ -7,7 +7,7 @@ loop stops at the last layer that was asked for. Inside an outer `jax.jit` it un
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.model import microbatches
-from jaxqkv.model.request import Progress, Reducer, Request
+from jaxqkv.model.request import Layers, Progress, Reducer, Request
 from jaxqkv.model.sources import PlainParameters, Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit, place_batch
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
@@ -51,6 +51,7 @@ def _block(
     if reduce is None:
         result = attention.select(capture)
     else:
+        attention = attention.replace(layer=jnp.asarray(layer))
         result = reduce(attention, mask) if inputs is None else reduce(attention, mask, inputs)
     return x if goes_on else None, result
 
@@ -79,10 +80,10 @@ def forward(
     config: Architecture,
     *,
     capture: Collection[str] | None = None,
-    layers: int | Iterable[int] | None = None,
+    layers: Layers | None = None,
     reduce: Reducer | None = None,
     inputs: Any = None,
-    memory: int | None = None,
+    memory: float | str | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
@@ -95,11 +96,12 @@ def forward(
       batch: from `Model.tokenize`, or token ids `[batch, pos]` without padding.
       config: the checkpoint's config (static under `jax.jit`).
       capture: names among `q k v scores pattern z attn_out resid_pre mlp_out`; q, k and v unless given.
-      layers: the layers to return; all of them unless given. Later ones are not run.
+      layers: the layers to return, each once and in the order given (those of a set ascending); all of them unless
+        given. Later ones than the last of them are not run.
       reduce: instead of `capture`, a function of one layer's `Attention` and the mask; it is traced
         into the block, and what it returns (any pytree of arrays) is stacked over layers.
       inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
-      memory: bytes that the temporaries of a block may take; the batch is cut in microbatches that
+      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in microbatches that
         fit. A reducer's results must then have the batch as their leading axis. Without it a reducer
         gets the whole batch, and what is captured is computed in microbatches that suit the device.
       progress: called with the number of microbatches done and that of all layers' together.
@@ -124,7 +126,7 @@ def forward(
         progress=progress,
         mesh=mesh,
     )
-    return collect(PlainParameters(params), batch, config, request)
+    return collect(PlainParameters(params, config), batch, config, request)
 
 
 def layerwise(
@@ -133,7 +135,7 @@ def layerwise(
     config: Architecture,
     *,
     capture: Collection[str] | None = None,
-    layers: int | Iterable[int] | None = None,
+    layers: Layers | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
@@ -143,11 +145,16 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     request = Request.of(config.n_layer, len(batch.ids), capture, layers, mesh=mesh)
-    yield from each_layer(PlainParameters(params), batch, config, request)
+    yield from each_layer(PlainParameters(params, config), batch, config, request)
 
 
 def hidden(
-    params: Params, batch: BatchLike, config: Architecture, *, memory: int | None = None, mesh: Mesh | None = None
+    params: Params,
+    batch: BatchLike,
+    config: Architecture,
+    *,
+    memory: float | str | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos embed"]:
     """Returns the residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it.
 
@@ -156,11 +163,18 @@ def hidden(
     Raises:
       JaxqkvError: on ids that do not exist, and text longer than the positions.
     """
-    return final_hidden(PlainParameters(params), as_batch(batch, config), config, Request(memory=memory, mesh=mesh))
+    return final_hidden(
+        PlainParameters(params, config), as_batch(batch, config), config, Request.of_all_layers(memory, mesh)
+    )
 
 
 def logits(
-    params: Params, batch: BatchLike, config: Architecture, *, memory: int | None = None, mesh: Mesh | None = None
+    params: Params,
+    batch: BatchLike,
+    config: Architecture,
+    *,
+    memory: float | str | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
     """Returns next-token logits, through the tied embedding or the checkpoint's own `lm_head`.
 
@@ -169,8 +183,8 @@ def logits(
     Raises:
       JaxqkvError: for an architecture without them, on ids that do not exist, and text longer than the positions.
     """
-    request = Request(memory=memory, mesh=mesh)
-    return next_token_logits(PlainParameters(params), as_batch(batch, config), config, request)
+    request = Request.of_all_layers(memory, mesh)
+    return next_token_logits(PlainParameters(params, config), as_batch(batch, config), config, request)
 
 
 # --- the same, from any source of parameters ---
@@ -178,7 +192,9 @@ def logits(
 
 def collect(source: Source, batch: Batch, config: Architecture, request: Request) -> Any:
     """Returns what `forward` returns."""
-    results = [step.result for step in run_layers(source, batch, config, request) if step.layer in request.layers]
+    steps = run_layers(source, batch, config, request)
+    by_layer = {step.layer: step.result for step in steps if step.layer in request.layers}
+    results = [by_layer.pop(layer) for layer in request.layers]
     if request.reduce:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     fields = {}

@@ -2,19 +2,23 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.arrays import snapshot
+from jaxqkv.runtime.sizes import memory_limit
+from jaxqkv.typing import AnyArray
 
 # One layer's attention, the mask, and `inputs` when there are any → what is kept of the layer.
 Reducer = Callable[..., Any]
+# A layer's number, or several: a list, a range, a set, a generator, an array.
+Layers = SupportsIndex | Iterable[SupportsIndex] | AnyArray
 # Microbatches done, of all of a run.
 Progress = Callable[[int, int], None]
 
@@ -47,9 +51,10 @@ class Request:
         n_layer: int,
         batch_size: int,
         capture: Collection[str] | None,
-        layers: int | Iterable[int] | None,
+        layers: Layers | None,
         reduce: Reducer | None = None,
         inputs: Any = None,
+        memory: float | str | None = None,
         **others: Any,
     ) -> "Request":
         """Checks what is asked of a model of `n_layer` layers and a batch.
@@ -59,7 +64,19 @@ class Request:
         """
         if inputs is not None:
             _check_inputs(inputs, reduce, batch_size)
-        return cls(_checked_capture(capture, reduce), _checked_layers(layers, n_layer), reduce, inputs, **others)
+        return cls(
+            _checked_capture(capture, reduce),
+            _checked_layers(layers, n_layer),
+            reduce,
+            snapshot(inputs),
+            memory_limit(memory),
+            **others,
+        )
+
+    @classmethod
+    def of_all_layers(cls, memory: float | str | None, mesh: Mesh | None) -> "Request":
+        """Returns a request for the residual stream after the last layer."""
+        return cls(memory=memory_limit(memory), mesh=mesh)
 
 
 def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
@@ -76,18 +93,25 @@ def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) ->
     return capture
 
 
-def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[int, ...]:
+def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
+    """Returns the layers in the order given; those of a set, which has none, ascending."""
     if layers is None:
         return tuple(range(n_layer))
+    single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
+    given: list[Any] = [layers] if single else list(layers)
+    if any(getattr(layer, "dtype", type(layer)) == bool for layer in given):
+        raise JaxqkvError("layers are numbers, not a boolean mask; `numpy.flatnonzero` gives those of a mask")
     try:
-        selected = tuple(sorted({operator.index(layer) for layer in np.atleast_1d(np.asarray(layers)).tolist()}))
-    except (TypeError, ValueError):
-        raise JaxqkvError(f"layers are whole numbers, not {layers!r}") from None
+        selected = tuple(operator.index(layer) for layer in given)
+    except TypeError:
+        raise JaxqkvError(f"layers are whole numbers, not {layers if single else given!r}") from None
     bad = [layer for layer in selected if not 0 <= layer < n_layer]
     if bad or not selected:
         wrong = f"no layer {', '.join(map(str, bad))}" if bad else "no layer selected"
         raise JaxqkvError(f"{wrong}; the model's layers are 0 to {n_layer - 1}")
-    return selected
+    if repeated := sorted({layer for layer in selected if selected.count(layer) > 1}):
+        raise JaxqkvError(f"each layer is named once; layers names {', '.join(map(str, repeated))} more than once")
+    return tuple(sorted(selected)) if isinstance(layers, Set) else selected
 
 
 def _check_inputs(inputs: Any, reduce: Reducer | None, size: int) -> None:

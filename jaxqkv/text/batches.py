@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime import showing
+from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 
@@ -62,7 +63,9 @@ BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
 
 
 def as_batch(batch: BatchLike, config: Sizes) -> Batch:
-    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes.
+    """Returns a batch, or unpadded ids `[batch, pos]` as one, checked against the config's sizes.
+
+    Host arrays are copied, so that a run that is still going on does not see what the caller changes afterwards.
 
     Raises:
       JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token
@@ -86,7 +89,7 @@ def as_batch(batch: BatchLike, config: Sizes) -> Batch:
         _check_token_types(batch.token_types, config)
     if batch.ids.shape[-1] > config.n_positions:
         raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
-    return batch
+    return snapshot(batch)
 
 
 def _check_ids(ids: AnyArray, config: Sizes) -> None:
