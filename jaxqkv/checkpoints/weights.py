@@ -56,8 +56,8 @@ class Weights:
     """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
 
     Nothing is kept: every call reads from the file again, and what is stored in `dtype` already comes as a view of
-    the mapped file, without a copy. All arrays are read-only; `numpy.array` makes one that can be changed. Asking for a layer or a name that the
-    model does not have is a `JaxqkvError`.
+    the mapped file, without a copy. All arrays are read-only; `numpy.array` makes one that can be changed. Asking
+    for a layer or a name that the model does not have is a `JaxqkvError`.
 
     A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
     `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,

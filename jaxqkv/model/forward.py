@@ -7,7 +7,7 @@ loop stops at the last layer that was asked for. Inside an outer `jax.jit` it un
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,15 @@ from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.model import microbatches
-from jaxqkv.model.request import Layers, Progress, Reducer, Request
+from jaxqkv.model.reducers import Bound, Reducer
+from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import PlainParameters, Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit, place_batch
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.typing import AnyArray
+
+# Reducers whose programs are kept; those used longest ago are let go, and their memory with them.
+PROGRAMS = 32
 
 
 @jit(static_argnames="config")
@@ -32,8 +36,7 @@ def _embed(params: Params, batch: Batch, *, config: Architecture) -> Float[Array
     return config.embed(params, batch.ids, batch.positions, batch.token_types)
 
 
-@jit(static_argnames=("config", "capture", "reduce", "goes_on", "execution"))
-def _block(
+def _run_block(
     params: Params,
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
@@ -42,7 +45,7 @@ def _block(
     layer: Int[AnyArray, ""] | np.int32,
     config: Architecture,
     capture: frozenset[str],
-    reduce: Reducer | None,
+    reduce: Bound | None,
     goes_on: bool,
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
@@ -54,6 +57,16 @@ def _block(
         attention = attention.replace(layer=jnp.asarray(layer))
         result = reduce(attention, mask) if inputs is None else reduce(attention, mask, inputs)
     return x if goes_on else None, result
+
+
+STATIC = ("config", "capture", "reduce", "goes_on", "execution")
+_block = jit(_run_block, static_argnames=STATIC)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _block_with(reduce: Bound) -> Callable[..., Any]:
+    """Returns `_block` with a reducer; compiled anew when the reducer is asked for again after many others."""
+    return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
 
 
 @jit(static_argnames="config")
@@ -86,6 +99,7 @@ def forward(
     memory: float | str | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    check: bool = False,
 ) -> Any:
     """Runs the blocks and returns what was asked for from inside them.
 
@@ -98,21 +112,28 @@ def forward(
       capture: names among `q k v scores pattern z attn_out resid_pre mlp_out`; q, k and v unless given.
       layers: the layers to return, each once and in the order given (those of a set ascending); all of them unless
         given. Later ones than the last of them are not run.
-      reduce: instead of `capture`, a function of one layer's `Attention` and the mask; it is traced
-        into the block, and what it returns (any pytree of arrays) is stacked over layers.
+      reduce: instead of `capture`, a function of one layer's `Attention`, whose `layer` is its number, and of the
+        mask; it is traced into the block, and what it returns (any pytree of arrays) is stacked over layers. It is
+        compiled once for what its code, closure, arguments and the globals that it names hold, as
+        `jaxqkv.model.reducers.Bound` says; what it finds in other ways, as an attribute of a global object, is that
+        of the first call. What changes from call to call belongs in `inputs`, which compiles nothing anew.
       inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
-      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in microbatches that
-        fit. A reducer's results must then have the batch as their leading axis. Without it a reducer
-        gets the whole batch, and what is captured is computed in microbatches that suit the device.
+      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in
+        microbatches that fit. A reducer must then treat each sequence by itself, leave pads out with the mask, and
+        return arrays whose first axis is the batch. Without it a reducer gets the whole batch, and what is captured
+        is computed in microbatches that suit the device.
       progress: called with the number of microbatches done and that of all layers' together.
-      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. Where the
-        batch does not divide evenly, a reducer's results must have it as their leading axis.
+      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. Where the batch does not
+        divide evenly, it is filled up with pads, and what is said of `memory` holds for a reducer.
+      check: whether the reducer is first run on the batch whole, on each sequence alone and, without `inputs`, with
+        a further pad, and refused where results differ. For finding mistakes; it takes three more runs.
 
     Returns:
       `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
 
     Raises:
-      JaxqkvError: on names, layers or ids that do not exist, and text longer than the positions.
+      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, and a reducer that
+        cannot be compared, or does not treat each sequence by itself where it has to.
     """
     batch = as_batch(batch, config)
     request = Request.of(
@@ -125,6 +146,7 @@ def forward(
         memory=memory,
         progress=progress,
         mesh=mesh,
+        check=check,
     )
     return collect(PlainParameters(params, config), batch, config, request)
 
@@ -192,6 +214,8 @@ def logits(
 
 def collect(source: Source, batch: Batch, config: Architecture, request: Request) -> Any:
     """Returns what `forward` returns."""
+    if request.check:
+        _check_reducer(source, batch, config, request)
     steps = run_layers(source, batch, config, request)
     by_layer = {step.layer: step.result for step in steps if step.layer in request.layers}
     results = [by_layer.pop(layer) for layer in request.layers]
@@ -202,6 +226,22 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=request.layers, **fields)
+
+
+def _check_reducer(source: Source, batch: Batch, config: Architecture, request: Request) -> None:
+    """Refuses a reducer whose results change with other sequences or, where there are no inputs, with pads.
+
+    Raises:
+      JaxqkvError: if they do.
+    """
+    request = dataclasses.replace(request, check=False, memory=None, mesh=None, progress=None)
+    whole = collect(source, batch, config, request)
+    alone = collect(source, batch, config, dataclasses.replace(request, memory=1))
+    microbatches.check_same(whole, alone, request.layers, "other sequences of the batch")
+    if request.inputs is None and batch.ids.shape[1] < config.n_positions:
+        wider = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 1))), batch)
+        padded = collect(source, wider, config, request)
+        microbatches.check_same(whole, padded, request.layers, "values at pads")
 
 
 def each_layer(source: Source, batch: Batch, config: Architecture, request: Request) -> Iterator[tuple[int, Attention]]:
@@ -266,7 +306,7 @@ def run_layers(
         pieces = [place_batch(piece, mesh) for piece in pieces]
     stream: list[Any] = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
     last, how = max(request.layers, default=config.n_layer), execution(mesh)
-    depth = min(last + 1, config.n_layer)
+    depth, first_wanted = min(last + 1, config.n_layer), min(request.layers, default=None)
     results: list[Any] = []
     entering: list[Array] = []  # what the last layer gets, where nothing goes on from it
     for layer in range(depth):
@@ -274,16 +314,15 @@ def run_layers(
         if layer == last:
             entering = list(stream)
         block = functools.partial(
-            _block,
+            _block_with(reduce) if wanted and reduce else functools.partial(_block, reduce=None),
             source.layer(layer, after=(stream, results)),
             layer=np.int32(layer),
             config=config,
             capture=request.capture if wanted else frozenset(),
-            reduce=reduce if wanted else None,
             goes_on=layer < last,
             execution=how,
         )
-        if wanted and reduce and (len(pieces) > 1 or sizes[0] % parts):
+        if layer == first_wanted and reduce and (request.memory is not None or sizes[0] % parts):
             microbatches.check_batch_axis(block, stream[0], pieces[0][1])
         results = []
         for index, (piece, inputs) in enumerate(pieces):

@@ -17,7 +17,8 @@ from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
-from jaxqkv.model.request import Layers, Progress, Reducer, Request
+from jaxqkv.model.reducers import Reducer
+from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import StreamedParameters
 from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
@@ -113,6 +114,7 @@ class Model:
         inputs: Any = None,
         memory: float | str | None = None,
         progress: Progress | None = None,
+        check: bool = False,
     ) -> Any:
         """Returns every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
         checked = as_batch(batch, self.config)
@@ -127,6 +129,7 @@ class Model:
             memory=memory,
             progress=progress,
             mesh=self.mesh,
+            check=check,
         )
         return collect(self._source(), checked, self.config, request)
 

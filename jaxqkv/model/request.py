@@ -11,12 +11,11 @@ from jax.sharding import Mesh
 
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.runtime.sizes import memory_limit
 from jaxqkv.typing import AnyArray
 
-# One layer's attention, the mask, and `inputs` when there are any → what is kept of the layer.
-Reducer = Callable[..., Any]
 # A layer's number, or several: a list, a range, a set, a generator, an array.
 Layers = SupportsIndex | Iterable[SupportsIndex] | AnyArray
 # Microbatches done, of all of a run.
@@ -35,15 +34,17 @@ class Request:
       memory: bytes that the temporaries of a block may take.
       progress: called after each microbatch.
       mesh: the devices, if there are several.
+      check: whether the reducer is tried on sequences alone and with further pads.
     """
 
     capture: frozenset[str] = frozenset()
     layers: tuple[int, ...] = ()
-    reduce: Reducer | None = None
+    reduce: Bound | None = None
     inputs: Any = None
     memory: int | None = None
     progress: Progress | None = None
     mesh: Mesh | None = None
+    check: bool = False
 
     @classmethod
     def of(
@@ -62,12 +63,14 @@ class Request:
         Raises:
           JaxqkvError: on names and layers that do not exist, and inputs that do not go with the batch.
         """
+        if others.get("check") and reduce is None:
+            raise JaxqkvError("`check` is for `reduce`, and none is given")
         if inputs is not None:
             _check_inputs(inputs, reduce, batch_size)
         return cls(
             _checked_capture(capture, reduce),
             _checked_layers(layers, n_layer),
-            reduce,
+            None if reduce is None else Bound(reduce),
             snapshot(inputs),
             memory_limit(memory),
             **others,
@@ -99,7 +102,7 @@ def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
         return tuple(range(n_layer))
     single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
     given: list[Any] = [layers] if single else list(layers)
-    if any(getattr(layer, "dtype", type(layer)) == bool for layer in given):
+    if any(isinstance(layer, bool) or str(getattr(layer, "dtype", "")) == "bool" for layer in given):
         raise JaxqkvError("layers are numbers, not a boolean mask; `numpy.flatnonzero` gives those of a mask")
     try:
         selected = tuple(operator.index(layer) for layer in given)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GPT2, random_ids, write_folder
+from conftest import GPT2, random_ids, random_tensors, write_folder
 
 import jaxqkv
 from jaxqkv.errors import JaxqkvError
@@ -137,9 +137,9 @@ def test_layers_of_a_reducer(model, config):
     np.testing.assert_allclose(values, q * np.array([2, 0, 1])[:, None], rtol=1e-5)
     assert len(traced) == 2  # the last layer has no stream, and so a program of its own
     assert model.run(ids).q.dtype == jnp.float32
-    half = model.run(ids, reduce=lambda attention, mask: attention.astype(jnp.float16))
-    assert half.q.dtype == jnp.float16
-    assert half.layer.tolist() == [0, 1, 2]
+    half = model.run(ids, reduce=lambda attention, mask: jax.tree.leaves(attention.astype(jnp.float16)))
+    assert [leaf.dtype for leaf in half[:-1]] == [jnp.float16] * 9
+    assert half[-1].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,6 @@ def test_parameters_of_another_model(gpt2_model, change, message):
 
 @pytest.mark.parametrize("stored", [np.float16, np.float32])
 def test_weights_are_read_only(config, tmp_path, stored):
-    from conftest import random_tensors
-
     tensors = {key: values.astype(stored) for key, values in random_tensors(config).items()}
     weights = jaxqkv.load(write_folder(tmp_path / "x", config, tensors)).weights
     arrays = [getattr(weights, name)(0) for name in ("W_Q", "W_K", "W_V", "W_O", "W_QKV")]
