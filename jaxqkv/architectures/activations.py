@@ -13,6 +13,12 @@
     attn_out         batch pos embed           z through W_O and its bias, before the residual
     resid_pre        batch pos embed           what enters the block
     mlp_out          batch pos embed           output of the MLP, before the residual
+    resid_post       batch pos embed           what leaves the block
+
+Of the whole model, once:
+
+    hidden           batch pos embed           what leaves the last block; GPT-2's after the final norm
+    logits           batch pos vocab           before the softmax over next tokens
 
 Values at padded positions are finite and mean nothing; the mask beside them says which those are.
 """
@@ -26,7 +32,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.runtime import showing
 from jaxqkv.typing import AnyArray, DTypeLike
 
-FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
+FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out", "resid_post")
+# What a model returns at the end; captured with the fields of layers, in the same pass.
+OUTPUTS = ("hidden", "logits")
 
 
 @struct.dataclass
@@ -47,6 +55,7 @@ class Attention(showing.Arrays):
     attn_out: Float[Array, "batch pos embed"] | None = None
     resid_pre: Float[Array, "batch pos embed"] | None = None
     mlp_out: Float[Array, "batch pos embed"] | None = None
+    resid_post: Float[Array, "batch pos embed"] | None = None
     layer: Int[Array, ""] | None = None
 
     def select(self, names: Iterable[str]) -> "Attention":
@@ -62,7 +71,8 @@ class Attention(showing.Arrays):
 class Activations(showing.Arrays):
     """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
 
-    `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
+    `mask` is True at real tokens; `layers` says which layer each index of the first axis is. `hidden` and `logits`
+    are of the whole model and have no such axis.
     """
 
     __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
@@ -77,8 +87,13 @@ class Activations(showing.Arrays):
     attn_out: Float[Array, "layer batch pos embed"] | None = None
     resid_pre: Float[Array, "layer batch pos embed"] | None = None
     mlp_out: Float[Array, "layer batch pos embed"] | None = None
+    resid_post: Float[Array, "layer batch pos embed"] | None = None
+    hidden: Float[Array, "batch pos embed"] | None = None
+    logits: Float[Array, "batch pos vocab"] | None = None
     layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def _about(self) -> str:
+        if not self.layers:
+            return ""
         return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.model import microbatches
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.model.request import Layers, Progress, Request
@@ -109,9 +110,10 @@ def forward(
       params: `{"embed": …, "layers": [one dict a layer], "final": …}`, as `Model.params` gives.
       batch: from `Model.tokenize`, or token ids `[batch, pos]` without padding.
       config: the checkpoint's config (static under `jax.jit`).
-      capture: names among `q k v scores pattern z attn_out resid_pre mlp_out`; q, k and v unless given.
+      capture: names among `q k v scores pattern z attn_out resid_pre mlp_out resid_post`, and `hidden logits` of the
+        whole model, with which all layers are run; q, k and v unless given.
       layers: the layers to return, each once and in the order given (those of a set ascending); all of them unless
-        given. Later ones than the last of them are not run.
+        given. Later ones than the last of them are not run, unless for `hidden` or `logits`.
       reduce: instead of `capture`, a function of one layer's `Attention`, whose `layer` is its number, and of the
         mask; it is traced into the block, and what it returns (any pytree of arrays) is stacked over layers. It is
         compiled once for what its code, closure, arguments and the globals that it names hold, as
@@ -129,7 +131,8 @@ def forward(
         a further pad, and refused where results differ. For finding mistakes; it takes three more runs.
 
     Returns:
-      `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
+      `Activations` with `[layer, …]` arrays, but for `hidden` and `logits`; or the reducer's results with a leading
+      layer axis.
 
     Raises:
       JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, and a reducer that
@@ -216,12 +219,21 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     """Returns what `forward` returns."""
     if request.check:
         _check_reducer(source, batch, config, request)
-    steps = run_layers(source, batch, config, request)
-    by_layer = {step.layer: step.result for step in steps if step.layer in request.layers}
+    embedding = source.unembedding(config) if "logits" in request.outputs else None  # an architecture may have none
+    by_layer: dict[int, Any] = {}
+    stream: Sequence[Array | None] = ()
+    for step in run_layers(source, batch, config, request):
+        stream = step.stream
+        if step.layer in request.layers:
+            by_layer[step.layer] = step.result
     results = [by_layer.pop(layer) for layer in request.layers]
     if request.reduce:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    fields = {}
+    fields: dict[str, Any] = {}
+    if request.outputs:
+        hidden = _final(source.final(), microbatches.joined(stream), config=config)
+        fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
+        fields |= {} if embedding is None else {"logits": _unembed(hidden, embedding)}
     for name in sorted(request.capture):  # one after another, and each let go: no more than one is there twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
@@ -246,6 +258,9 @@ def _check_reducer(source: Source, batch: Batch, config: Architecture, request: 
 
 def each_layer(source: Source, batch: Batch, config: Architecture, request: Request) -> Iterator[tuple[int, Attention]]:
     """Yields what `layerwise` yields."""
+    if request.outputs:
+        names = " and ".join(sorted(request.outputs))
+        raise JaxqkvError(f"{names}: not a field of layers, which `layerwise` yields; `run` and `forward` capture it")
     # A loop over the layers may be left before its end, so what is wrong with a layer is said when it was run.
     for step in run_layers(source, batch, config, request, check_each=True):
         if step.layer in request.layers:
@@ -305,7 +320,8 @@ def run_layers(
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
     stream: list[Any] = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
-    last, how = max(request.layers, default=config.n_layer), execution(mesh)
+    # With outputs all layers are run, as for the stream alone.
+    last, how = config.n_layer if request.outputs else max(request.layers, default=config.n_layer), execution(mesh)
     depth, first_wanted = min(last + 1, config.n_layer), min(request.layers, default=None)
     results: list[Any] = []
     entering: list[Array] = []  # what the last layer gets, where nothing goes on from it

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxqkv.architectures.activations import FIELDS
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.architectures.activations import FIELDS, OUTPUTS
+from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.runtime.sizes import memory_limit
@@ -18,6 +18,21 @@ from jaxqkv.typing import AnyArray
 
 # A layer's number, or several: a list, a range, a set, a generator, an array.
 Layers = SupportsIndex | Iterable[SupportsIndex] | AnyArray
+# Names in TransformerLens and transformers → ours; a TransformerLens name is also found without its `hook_`.
+OTHER_NAMES = {
+    "attn_scores": "scores",
+    "result": "z",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "attention": "pattern",
+    "attentions": "pattern",
+    "attention_probs": "pattern",
+    "attn_weights": "pattern",
+    "hidden_states": "resid_pre",
+    "last_hidden_state": "hidden",
+    "normalized": "hidden",
+}
 # Microbatches done, of all of a run.
 Progress = Callable[[int, int], None]
 
@@ -27,7 +42,8 @@ class Request:
     """What is asked of a run; `of` makes one of the keywords of `forward` and checks them.
 
     Attributes:
-      capture: names of the fields to return; none with `reduce`.
+      capture: names of the fields of layers to return; none with `reduce`.
+      outputs: names of those of the whole model.
       layers: the layers to return; with none all are run, for the residual stream after the last.
       reduce: what is kept of a layer instead.
       inputs: arrays `[batch, …]` for `reduce`.
@@ -38,6 +54,7 @@ class Request:
     """
 
     capture: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
     layers: tuple[int, ...] = ()
     reduce: Bound | None = None
     inputs: Any = None
@@ -67,9 +84,11 @@ class Request:
             raise JaxqkvError("`check` is for `reduce`, and none is given")
         if inputs is not None:
             _check_inputs(inputs, reduce, batch_size)
+        names, selected = _checked_capture(capture, reduce), _checked_layers(layers, n_layer)
         return cls(
-            _checked_capture(capture, reduce),
-            _checked_layers(layers, n_layer),
+            names & set(FIELDS),
+            names & set(OUTPUTS),
+            selected if reduce or names & set(FIELDS) else (),
             None if reduce is None else Bound(reduce),
             snapshot(inputs),
             memory_limit(memory),
@@ -88,12 +107,17 @@ def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) ->
     if capture is None:
         return frozenset() if reduce else frozenset("qkv")
     capture = frozenset([capture] if isinstance(capture, str) else capture)
-    unknown = sorted(capture - set(FIELDS))
-    if unknown:
-        raise JaxqkvError(f"cannot capture {', '.join(unknown)}; there is {', '.join(FIELDS)}")
+    if unknown := sorted(capture - {*FIELDS, *OUTPUTS}):
+        raise JaxqkvError(f"cannot capture {unknown[0]}; {nearest(_own_name(unknown[0]), (*FIELDS, *OUTPUTS))}")
     if bool(capture) == bool(reduce):
         raise JaxqkvError("give exactly one of `capture`, names of what to return, and `reduce`, a function")
     return capture
+
+
+def _own_name(name: str) -> str:
+    """Returns this package's name for a field that may be named as in another library."""
+    bare = name.rpartition(".")[2].removeprefix("hook_")
+    return OTHER_NAMES.get(bare, bare)
 
 
 def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:

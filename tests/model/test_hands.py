@@ -226,3 +226,61 @@ for run in (model.run, model.hidden, lambda ids: model.params()):
     assert first == "float64"
     assert len(errors) == 3
     assert all("jax_enable_x64 is off now" in error for error in errors)
+
+
+# --- what a pass returns ---
+
+
+@pytest.mark.parametrize("memory", [None, 20_000])
+def test_outputs_and_layers_from_one_pass(model, config, monkeypatch, memory):
+    read = []
+    layer = jaxqkv.Weights.layer
+    ids = random_ids(config, 3, 7)
+    expected, pattern = np.asarray(model.hidden(ids)), np.asarray(model.run(ids, capture={"pattern"}).pattern)
+    monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, number: read.append(number) or layer(self, number))
+    fresh = jaxqkv.load(model.checkpoint)
+    names = {"pattern", "resid_post", "hidden"} | ({"logits"} if config.has_logits else set())
+    acts = fresh.run(ids, capture=names, layers=[1], memory=memory)
+    assert read == [0, 1, 2]
+    assert acts.layers == (1,)
+    np.testing.assert_allclose(acts.pattern, pattern[1:2], atol=1e-6)
+    np.testing.assert_allclose(acts.hidden, expected, atol=2e-5)
+    np.testing.assert_allclose(acts.resid_post, model.run(ids, capture="resid_pre", layers=2).resid_pre, atol=2e-5)
+    last = model.run(ids, capture={"resid_post"}, layers=2).resid_post[0]
+    if config.has_logits:
+        np.testing.assert_allclose(acts.logits, model.logits(ids), atol=2e-5)
+        scale, bias = model.weights["ln_f.weight"], model.weights["ln_f.bias"]
+        last = np.asarray(last, np.float64)
+        last = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5) * scale + bias
+    np.testing.assert_allclose(acts.hidden, last, atol=2e-5)
+
+
+def test_outputs_alone(gpt2_model):
+    ids = random_ids(GPT2, 2, 5)
+    acts = gpt2_model.run(ids, capture="logits")
+    assert acts.layers == ()
+    assert acts.hidden is None
+    assert repr(acts).startswith("Activations: ")
+    np.testing.assert_array_equal(acts.logits, gpt2_model.logits(ids))
+    params = gpt2_model.params()
+    loss = jax.jit(lambda params: jaxqkv.forward(params, ids, GPT2, capture={"logits", "z"}).logits.sum())
+    np.testing.assert_allclose(loss(params), acts.logits.sum(), rtol=1e-4)
+    with pytest.raises(JaxqkvError, match="logits: not a field of layers"):
+        next(gpt2_model.layerwise(ids, capture={"q", "logits"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("hook_pattern", "pattern"),
+        ("blocks.0.attn.hook_attn_scores", "scores"),
+        ("blocks.11.hook_resid_post", "resid_post"),
+        ("attentions", "pattern"),
+        ("Q", "q"),
+        ("last_hidden_state", "hidden"),
+        ("logit", "logits"),
+    ],
+)
+def test_names_of_other_libraries(gpt2_model, name, meant):
+    with pytest.raises(JaxqkvError, match=rf"cannot capture {name}; did you mean .*{meant}\b"):
+        gpt2_model.run(random_ids(GPT2, 1, 3), capture={name, "q"})

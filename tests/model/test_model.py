@@ -33,7 +33,8 @@ def test_goldens_from_pytorch(name, padding, tmp_path):
     batch = masked_batch(golden[f"{padding}/ids"], mask)
 
     activations = model.run(batch, capture=EVERYTHING)
-    for field in FIELDS:
+    np.testing.assert_array_equal(activations.resid_post[:-1], activations.resid_pre[1:])
+    for field in FIELDS[:-1]:
         expected = golden[f"{padding}/{field}"]
         assert getattr(activations, field).shape == expected.shape
         error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
@@ -53,7 +54,7 @@ def test_shapes_and_dtypes_of_everything(config, model):
         assert getattr(activations, field).shape == (layer, batch, head, pos, head_dim)
     for field in ("scores", "pattern"):
         assert getattr(activations, field).shape == (layer, batch, head, pos, pos)
-    for field in ("attn_out", "resid_pre", "mlp_out"):
+    for field in ("attn_out", "resid_pre", "mlp_out", "resid_post"):
         assert getattr(activations, field).shape == (layer, batch, pos, embed)
     assert all(getattr(activations, field).dtype == jnp.float32 for field in FIELDS)
     assert activations.mask.shape == (batch, pos)
@@ -351,7 +352,7 @@ def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
+        ({"capture": {"q", "attention"}}, "cannot capture attention; did you mean pattern?"),
         ({"capture": set()}, "give exactly one of"),
         ({"capture": {"q"}, "reduce": lambda attention, mask: 0}, "give exactly one of"),
         ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
