@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """example:
   jaxqkv verify demo-gpt2
 
-A tensor passes when its error, from PyTorch's float64, is within the tolerance or 4 times PyTorch's own error in
+A tensor passes when its error, from PyTorch's float64, is within the tolerance or 5 times PyTorch's own error in
 float32, and float64 agrees. Exit status 0 when all pass, 1 when one does not."""
 
 

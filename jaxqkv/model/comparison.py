@@ -33,8 +33,10 @@ CAPTURED = frozenset(TENSORS) - {"hidden", *ONCE} | {"resid_pre"}
 # The largest errors that pass in any case, relative to the largest magnitude in the tensor and layer; that of
 # bfloat16 is for products of such numbers and for a model that is all of them.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
-# PYTORCH_FACTOR
-PYTORCH_TIMES = 4
+# Times PyTorch's own float32 error that pass. Over 24 random checkpoints of both architectures, of initializer ranges
+# from 0.02 to 0.4, the largest ratio of a layer was 2.5, that of 99 in 100 tensors 2.2; twice as much for devices
+# that sum in another order.
+PYTORCH_TIMES = 5
 # Texts that tokenizers differ on: accents, other scripts, case, spaces, special tokens, and nothing.
 ODD = (
     "Déjà vu — naïve façade, café ÀÉÎ",

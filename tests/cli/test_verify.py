@@ -236,3 +236,34 @@ def test_without_pytorch(monkeypatch, tmp_path, capsys):
     assert main(["verify", "demo-gpt2", "--out", str(tmp_path / "verify.json")]) == 2
     assert "pip install 'jaxqkv[torch]'" in capsys.readouterr().err
     assert not (tmp_path / "verify.json").exists()
+
+
+def test_a_checkpoint_that_makes_more_of_rounding_passes(tmp_path):
+    """Weights so large that no float32 is within the tolerance: PyTorch's own error, measured beside it, decides."""
+    folder = write_folder(tmp_path / "x", GPT2, {key: 4 * values for key, values in random_tensors(GPT2).items()})
+    results = compared(folder)
+    beyond = [each for each in results.values() if each.error.max() > comparison.TOLERANCES["highest"]]
+    assert beyond
+    assert all(each.torch_error.max() > comparison.TOLERANCES["highest"] / 5 for each in beyond)
+    assert all(each.passes("highest") for each in results.values())
+
+
+def test_the_limit():
+    """By layer: the tolerance, or five times PyTorch's own error; of other arithmetic as many times more."""
+    layers = np.array([1e-9, 4e-6, 1e-5, np.nan])
+    one = comparison.Comparison("q", layers, np.array([1.9e-5, 2.1e-5, 4.9e-5, 0]), layers, np.zeros(4))
+    np.testing.assert_allclose(one.limit("highest"), [2e-5, 2e-5, 5e-5, np.nan])
+    np.testing.assert_allclose(one.limit("bfloat16"), [0.1, 0.1, 0.25, np.nan])
+
+    def passes(error, torch_error, double=0.0):
+        values = (np.array([each]) for each in (0.0, error, torch_error, double))
+        return comparison.Comparison("q", *values).passes("highest")
+
+    assert passes(1.9e-5, 0)
+    assert not passes(2.1e-5, 4e-6)
+    assert passes(4.9e-5, 1e-5)
+    assert not passes(5.1e-5, 1e-5)
+    assert not passes(0, 0, double=1.1e-10)
+    assert not passes(np.nan, 0)
+    assert not passes(0, np.nan)
+    assert not passes(0, 0, double=np.nan)

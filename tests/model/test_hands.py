@@ -284,3 +284,46 @@ def test_outputs_alone(gpt2_model):
 def test_names_of_other_libraries(gpt2_model, name, meant):
     with pytest.raises(JaxqkvError, match=rf"cannot capture {name}; did you mean .*{meant}\b"):
         gpt2_model.run(random_ids(GPT2, 1, 3), capture={name, "q"})
+
+
+def test_fields_by_name_and_by_layer(gpt2_model):
+    ids = random_ids(GPT2, 2, 5)
+    acts = gpt2_model.run(ids, capture={"q", "logits"}, layers=[2, 0])
+    assert acts["q"] is acts.q
+    assert acts["logits"] is acts.logits
+    with pytest.raises(JaxqkvError, match=r"^z was not captured; name it when running the model: capture=\{'z'\}$"):
+        acts["z"]
+    with pytest.raises(JaxqkvError, match="no field 'Q'; did you mean q"):
+        acts["Q"]
+    np.testing.assert_array_equal(acts.layer(0).q, acts.q[1])
+    assert acts.layer(0).z is None
+    with pytest.raises(JaxqkvError, match="no layer 1 here; there is 2, 0"):
+        acts.layer(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_activations_are_saved_and_loaded(folder, config, tmp_path, dtype):
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
+        acts = jaxqkv.load(folder, dtype=dtype).run(
+            random_ids(config, 2, 5), capture={"q", "pattern", "hidden"}, layers=[2, 0]
+        )
+    acts.save(tmp_path / "a.safetensors")
+    loaded = jaxqkv.load_activations(tmp_path / "a.safetensors")
+    assert loaded.layers == (2, 0)
+    assert jax.tree.structure(loaded) == jax.tree.structure(acts)
+    for one, two in zip(jax.tree.leaves(loaded), jax.tree.leaves(acts), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+
+
+def test_files_that_are_no_activations(folder, tmp_path, gpt2_model):
+    (tmp_path / "text").write_text("x")
+    for path, message in (
+        (folder / "model.safetensors", "not saved by `Activations.save`"),
+        (tmp_path / "text", "not a whole safetensors file"),
+        (tmp_path / "nothing", "not a whole safetensors file"),
+    ):
+        with pytest.raises(JaxqkvError, match=message):
+            jaxqkv.load_activations(path)
+    with pytest.raises(JaxqkvError, match="cannot be written"):
+        gpt2_model.run(random_ids(GPT2, 1, 3)).save(tmp_path / "no folder" / "a.safetensors")
