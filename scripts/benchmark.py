@@ -34,8 +34,8 @@ from jaxqkv.runtime.devices import cache_folder
 from jaxqkv.runtime.files import make_writable, replacing, written
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
-ROOT = Path(__file__).parents[1]
-PUBLISHED = Path(__file__).with_name("benchmark.json")
+README = Path(__file__).with_name("README.md")
+PUBLISHED = README.with_name("benchmark.json")
 DEVICES = ("cpu", "gpu", "tpu")
 Case = Repeated | Whole
 
@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=float, default=180, help="about so long a case (default %(default)s)")
     top.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
     top.add_argument("--add", action="store_true", help="keep what other cases in the folder measured on this machine")
-    top.add_argument("--publish", action="store_true", help="put the numbers in the README too")
+    top.add_argument("--publish", action="store_true", help="put the numbers in scripts/README.md too")
     return top
 
 
@@ -290,7 +290,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"\n{report.table(measured['cases'])}\n\nsee {options.out}")
     if options.publish:
         shutil.copy(options.out / "benchmark.json", PUBLISHED)
-        report.write_readme(ROOT / "README.md", "benchmark", report.markdown(measured))
+        report.write_readme(README, "benchmark", report.markdown(measured))
     return 0
 
 

@@ -26,8 +26,8 @@ from jaxqkv.studies.token_frequency import TokenFrequencyOptions
 from jaxqkv.studies.token_frequency.reductions import ADJUSTMENT, BINNED, binned_pairs, reducer
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
-README = Path(__file__).parents[1] / "README.md"
-PUBLISHED = Path(__file__).with_name("scaling.json")
+README = Path(__file__).with_name("README.md")
+PUBLISHED = README.with_name("scaling.json")
 MARK = "scaling"
 DEVICES = (1, 8, 64)
 # The data set's card: wikimedia/wikipedia, 20231101.en.
@@ -96,7 +96,7 @@ def predict(pieces: dict[str, float], devices: int) -> dict[str, float]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The README's paragraph and table."""
+    """The paragraph and the table of scripts/README.md."""
     pieces = measured["pieces"]
     columns = ("model", "tokenizer and bins", "download", "whole")
     lines = [f"| devices | machines | {' | '.join(columns)} |", "|---:" * 6 + "|"]
@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=8, help="run together (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each piece (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
-    parser.add_argument("--publish", action="store_true", help="put picture and numbers in the README too")
+    parser.add_argument("--publish", action="store_true", help="put picture and numbers in scripts/README.md too")
     options = parser.parse_args()
     try:
         model = jaxqkv.load(options.model, tokenizer=options.tokenizer)

@@ -1,27 +1,67 @@
-"""What the README says is so: its snippets give what it says, its table is the registry's, its commands parse."""
+"""What the documents say is so: snippets give what they claim, commands parse, links exist, tables are up to date."""
 
 import ast
 import importlib
 import itertools
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import benchmark
+import make_tables
 import pytest
+import scaling
+from benchmarks import report
 
+from jaxqkv import kernels
+from jaxqkv.architectures import REGISTRY
+from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import COMMANDS
-from jaxqkv.studies.registry import names, study
+from jaxqkv.studies import registry
+from jaxqkv.text.tokenizer_files import CLASSES
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+# Written where the checkpoints are trained.
+UNWRITTEN = ROOT / "jaxqkv" / "demo" / "README.md"
+FOLDERS = [
+    ROOT / "jaxqkv",
+    *(path.parent for path in sorted((ROOT / "jaxqkv").glob("*/__init__.py"))),
+    ROOT / "jaxqkv" / "demo",
+    ROOT / "scripts",
+]
+DOCUMENTS = [ROOT / "README.md", *(folder / "README.md" for folder in FOLDERS)]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS if path != UNWRITTEN}
+TOP = TEXTS["README.md"]
+# The studies that the benchmark times.
+MEASURED = ("qkv-weights", "attention-scores", "token-frequency", "weight-tour", "token-similarity")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def without_blocks(text):
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+SNIPPETS = [
+    pytest.param(code, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, code in enumerate(blocks(text, "python"))
+]
+
+
+def test_the_first_document_is_short():
+    assert len(TOP.encode()) <= 10_000
+
+
+# --- snippets ---
 
 
 def test_the_library_in_ten_lines():
-    code = blocks("python")[0]
+    code = blocks(TOP, "python")[0]
     assert len(code.splitlines()) <= 10
     names = {}
     exec(code, names)
@@ -48,7 +88,7 @@ def claims(code):
         yield node, claim or None
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_give_what_they_claim(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -63,45 +103,137 @@ def test_snippets_give_what_they_claim(code, tmp_path, monkeypatch, capsys):
 
 
 def test_no_claim_of_the_snippets_is_overlooked():
-    for code in blocks("python"):
+    codes = [code for text in TEXTS.values() for code in blocks(text, "python")]
+    for code in codes:
         assert code.count("→") == sum(claim is not None for _, claim in claims(code))
-    assert sum(code.count("→") for code in blocks("python")) >= 8
+    assert sum(code.count("→") for code in codes) >= 12
     (claim,) = (claim for _, claim in claims("x = 1\nx  # → 1\n#   of two lines\n# another\n") if claim)
     assert claim == "1"
     (claim,) = (claim for _, claim in claims("x = 1\nx\n# → 1\n#   of two lines\n# another\n") if claim)
     assert claim == "1\nof two lines"
 
 
-def test_the_table_is_the_registry():
-    section = README.split("## Figures")[1].split("###")[0]
-    rows = re.findall(r"^\| (?:\[`([\w-]+)`\].*?)? ?\| ([\w-]+) \| (.+) \|$", section, re.MULTILINE)
-    rows = [row for row in rows if row[1] != "id"]
-    listed, current = [], None
-    for name, id, title in rows:
-        current = name or current
-        listed.append((current, id, title))
-    expected = [(name, spec.id, spec.title) for name in names() for spec in study(name).figures.values()]
-    assert listed == expected
+# --- commands ---
+
+
+def commands(line):
+    """The words after each `jaxqkv` of a shell line, also of one that another command is given as a word."""
+    words = shlex.split(line, comments=True)
+    for word in [word for word in words if word.startswith("jaxqkv ")]:
+        yield from commands(word)
+    for place in [i for i, word in enumerate(words) if word == "jaxqkv" or word.endswith("/jaxqkv")]:
+        yield list(itertools.takewhile(lambda word: word != "&&", words[place + 1 :]))
+
+
+LINES = [line for text in TEXTS.values() for block in blocks(text, "sh") for line in block.splitlines()]
+# Commands inside sentences that can be typed as they are.
+INLINE = {
+    line
+    for text in TEXTS.values()
+    for line in re.findall(r"`(jaxqkv [^`]+)`", without_blocks(text).replace("\n", " "))
+    if not re.search(r"[A-Z]{2}|…|--help", line) and len(line.split()) > 2
+}
+
+
+@pytest.mark.parametrize("line", [line for line in dict.fromkeys([*LINES, *sorted(INLINE)]) if "jaxqkv " in line])
+def test_commands_parse(line):
+    found = list(commands(line))
+    assert found
+    for name, *words in found:
+        assert name in COMMANDS
+        given = importlib.import_module(f"jaxqkv.cli.{name}").parse(words)
+        for study in getattr(given, "studies", []) if name == "figures" else []:
+            assert study.select(given.ids)
+
+
+def test_a_command_inside_another_is_found():
+    assert list(commands('ssh --command "jaxqkv list x"  # jaxqkv info')) == [["list", "x"]]
+    assert list(commands("a && b/jaxqkv figures y && c")) == [["figures", "y"]]
+
+
+def test_options_exist(capsys, monkeypatch):
+    helps = [("figures", [name, "--help"]) for name in registry.names()]
+    for name, words in [*helps, *((name, ["--help"]) for name in COMMANDS if name not in ("figures", "bench"))]:
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"jaxqkv.cli.{name}").parse(words)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--help"])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out + benchmark.parser().format_help()))
+    for name, text in TEXTS.items():
+        code = " ".join(re.findall(r"`[^`]+`", without_blocks(text)))
+        named = set(re.findall(r"(?<!\S)--[a-z-]+|(?<=`)--[a-z-]+", code))
+        assert named - known == set(), name
+
+
+# --- links, tables and maps ---
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_exists(name):
+    for link in re.findall(r"\]\(([^)]+)\)", without_blocks(TEXTS[name])):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = ((ROOT / name).parent / target).resolve() if target else ROOT / name
+        if path == UNWRITTEN:
+            continue
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+def test_generated_tables_are_the_registry():
+    """`python scripts/make_tables.py` rewrites them."""
+    for table in make_tables.tables():
+        expected = f"<!-- {table.mark} -->\n{table.content}\n<!-- end of {table.mark} -->"
+        assert expected in table.path.read_text(encoding="utf-8"), table.mark
+
+
+def test_a_study_without_a_section_is_named():
+    with pytest.raises(ValueError, match="no section 'heads' that begins with a question in italics"):
+        make_tables.question("## heads\n\nNo question.\n", "heads")
+    assert make_tables.question("## heads\n\n*What do\nthey do?*\n\nMuch.\n", "heads") == "What do they do?"
 
 
 @pytest.mark.parametrize(
-    "line", [line for block in blocks("sh") for line in block.splitlines() if re.search(r"(^|/)jaxqkv ", line)]
+    "folder", [folder for folder in FOLDERS if folder / "README.md" != UNWRITTEN], ids=lambda folder: folder.name
 )
-def test_commands_parse(line):
-    arguments = shlex.split(line.split("&&")[-1].split("#")[0])[1:]
-    command, *words = (word for word in arguments if word != "--debug")
-    if command != "--version":
-        assert command in COMMANDS
-        importlib.import_module(f"jaxqkv.cli.{command}").parse(words)
+def test_every_file_of_a_folder_is_named(folder):
+    text = TEXTS[(folder / "README.md").relative_to(ROOT).as_posix()]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith((".", "_"))} - {"README.md"}
+    assert {name for name in names if f"`{name}`" not in text and f"`{name}/`" not in text} == set()
 
 
-def test_every_link_in_the_clone_exists():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("kernels", kernels.__all__),
+        ("cli", [f"jaxqkv {command}" for command in COMMANDS]),
+        ("architectures", REGISTRY.architectures),
+        ("model", FIELDS),
+        ("text", CLASSES),
+    ],
+)
+def test_lists_are_complete(name, listed):
+    text = TEXTS[f"jaxqkv/{name}/README.md"]
+    assert [each for each in listed if not re.search(rf"`{re.escape(each)}\b", text)] == []
 
 
-def test_every_folder_is_on_the_map():
-    folders = {path.name for path in (ROOT / "jaxqkv").iterdir() if any(path.glob("*.py"))}
-    assert folders >= {"cli", "studies", "kernels", "model"}
-    assert {name for name in folders if f"`{name}/`" not in README} == set()
+def test_the_numbers_of_the_first_document_are_the_published_ones():
+    cases = {each["case"]: each for each in json.loads(benchmark.PUBLISHED.read_text())["cases"]}
+    prose = " ".join(TOP.split())
+    seconds = cases["forward gpt2-medium, 8 × 512"]["median seconds"]
+    jaxqkv, tuned = (report.duration(seconds[side]) for side in ("jaxqkv", "tuned"))
+    assert f"takes {jaxqkv}; carefully written PyTorch takes {tuned}." in prose
+    for side, words in (("tuned", "if it is carefully written"), ("notebook", "if it is written as in the original")):
+        faster = [cases[f"{name}, arrays"]["faster"][side] for name in MEASURED]
+        assert f"{min(faster):.1f} to {max(faster):.1f} times as long {words}" in prose
+    pieces = json.loads(scaling.PUBLISHED.read_text())["pieces"]
+    days, hours = (scaling.predict(pieces, n)["whole"] / size for n, size in ((1, 86_400), (64, 3600)))
+    assert f"{days:.0f} days on that machine and {hours:.0f} hours on 64 devices like it" in prose

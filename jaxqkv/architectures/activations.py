@@ -3,8 +3,8 @@
     layer     selected layers           batch   sequences
     head      attention heads           pos     token positions
     query     positions that attend     key     positions that are attended to
-    head_dim  width of a head           embed   width of the residual stream (head · head_dim)
-    vocab     token ids
+    head_dim  width of a head           embed   width of the residual stream
+    vocab     token ids                 inner   head · head_dim: embed, unless the files name another head_dim
 
     q, k, v          batch head pos head_dim   after the projections and their biases
     scores           batch head query key      QKᵀ/√head_dim, before any mask

@@ -125,7 +125,9 @@ class Architecture(Config):
         """Whether `unembedding` returns."""
         return type(self).unembedding is not Architecture.unembedding
 
-    def attention_scale(self, layer: Int[Array, ""], dtype: Any) -> float | Float[Array, ""]:
+    def attention_scale(
+        self, layer: Int[AnyArray, ""] | np.int32, dtype: Any
+    ) -> float | Float[AnyArray, ""] | np.floating[Any]:
         """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""
         return self.head_dim**-0.5
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
@@ -16,6 +17,7 @@ from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
 from jaxqkv.runtime.devices import Execution
+from jaxqkv.typing import AnyArray
 
 
 class Embed(nn.Module):
@@ -174,7 +176,9 @@ class GPT2Config(Architecture):
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
 
-    def attention_scale(self, layer: Int[Array, ""], dtype: Any) -> float | Float[Array, ""]:
+    def attention_scale(
+        self, layer: Int[AnyArray, ""] | np.int32, dtype: Any
+    ) -> float | Float[AnyArray, ""] | np.floating[Any]:
         """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1).astype(dtype) if self.scale_attn_by_inverse_layer_idx else scale

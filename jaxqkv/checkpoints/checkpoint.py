@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxqkv.checkpoints.config import Config
-from jaxqkv.errors import NoTokenizer
+from jaxqkv.errors import CheckpointError, NoTokenizer
 from jaxqkv.runtime import showing
 from jaxqkv.text.tokenizers import TOKENIZER_FILES, Tokenizer
 

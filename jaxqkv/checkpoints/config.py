@@ -8,6 +8,7 @@ refused or warned of.
 
 import abc
 import dataclasses
+import functools
 import json
 import warnings
 from collections.abc import Mapping
@@ -83,9 +84,12 @@ class Config(abc.ABC):
         """How many token types there are: 1, type 0, where the architecture has none."""
         return 1
 
-    @property
+    @functools.cached_property
     def head_dim(self) -> int:
-        """Width of a head: that of the model over the number of heads, unless the architecture has another."""
+        """Width of a head: that of the model over the number of heads.
+
+        An architecture whose files name another declares `head_dim: int = dataclasses.field(kw_only=True)` and its key.
+        """
         return self.n_embd // self.n_head
 
     @property

@@ -18,7 +18,7 @@ from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, p
 from jaxqkv.runtime import showing
 
 # A projection whole, or cut by head.
-WholeOrByHead = Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head embed_in head_dim"]
+WholeOrByHead = Float[np.ndarray, "embed inner"] | Float[np.ndarray, "head embed_in head_dim"]
 # A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
 CATEGORIES = {
     "wte": "Token Embedding",
@@ -257,7 +257,7 @@ class Weights:
         self._checked_layers.update(layers)
 
     def W_Q(self, layer: int, by_head: bool = False) -> WholeOrByHead:
-        """Query weights `[embed, embed]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
+        """Query weights `[embed, inner]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
         return self._projection("q", layer, by_head)
 
     def W_K(self, layer: int, by_head: bool = False) -> WholeOrByHead:
@@ -270,8 +270,8 @@ class Weights:
 
     def W_O(
         self, layer: int, by_head: bool = False
-    ) -> Float[np.ndarray, "embed_in embed"] | Float[np.ndarray, "head head_dim embed"]:
-        """Output projection `[embed, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
+    ) -> Float[np.ndarray, "inner embed"] | Float[np.ndarray, "head head_dim embed"]:
+        """Output projection `[inner, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
         matrix = self._part(layer, "attn/o/kernel")
         return matrix.reshape(self.config.n_head, self.config.head_dim, -1) if by_head else matrix
 

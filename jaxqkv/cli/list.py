@@ -22,7 +22,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(given: argparse.Namespace, line: Line) -> None:
     """Prints a row for each figure."""
-    from jaxqkv.figures.panels import Table
+    from jaxqkv.figures.tables import Table
 
     studies = [registry.study(name) for name in given.studies or registry.names()]
     rows = [(study.name, spec.id, spec.title) for study in studies for spec in study.figures.values()]

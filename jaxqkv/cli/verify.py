@@ -12,7 +12,7 @@ from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_checkpoint, a
 from jaxqkv.studies.options import option
 
 if TYPE_CHECKING:
-    from jaxqkv.figures.panels import Table
+    from jaxqkv.figures.tables import Table
 
 EXAMPLES = """example:
   jaxqkv verify demo-gpt2
@@ -64,7 +64,7 @@ def table(report: dict[str, Any]) -> "Table":
     """Returns the worst layer of each tensor."""
     import numpy as np
 
-    from jaxqkv.figures.panels import Table
+    from jaxqkv.figures.tables import Table
     from jaxqkv.model.comparison import ONCE
 
     dtype = report["dtype"]

@@ -97,7 +97,7 @@ class Figure:
 
     Attributes:
       study: the study's name.
-      id: the figure's, as in the README's table.
+      id: its name on the command line.
       title: what the table says of it.
       caption: what is seen, of which checkpoint and layer.
       arrays: what is plotted, under the names of the .npz file.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.errors import KernelError
 from jaxqkv.kernels.histograms import density_by_group
 from jaxqkv.kernels.moments import moments
 from jaxqkv.runtime.devices import jit

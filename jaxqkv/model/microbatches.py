@@ -35,7 +35,8 @@ def cut(tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, p
     most = size
     if memory is not None:
         # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
-        floats = 3 * config.n_head * pos * pos + pos * (8 * config.n_embd + 2 * config.n_inner)
+        widths = 4 * (config.n_embd + config.attention_width) + 2 * config.n_inner
+        floats = 3 * config.n_head * pos * pos + pos * widths
         most = max(1, memory // (4 * floats))
     if jax.default_backend() == "cpu" and not (memory is None and whole):
         most = min(most, max(1, CPU_TOKENS // pos))

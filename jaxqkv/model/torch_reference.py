@@ -124,10 +124,9 @@ def intermediates(
         handle.remove()
     arrays = {name: torch.stack(layers).numpy() for name, layers in found.items()}
     q, k = torch.stack(found["q"]), torch.stack(found["k"])
-    scale = torch.tensor([float(config.attention_scale(np.int32(i), np.float64)) for i in range(len(q))])
-    arrays["scores"] = (
-        q @ k.transpose(-1, -2) * scale.to(torch.float64)[:, None, None, None, None].to(q.dtype)
-    ).numpy()
+    scales = [float(config.attention_scale(np.int32(layer), np.float64)) for layer in range(len(q))]
+    scale = torch.tensor(scales, dtype=torch.float64).to(q.dtype)
+    arrays["scores"] = (q @ k.transpose(-1, -2) * scale[:, None, None, None, None]).numpy()
     arrays["pattern"] = torch.stack(output.attentions).numpy()
     arrays["hidden"] = arrays["hidden"][0]
     return arrays | ({"logits": output.logits.numpy()} if config.has_logits else {})

@@ -125,8 +125,16 @@ class ArrayLike(Protocol):
         """Returns it as NumPy's."""
 
 
+@runtime_checkable
+class Exchanged(Protocol):
+    """An array of another library that has the DLPack protocol."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Returns a capsule with its memory."""
+
+
 # What the model's functions take: a batch, integer ids [batch, pos] without padding, or what `Batch.of` takes.
-BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]] | Mapping[str, Any] | ArrayLike
+BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]] | Mapping[str, Any] | ArrayLike | Exchanged
 # Keys of a mapping → parts of a batch; and those that change no number here.
 KEYS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "token_types"}
 KEYS |= {name: name for name in ("ids", "mask", "token_types")}

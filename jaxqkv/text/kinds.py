@@ -1,17 +1,25 @@
-"""The two kinds of tokenizer that are built here: WordPiece and byte-level BPE.
+"""The kinds of tokenizer that are built here: WordPiece, byte-level BPE and SentencePiece's unigrams.
 
 Each takes its vocabulary from files of its own or from a tokenizer.json, and its other settings from the
 side files, as transformers 5 does; where a tokenizer.json says otherwise, it is named.
 """
 
 import abc
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from jaxqkv.errors import NoTokenizer
 from jaxqkv.text.side_files import SETTINGS, SideFiles
+
+# SentencePiece's mark of a space.
+MARK = "▁"
+# The normalizer of many a SentencePiece tokenizer that makes one space of several.
+SPACES_TO_ONE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 
 
 class Kind(abc.ABC):
@@ -32,12 +40,17 @@ class Kind(abc.ABC):
         """Reads the model from those files."""
 
     @abc.abstractmethod
-    def settle(self, model: Any, unknown: str | None) -> Iterator[tuple[str, str]]:
-        """Gives the model this kind's settings and unknown token; yields keys of others, and what they were."""
+    def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        """Returns the model with this kind's settings and unknown token, and what others it had, by key."""
 
     @abc.abstractmethod
-    def steps(self, side: SideFiles) -> tuple[Any, Any, Any]:
-        """Normaliser (or None), pre-tokeniser and decoder, as the settings say."""
+    def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
+        """Returns normaliser (or None), pre-tokeniser and decoder, as the settings say.
+
+        Args:
+          side: the settings.
+          written: the folder's tokenizer.json, if it has one.
+        """
 
     @abc.abstractmethod
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
@@ -52,12 +65,11 @@ class WordPiece(Kind):
     def read(self, folder: Path) -> Any:
         return models.WordPiece.from_file(str(folder / "vocab.txt"))
 
-    def settle(self, model: Any, unknown: str | None) -> Iterator[tuple[str, str]]:
-        yield from _settle(
-            model, {"unk_token": unknown, "max_input_chars_per_word": 100, "continuing_subword_prefix": "##"}
-        )
+    def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        settings = {"unk_token": unknown, "max_input_chars_per_word": 100, "continuing_subword_prefix": "##"}
+        return model, dict(_settle(model, settings))
 
-    def steps(self, side: SideFiles) -> tuple[Any, Any, Any]:
+    def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
         normalizer = normalizers.BertNormalizer(
             lowercase=side.flag("do_lower_case", True),
             strip_accents=side.flag("strip_accents", None),
@@ -66,7 +78,7 @@ class WordPiece(Kind):
         return normalizer, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
 
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
-        ours, theirs = self.steps(side)[0], written.normalizer
+        ours, theirs = self.steps(side, written)[0], written.normalizer
         if not isinstance(theirs, normalizers.BertNormalizer):
             yield f"normalizer is {_name(theirs)}, not BertNormalizer"
         else:
@@ -83,23 +95,25 @@ class WordPiece(Kind):
 
 
 class ByteLevelBPE(Kind):
-    """GPT-2's: the text's bytes, split before words, and merged in the order of a list."""
+    """GPT-2's and RoBERTa's: the text's bytes, split before words, and merged in the order of a list."""
 
     name, files = "BPE", ("vocab.json", "merges.txt")
 
     def read(self, folder: Path) -> Any:
         return models.BPE.from_file(*(str(folder / name) for name in self.files))
 
-    def settle(self, model: Any, unknown: str | None) -> Iterator[tuple[str, str]]:
+    def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
         settings = {"dropout": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
-        yield from _settle(model, settings | {"continuing_subword_prefix": None, "end_of_word_suffix": None})
+        settings |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+        others = dict(_settle(model, settings))
         if model.unk_token is not None:
             # A token for unknown characters is used only where a byte has none of its own.
             if any(model.token_to_id(byte) is None for byte in pre_tokenizers.ByteLevel.alphabet()):
-                yield "unk_token", f"unk_token is {model.unk_token!r}"
+                others["unk_token"] = f"unk_token is {model.unk_token!r}"
             model.unk_token = None
+        return model, others
 
-    def steps(self, side: SideFiles) -> tuple[Any, Any, Any]:
+    def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
         spaced = side.flag("add_prefix_space", False)
         return None, pre_tokenizers.ByteLevel(add_prefix_space=spaced), decoders.ByteLevel()
 
@@ -116,6 +130,67 @@ class ByteLevelBPE(Kind):
             yield "use_regex is false"
 
 
+class Unigram(Kind):
+    """XLM-RoBERTa's and CamemBERT's: words with a mark for the space before them, cut to the most likely pieces."""
+
+    name, files = "Unigram", ()
+
+    def __init__(self, unknown_id: int | None):
+        """Takes the unknown token's id; None for wherever the vocabulary has that token, or 0 where it lacks it."""
+        self.unknown_id = unknown_id
+
+    def read(self, folder: Path) -> Any:
+        """Refuses: SentencePiece's own file is not read."""
+        code = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        raise NoTokenizer(
+            f"{folder}: no tokenizer.json, and a SentencePiece vocabulary is read from it alone; transformers writes "
+            f"it: {code}"
+        )
+
+    def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        state = _state(model)
+        pieces = [(piece, score) for piece, score in state.pop("vocab")]
+        named = {piece: place for place, (piece, _) in enumerate(pieces)} if self.unknown_id is None else {}
+        index = self.unknown_id or named.get(unknown or "", 0)
+        settings = {"type": self.name, "unk_id": index, "byte_fallback": False}
+        others = {
+            "unk_token" if key == "unk_id" and unknown in named else key: f"{key} is {_json(value)}, not {_json(ours)}"
+            for key, value in state.items()
+            if value != (ours := settings.get(key))
+        }
+        return models.Unigram(pieces, unk_id=index, byte_fallback=False), others
+
+    def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
+        spaced = "always" if side.flag("add_prefix_space", True) else "never"
+        mark = pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme=spaced)
+        splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
+        # This decoder keeps the space before a piece, which would otherwise read as one within a word.
+        decoder = decoders.Metaspace(replacement=MARK, prepend_scheme="never")
+        for step in _steps_of(None if written is None else written.normalizer):
+            if step["type"] == "Precompiled":
+                table = base64.b64decode(step["precompiled_charsmap"])
+                return normalizers.Precompiled(table), splitter, decoder
+        return None, splitter, decoder
+
+    def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
+        # Of spaces, the pre-tokeniser makes the same, one or several.
+        rest = [step for step in _steps_of(written.normalizer) if step != SPACES_TO_ONE]
+        if len(rest) > 1 or any(step["type"] != "Precompiled" for step in rest):
+            yield f"normalizer is {_listed(rest)}, not Precompiled or null"
+        ours = _steps_of(self.steps(side, written)[1])
+        theirs = _steps_of(written.pre_tokenizer)
+        if [step["type"] for step in theirs] != [step["type"] for step in ours]:
+            yield f"pre_tokenizer is {_listed(theirs)}, not {_listed(ours)}"
+            return
+        for key, value in theirs[-1].items():
+            if value == ours[-1][key]:
+                continue
+            if key != "prepend_scheme":
+                yield f"{key} of Metaspace is {_json(value)}"
+            elif "add_prefix_space" not in side.settings:
+                yield f"prepend_scheme is {_json(value)}, and {SETTINGS} has no add_prefix_space"
+
+
 def without_effect(written: Tokenizer, side: SideFiles) -> Iterator[str]:
     """Settings that contradict a tokenizer.json which alone decides."""
     normalizer, splitter = written.normalizer, written.pre_tokenizer
@@ -125,6 +200,9 @@ def without_effect(written: Tokenizer, side: SideFiles) -> Iterator[str]:
         has["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
     if isinstance(splitter, pre_tokenizers.ByteLevel):
         has["add_prefix_space"] = splitter.add_prefix_space
+    for step in _steps_of(splitter):
+        if step["type"] == "Metaspace":
+            has["add_prefix_space"] = step["prepend_scheme"] != "never"
     for key, value in has.items():
         if side.settings.get(key) not in (None, value):
             yield f"{key} = {_json(side.settings[key])}"
@@ -138,13 +216,31 @@ def _settle(model: Any, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, f"{key} is {_json(before)}, not {_json(value)}"
 
 
+def _state(part: Any) -> dict[str, Any]:
+    """What tokenizer.json has of a model or a step."""
+    state: dict[str, Any] = json.loads(part.__getstate__())
+    return state
+
+
+def _steps_of(step: Any) -> list[dict[str, Any]]:
+    """What tokenizer.json has of a step, or of each in a sequence."""
+    if step is None:
+        return []
+    state = _state(step)
+    return list(state.get("normalizers", state.get("pretokenizers", []))) if state["type"] == "Sequence" else [state]
+
+
 def _strips(normalizer: Any) -> bool:
     strips = normalizer.strip_accents
     return bool(normalizer.lowercase if strips is None else strips)
 
 
 def _json(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, repr(value))
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
+def _listed(steps: list[dict[str, Any]]) -> str:
+    return " and ".join(step["type"] for step in steps) or "null"
 
 
 def _name(step: Any) -> str:

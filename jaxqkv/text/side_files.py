@@ -47,7 +47,7 @@ class SideFiles:
       declared: tokens with their ids, in the order of those; the file and key come with each.
       named: special tokens by role; None where a file says that there is none.
       specific: special tokens of other roles.
-      extra: special tokens without a role.
+      extra: special tokens without a role; None where no file lists them.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class SideFiles:
     declared: Mapping[int, tuple[AddedToken, str]]
     named: Mapping[str, Token | None]
     specific: Mapping[str, Token]
-    extra: tuple[Token, ...]
+    extra: tuple[Token, ...] | None
 
     @property
     def place(self) -> str:
@@ -107,7 +107,7 @@ def read_side_files(folder: Path) -> SideFiles:
         _merge_older(folder / SPECIAL, special)
     named, specific, extra = _sorted_out(special)
     if not listed:
-        contents = {content_of(token) for token in (*named.values(), *specific.values(), *extra)}
+        contents = {content_of(token) for token in (*named.values(), *specific.values(), *(extra or ()))}
         where = str(folder / ADDED)
         for content, index in _object(folder / ADDED).items():
             if isinstance(index, bool) or not isinstance(index, int) or index < 0 or not content:
@@ -115,7 +115,7 @@ def read_side_files(folder: Path) -> SideFiles:
             is_special = content in contents
             flags = {"content": content, "normalized": not is_special, "special": is_special}
             declared[index] = _token(flags, where, special=False), f"{where}: {content}"
-    return SideFiles(folder, settings, class_name, class_place, model_type, declared, named, specific, tuple(extra))
+    return SideFiles(folder, settings, class_name, class_place, model_type, declared, named, specific, extra)
 
 
 def _class_name(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, str, str | None]:
@@ -142,25 +142,27 @@ def _merge_older(path: Path, special: dict[str, tuple[Any, str]]) -> None:
             value = [*before, *(token for token in value if token not in before)] if isinstance(before, list) else value
         if key in EXTRA or key.endswith("_token"):
             special[key] = value, where
-    if EXTRA[1] in special and EXTRA[0] not in special:
-        special[EXTRA[0]] = special.pop(EXTRA[1])
+    if EXTRA[1] in special and EXTRA[0] not in special and (listed := special.pop(EXTRA[1]))[0] is not None:
+        special[EXTRA[0]] = listed
 
 
 def _sorted_out(
     special: Mapping[str, tuple[Any, str]],
-) -> tuple[dict[str, Token | None], dict[str, Token], list[Token]]:
+) -> tuple[dict[str, Token | None], dict[str, Token], tuple[Token, ...] | None]:
     named: dict[str, Token | None] = {}
     specific: dict[str, Token] = {}
-    extra: list[Token] = []
+    extra: tuple[Token, ...] | None = None
+    # Under both names at once, one by role and one a list, both count.
+    by_role = isinstance(special.get(EXTRA[0], (None,))[0], dict)
     for key, (value, where) in special.items():
         if key in NAMED:
             named[key] = None if value is None else _token(value, where)
         elif key == EXTRA[0] and isinstance(value, dict):
             specific |= {role: _token(token, f"{where}: {role}") for role, token in value.items()}
-        elif key == EXTRA[0] and value is not None:
-            if not isinstance(value, list):
+        elif key == EXTRA[0] or (key == EXTRA[1] and by_role and value is not None):
+            if value is not None and not isinstance(value, list):
                 raise CheckpointError(f"{where}: expected a list of tokens, not {value!r}")
-            extra += [_token(token, where) for token in value]
+            extra = tuple(_token(token, where) for token in value or ())
         elif key not in EXTRA and isinstance(value, str | dict):
             specific[key] = _token(value, where)
     return named, specific, extra

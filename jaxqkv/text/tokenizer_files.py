@@ -30,39 +30,73 @@ class TokenizerClass:
       named: its special tokens, where the files name no others.
       template: roles of the tokens that it puts before and after a text; None where tokenizer.json, or
         add_bos_token and add_eos_token, decide.
+      extra: special tokens without a role, where the files list none.
+      stripped: roles of tokens that take in the spaces before them, where the files give only their text.
     """
 
     kind: kinds.Kind
     named: Mapping[str, str]
     template: tuple[str, str] | None
+    extra: tuple[str, ...] = ()
+    stripped: tuple[str, ...] = ()
 
 
 END = "<|endoftext|>"
+BERT = TokenizerClass(
+    kinds.WordPiece(),
+    {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    template=("cls_token", "sep_token"),
+)
+ROBERTA_NAMES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 CLASSES: dict[str, TokenizerClass] = {
     "GPT2Tokenizer": TokenizerClass(
         kinds.ByteLevelBPE(), {"bos_token": END, "eos_token": END, "unk_token": END}, template=None
     ),
-    "BertTokenizer": TokenizerClass(
-        kinds.WordPiece(),
-        {
-            "unk_token": "[UNK]",
-            "sep_token": "[SEP]",
-            "pad_token": "[PAD]",
-            "cls_token": "[CLS]",
-            "mask_token": "[MASK]",
-        },
-        template=("cls_token", "sep_token"),
+    "BertTokenizer": BERT,
+    "DistilBertTokenizer": BERT,
+    "RobertaTokenizer": TokenizerClass(kinds.ByteLevelBPE(), ROBERTA_NAMES, template=("cls_token", "sep_token")),
+    "XLMRobertaTokenizer": TokenizerClass(
+        kinds.Unigram(unknown_id=3), ROBERTA_NAMES, template=("bos_token", "eos_token")
+    ),
+    "CamembertTokenizer": TokenizerClass(
+        kinds.Unigram(unknown_id=None),
+        ROBERTA_NAMES,
+        template=("bos_token", "eos_token"),
+        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+        stripped=("mask_token",),
     ),
 }
 # Classes of which tokenizer.json decides all.
 GENERAL = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 # The class of a folder of another kind of model that names none, by its model_type.
-DEFAULTS = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
+DEFAULTS = {
+    "gpt2": "GPT2Tokenizer",
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+}
 # Settings of earlier versions that transformers 5 does not read, and the values that change nothing.
 IGNORED: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
     "never_split": ([], None),
     "wordpieces_prefix": ("##", None),
+    "sp_model_kwargs": ({}, None),
 }
 
 
@@ -101,7 +135,7 @@ def build_tokenizer(folder: Path, model_type: str, default: str) -> tuple[Tokeni
         for what in kinds.without_effect(written, side):
             _warn(f"{side.place}: {what} is without effect, as in transformers 5: {FILE} decides")
         pad = {"pad_token": padding["pad_token"]} if padding else {}
-        _add_tokens(backend, side, {**dict.fromkeys(NAMED), **pad, **side.named}, {})
+        _add_tokens(backend, side, {**dict.fromkeys(NAMED), **pad, **side.named}, side.extra or (), {})
     _warn_of_template(backend, side)
     for key, harmless in IGNORED.items():
         if side.settings.get(key) not in harmless:
@@ -155,10 +189,13 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
             f"{side.folder}: no {FILE} and no {absent}, which {name} needs; another class is named by "
             f"tokenizer_class in {SETTINGS}"
         )
-    unknown = content_of(named["unk_token"])
-    differences = [what for key, what in kind.settle(model, unknown) if key not in side.named]
+    for role in about.stripped:
+        if isinstance(token := named[role], str):
+            named[role] = AddedToken(token, lstrip=True, special=True)
+    model, others = kind.settle(model, content_of(named["unk_token"]))
+    differences = [what for key, what in others.items() if key not in side.named]
     backend = Tokenizer(model)
-    normalizer, backend.pre_tokenizer, backend.decoder = kind.steps(side)
+    normalizer, backend.pre_tokenizer, backend.decoder = kind.steps(side, written)
     if normalizer is not None:
         backend.normalizer = normalizer
     older = {}
@@ -180,7 +217,7 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
                 f"{side.folder / where}: lacks {role} {content!r}; if it has another name, {role} of {SETTINGS} is to "
                 "say so"
             )
-    _add_tokens(backend, side, named, older)
+    _add_tokens(backend, side, named, about.extra if side.extra is None else side.extra, older)
     if written is not None:
         differences += _lost(written, backend)
         backend.post_processor = written.post_processor if about.template is None else None
@@ -214,6 +251,7 @@ def _add_tokens(
     backend: Tokenizer,
     side: SideFiles,
     named: Mapping[str, Token | None],
+    extra: Sequence[Token],
     older: Mapping[int, AddedToken],
 ) -> None:
     """Adds the tokens that the files declare, `older` those of tokenizer.json, then special tokens not among them."""
@@ -221,7 +259,7 @@ def _add_tokens(
     tokens: list[AddedToken] = [token for _, token in sorted(declared.items())]
     there = {token.content for token in (*tokens, *backend.get_added_tokens_decoder().values())}
     with_role = [token for token in (*named.values(), *side.specific.values()) if token is not None]
-    for token in (*with_role, *side.extra):
+    for token in (*with_role, *extra):
         if content_of(token) not in there:
             tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
     contents = {content_of(token) for token in with_role}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # Files that hold a vocabulary, and those beside them.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Of a text of one batch: a thousand tokens have a few thousand.
 MOST_CHARACTERS = 5_000_000
@@ -90,7 +90,12 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text, unpadded. BERT's `special_tokens` are [CLS] and [SEP]; GPT-2 mostly adds none.
+        """Returns token ids of each text, unpadded.
+
+        Args:
+          texts: any number.
+          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP] and
+            RoBERTa's <s> and </s>; GPT-2's mostly puts none.
 
         Raises:
           JaxqkvError: for a text that is not valid Unicode, where the tokenizer fails, and for an id that the
@@ -146,7 +151,8 @@ class Tokenizer:
           padding_side: "right" or "left"; it changes no result.
           truncate: cut a text that has more tokens than the model positions, instead of refusing it: at its end,
             or at its beginning where the tokenizer's files say so (truncation_side).
-          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP].
+          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP] and
+            RoBERTa's <s> and </s>.
 
         Raises:
           JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).

@@ -1,4 +1,4 @@
-"""What the benchmark says: a table for the terminal, one for the README, a chart."""
+"""What the benchmark says: a table for the terminal, one for scripts/README.md, a chart."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import SIDES
-from jaxqkv.figures.panels import Table
+from jaxqkv.figures.tables import Table
 from jaxqkv.runtime.files import replacing
 
 Result = dict[str, Any]
@@ -53,7 +53,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The README's: the machine in a sentence, and a row a case."""
+    """Returns what scripts/README.md has: the machine in a sentence, and a row for each case."""
     columns = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
     heading = [HEADING[column] for column in columns]
     lines = [f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1)]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROUNDING
 
 from jaxqkv.architectures import attention
 
@@ -52,7 +53,7 @@ def test_pattern_is_a_softmax_over_what_is_visible(arrays):
         if keys.any():
             exponentials = np.exp(np.asarray(scores[b, h, query], np.float64)[keys])
             expected[keys] = exponentials / exponentials.sum()
-        np.testing.assert_allclose(pattern[b, h, query], expected, atol=1e-7)
+        np.testing.assert_allclose(pattern[b, h, query], expected, atol=10 * ROUNDING)
 
 
 def test_enormous_scores_neither_overflow_nor_pass_for_masked_ones():
@@ -105,7 +106,7 @@ class TestAttend:
             pattern = exponentials / np.where(total > 0, total, 1)
             np.testing.assert_allclose(attended.scores[b, h], scores, atol=1e-5)
             np.testing.assert_allclose(attended.pattern[b, h], pattern, atol=1e-6)
-            np.testing.assert_allclose(attended.z[b, h], pattern @ v[b, h], atol=1e-6)
+            np.testing.assert_allclose(attended.z[b, h], pattern @ v[b, h], atol=50 * ROUNDING)
 
     def test_sliced_makes_no_matrix_of_scores_for_z_alone(self, heads, visible):
         def bytes_of(attend):

@@ -8,7 +8,7 @@ from conftest import GPT2, write_folder, write_word_tokenizer
 from helpers.broken import CHECKPOINTS, SPOILT, TOKENIZERS, WORDS, spoil, tensors
 
 import jaxqkv
-from jaxqkv.checkpoints.weights import count_broken
+from jaxqkv.checkpoints.weights import Weights, count_broken
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
 
 
@@ -21,14 +21,15 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", CHECKPOINTS)
-@pytest.mark.parametrize("read", [jaxqkv.open_checkpoint, jaxqkv.load])
-def test_broken_checkpoint(place, what, read):
+def test_broken_checkpoint(place, what):
+    """The same is said of the weights alone and of the model."""
     damage, message = CHECKPOINTS[what]
     damage(place / "model")
-    with pytest.raises(CheckpointError) as error:
-        read("./model")
-    assert message in str(error.value)
-    assert str(error.value).isprintable()
+    for read in (lambda spec: Weights(jaxqkv.open_checkpoint(spec)), jaxqkv.load):
+        with pytest.raises(CheckpointError) as error:
+            read("./model")
+        assert message in str(error.value)
+        assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("what", TOKENIZERS)

@@ -49,10 +49,10 @@ def test_prefix_buffers_and_heads_are_known():
     resolve = jaxqkv.checkpoints.tables.resolve
     gpt2 = {key: rule.shape for key, rule in GPT2.table().rules(GPT2.n_layer).items()}
     buffers = {f"h.{i}.attn.{name}": (1, 1, 17, 17) for i in range(3) for name in ("bias", "masked_bias")}
-    assert resolve(GPT2, gpt2 | buffers, "x") == {key: key for key in gpt2}
+    assert resolve(GPT2.table(), GPT2.n_layer, gpt2 | buffers, "x") == {key: key for key in gpt2}
     prefixed = {f"transformer.{key}": shape for key, shape in (gpt2 | buffers).items()} | {"lm_head.weight": (43, 35)}
     own = {"lm_head.weight": "lm_head.weight"}  # whose values decide whether it is the token embedding
-    assert resolve(GPT2, prefixed, "x") == {key: f"transformer.{key}" for key in gpt2} | own
+    assert resolve(GPT2.table(), GPT2.n_layer, prefixed, "x") == {key: f"transformer.{key}" for key in gpt2} | own
 
     bert = {key: rule.shape for key, rule in BERT.table().rules(BERT.n_layer).items()}
     old = {
@@ -66,7 +66,7 @@ def test_prefix_buffers_and_heads_are_known():
         "cls.predictions.transform.LayerNorm.gamma": (35,),
         "cls.seq_relationship.weight": (2, 35),
     }
-    found = resolve(BERT, old | extras, "x")
+    found = resolve(BERT.table(), BERT.n_layer, old | extras, "x")
     assert found["encoder.layer.2.output.LayerNorm.weight"] == "bert.encoder.layer.2.output.LayerNorm.gamma"
     assert sorted(found) == sorted(bert)
 

@@ -46,13 +46,20 @@ def test_sizes_known_by_name():
         "gpt2-xl": (1600, 48, 25, 64, 6400),
         "bert-base-uncased": (768, 12, 12, 64, 3072),
         "bert-large-uncased": (1024, 24, 16, 64, 4096),
+        "roberta-base": (768, 12, 12, 64, 3072),
+        "roberta-large": (1024, 24, 16, 64, 4096),
+        "distilbert-base-uncased": (768, 6, 12, 64, 3072),
     }
 
 
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        (GPT2, {"model_type": "llama"}, "model_type is 'llama'; supported are 'gpt2' and 'bert'"),
+        (
+            GPT2,
+            {"model_type": "llama"},
+            "model_type is 'llama'; supported are 'gpt2', 'bert', 'roberta', 'xlm-roberta'",
+        ),
         (GPT2, {"model_type": None}, "model_type is None"),
         (GPT2, {"reorder_and_upcast_attn": 1}, "reorder_and_upcast_attn = 1 is not true or false"),
         (

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import MODEL_LIMIT, relative_error
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
@@ -70,7 +70,7 @@ def test_transformers_loads_them(demo):
     ids = windows(demo)
     with torch.no_grad():
         hidden = theirs.eval()(torch.tensor(ids), output_hidden_states=True).hidden_states[-1].numpy()
-    assert relative_error(demo.hidden(ids), hidden) < 1e-5
+    assert relative_error(demo.hidden(ids), hidden) < MODEL_LIMIT
     if name == "demo-bert":
         masked = ids.copy()
         places = np.arange(5, 128, 10)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import BERT, GPT2, write_folder
 from helpers.checkpoints import write_sharded
-from helpers.hub import COMMIT, Hub
+from helpers.hub import COMMIT, Handler, Hub
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_index(sharded, data):
 
     with pytest.MonkeyPatch.context() as patch, bounded():
         patch.setattr("jaxqkv.checkpoints.folder.MappedFile", Spy)
-        checkpoint = FolderCheckpoint(str(folder), folder)
+        checkpoint = FolderCheckpoint(str(folder), folder, REGISTRY)
         for key, shape in checkpoint.shapes.items():
             assert checkpoint.tensor(key).shape == shape
     assert all(path.resolve().is_relative_to(folder.resolve()) for path in opened)
@@ -263,7 +263,7 @@ def test_weights(tmp_path, data):
     tree = TINY.to_json()
     (folder / "config.json").write_bytes(data.draw(other_json(tree)))
     with bounded():
-        weights = Weights(FolderCheckpoint(str(folder), folder))
+        weights = Weights(FolderCheckpoint(str(folder), folder, REGISTRY))
         assert {name: weights[name].shape for name in weights.names} == {
             key: tensor.shape for key, tensor in random_tensors(TINY).items()
         }
@@ -336,6 +336,7 @@ for content in contents:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from Linux's own figures")
+@pytest.mark.slow
 def test_forged_sizes_reserve_no_memory(tmp_path):
     """With 128 MiB left: lengths of up to 2**64 bytes, and shapes of up to 2**124 values."""
     line = [sys.executable, "-c", FORGERY, str(tmp_path / "x")]

@@ -148,6 +148,7 @@ def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
     command = f"{sys.executable} -m jaxqkv.cli figures qkv-weights 1 2d --demo --arrays-only --out {tmp_path} | true"
     subprocess.run(command, shell=True, check=True, timeout=120)
@@ -155,12 +156,14 @@ def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", ["--version", "list", "info demo-gpt2 --json"])
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_error(arguments):
     command = f"set -o pipefail; {sys.executable} -m jaxqkv.cli {arguments} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters_stops_nothing(tmp_path):
     folder = str(write_folder(tmp_path / "模型", GPT2))
     done = in_a_process("-m", "jaxqkv.cli", "info", folder, env={"PYTHONIOENCODING": "cp1252"})
@@ -179,6 +182,7 @@ def test_no_command_prints_the_help(capsys):
     assert "COMMAND" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_package_is_light_to_import():
     """Nothing heavy comes with `import jaxqkv`; what draws, tokenizes or downloads loads on first use."""
     heavy = ("matplotlib", "datasets", "tokenizers", "huggingface_hub", "tqdm", "torch")
@@ -187,6 +191,7 @@ def test_the_package_is_light_to_import():
         assert in_a_process("-c", code).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_script_of_the_study(tmp_path):
     script = BUNDLED["demo-gpt2"].parents[2] / "scripts" / "qkv_weights.py"
     result = in_a_process(str(script), "1", "--demo", "--arrays-only", "--out", str(tmp_path))

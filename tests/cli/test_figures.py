@@ -16,7 +16,9 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_grid
-from jaxqkv.figures.panels import Bars, Dendrogram, Image, Line, Lines, Pie, StackedBars, Table, Violins
+from jaxqkv.figures.distributions import Bars, Dendrogram, Pie, StackedBars, Violins
+from jaxqkv.figures.panels import Image, Line, Lines
+from jaxqkv.figures.tables import Table
 from jaxqkv.pages import gallery
 from jaxqkv.runtime.files import replacing
 from jaxqkv.studies.registry import studies, study

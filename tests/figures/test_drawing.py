@@ -18,8 +18,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from jaxqkv.errors import JaxqkvWarning
 from jaxqkv.figures import fonts
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.distributions import Violins
 from jaxqkv.figures.drawing import drawn, rendered
-from jaxqkv.figures.panels import Image, Line, Lines, Table, Violins
+from jaxqkv.figures.panels import Image, Line, Lines
+from jaxqkv.figures.tables import Table
 from jaxqkv.studies import qkv_weights
 
 # What a user's matplotlibrc or notebook may say.
@@ -90,6 +92,7 @@ jaxqkv.studies.qkv_weights.figure("2d", model="model", dpi=40).save("figures/qkv
 @pytest.mark.parametrize(
     ("code", "backend"), [(COMMAND, "module://matplotlib_inline.backend_inline"), (LIBRARY, "nonsense")]
 )
+@pytest.mark.slow
 def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
     """Neither a matplotlibrc nor a backend that is not installed, as a notebook's may not be."""
     monkeypatch.chdir(tmp_path)
@@ -104,6 +107,7 @@ def test_the_environment_changes_nothing(tmp_path, monkeypatch, code, backend):
 
 
 @pytest.mark.parametrize(("backend", "kept"), [("svg", "svg"), ("nonsense", None)])
+@pytest.mark.slow
 def test_a_backend_of_the_user_s_stays_theirs(backend, kept):
     """As far as there is one: so pyplot goes on to show figures in a notebook."""
     code = (

@@ -181,7 +181,10 @@ CHECKPOINTS = {
     "config of a gigabyte": (enlarged("config.json", 10**9), "config.json: cannot be read (it is larger than 10 MB)"),
     "config is a pipe": (pipe("config.json"), "model/config.json: cannot be read (it is no regular file)"),
     "config is a list": (text("config.json", "[]"), "model/config.json: expected a JSON object, found list"),
-    "another architecture": (config(model_type="llama"), "model_type is 'llama'; supported are 'gpt2' and 'bert'"),
+    "another architecture": (
+        config(model_type="llama"),
+        "model_type is 'llama'; supported are 'gpt2', 'bert', 'roberta', 'xlm-roberta'",
+    ),
     "no head count": (config(n_head=None), "model/config.json: n_head is missing"),
     "two head counts": (config(num_attention_heads=7), "num_attention_heads = 7 contradicts n_head = 5, which means"),
     "two depths": (config(num_hidden_layers=2), "config.json: num_hidden_layers = 2 contradicts n_layer = 3"),

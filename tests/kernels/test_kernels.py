@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROUNDING
 from helpers.oracles import cosine
 
 from jaxqkv import kernels
@@ -47,7 +48,8 @@ class TestMoments:
     @pytest.mark.parametrize("ddof", [0, 1])
     def test_definition(self, matrix, ddof):
         mean, std = kernels.moments(matrix, ddof=ddof)
-        assert mean == pytest.approx(matrix.mean(dtype=np.float64), rel=1e-6)
+        # A sum rounds by its terms, which are larger than the mean.
+        assert mean == pytest.approx(matrix.mean(dtype=np.float64), abs=10 * ROUNDING)
         assert std == pytest.approx(matrix.std(dtype=np.float64, ddof=ddof), rel=1e-6)
 
     def test_masked(self, matrix):
@@ -61,7 +63,8 @@ class TestMoments:
         assert kernels.moments(np.full(1, 5.0, np.float32), ddof=1) == (5, 0)
 
     def test_half_precision_values_are_summed_in_full(self):
-        assert kernels.moments(np.ones((300, 300), np.float16)) == (1, 0)
+        # In bfloat16 a sum of ones stays at 256. XLA converts it on any CPU, float16 only where there is F16C.
+        assert kernels.moments(np.ones((300, 300), jnp.bfloat16)) == (1, 0)
 
     def test_far_from_zero(self):
         values = (1000 + np.random.default_rng(1).normal(size=10_007)).astype(np.float32)
@@ -150,9 +153,10 @@ class TestHistograms:
 class TestSimilarity:
     def test_column_cosine(self, matrix):
         similarity = np.asarray(kernels.column_cosine(matrix))
-        np.testing.assert_allclose(similarity, cosine(matrix), atol=1e-6)
-        np.testing.assert_allclose(np.diagonal(similarity), 1, atol=1e-6)
-        np.testing.assert_allclose(kernels.column_cosine(-2.5 * matrix), similarity, atol=1e-6)
+        limit = 2 * ROWS * ROUNDING  # of the product and of the two norms, all sums over rows
+        np.testing.assert_allclose(similarity, cosine(matrix), atol=limit)
+        np.testing.assert_allclose(np.diagonal(similarity), 1, atol=limit)
+        np.testing.assert_allclose(kernels.column_cosine(-2.5 * matrix), similarity, atol=limit)
 
     def test_a_column_of_zeros_resembles_nothing(self, matrix):
         matrix[:, 4] = 0
@@ -323,9 +327,10 @@ class TestWeights:
         from scipy import stats
 
         values = np.random.default_rng(size).standard_t(4, size).astype(np.float32)
+        limit = 0.5 / kernels.weights.KS_CELLS + 8 * ROUNDING  # half a cell; of Φ, of the share and of their difference
         for mean, std in ((0.0, 1.0), (0.3, 2.5), (50.0, 0.1)):
             expected = stats.kstest(values, "norm", args=(mean, std)).statistic
-            assert kernels.ks_normal(values, np.float32(mean), np.float32(std)) == pytest.approx(expected, abs=1.1e-6)
+            assert kernels.ks_normal(values, np.float32(mean), np.float32(std)) == pytest.approx(expected, abs=limit)
         assert kernels.ks_normal(values, np.float32(0), np.float32(0)) == 1
         values[-1] = np.nan
         assert np.isnan(kernels.ks_normal(values, np.float32(0), np.float32(1)))
@@ -346,7 +351,8 @@ class TestWeights:
         scores = pca.fit_transform(StandardScaler().fit_transform(x.astype(np.float64)))
         explained, ours = kernels.principal_components(x)
         np.testing.assert_allclose(explained, pca.explained_variance_ratio_, atol=1e-6)
-        np.testing.assert_allclose(ours, scores[:, :2], atol=2e-5)
+        # Components turn by the Gram matrix's rounding, at most 21 · ROUNDING · λ₁, over the gap λ₂ − λ₃ = λ₁ / 14.
+        np.testing.assert_allclose(ours, scores[:, :2], atol=21 * ROUNDING * 14 * np.abs(scores).max())
         assert explained.sum() == pytest.approx(1, abs=1e-6)
 
     @pytest.mark.parametrize("constant", [0.0, 0.1, -0.3, 1.7, 1e20])

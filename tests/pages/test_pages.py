@@ -16,7 +16,10 @@ from jaxqkv.cli.main import main
 from jaxqkv.pages import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
+]
 
 DRAWN = "document.documentElement.dataset.drawn !== undefined"
 # Colours of the lowest, middle and highest value, as the page's style has them.

@@ -74,7 +74,7 @@ def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
             limit = (truth.max() - truth.min()) / 131068 + 1e-5 * np.abs(truth).max()
             np.testing.assert_allclose(decoded(block["scores"][head]), truth, rtol=0, atol=limit)
             truth = pattern[layer, head][seen]
-            np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131068 + 1e-6)
+            np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131068 + 1e-5)
             assert (block["pattern"][head]["low"], block["pattern"][head]["high"]) == (0, 1)
     embedded = sum(len(head["values"]) for layer in shown for kind in data[f"layer-{layer}"].values() for head in kind)
     assert embedded == view.page_bytes(config, len(shown), len(expected))

@@ -43,6 +43,7 @@ def test_a_program_compiled_early_takes_its_own_shapes_alone():
         program(np.zeros(5, np.float32), np.float32(1))
 
 
+@pytest.mark.slow
 def test_programs_are_the_same_in_every_process():
     """Or the compilation cache would not know them again: sets of strings have another order in each."""
     texts = [
@@ -113,9 +114,10 @@ class TestPrecision:
         (["view", "demo-gpt2", "--text", "I saw her"], "nonsense,cpu"),
     ],
 )
+@pytest.mark.slow
 def test_a_platform_that_is_not_there(tmp_path, line, platforms):
     """One line says which, also where JAX's own error says nothing."""
-    code = "import sys; from jaxqkv.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from jaxqkv.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *line],
         env=os.environ | {"JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": ""},

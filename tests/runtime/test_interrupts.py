@@ -15,7 +15,7 @@ from conftest import GPT2, arrays_of, random_tensors, write_folder
 
 from jaxqkv.cli.main import main
 from jaxqkv.figures.displays import Display
-from jaxqkv.figures.panels import Table
+from jaxqkv.figures.tables import Table
 from jaxqkv.pages import gallery
 from jaxqkv.pages.manifest import Record, listed_figures
 from jaxqkv.runtime.files import locked, replacing_all

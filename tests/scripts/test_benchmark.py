@@ -10,7 +10,7 @@ import benchmark
 import numpy as np
 import pytest
 from benchmarks import cases, measuring, processes, report
-from conftest import arrays_of, figures_of
+from conftest import MODEL_LIMIT, arrays_of, figures_of
 
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli import bench
@@ -30,13 +30,24 @@ def all_sides(spec):
     return results
 
 
+# Rounding, relative to the largest value. The scores turn with their components: by the Gram matrix's rounding, at
+# most 24 rows · 2⁻²⁴, over the gap λ₂ − λ₃, which is λ₁ / 29 here: 4e-5. The distance is counted in cells of 2e-6, and
+# is a hundredth. The others: torch.histogram rounds edges to 2⁻²⁴ of 100 bins, on both sides of a bin, so up to 1.2e-5.
+KERNEL_LIMITS = {"principal components": 1e-4, "distance from normal": 1e-4}
+
+
 @pytest.mark.parametrize("kernel", cases.KERNELS)
 def test_kernels_agree(kernel):
-    ours, *peers = all_sides({"kind": "kernel", "kernel": kernel, "small": True}).values()
-    # The distance is counted in cells of 2e-6, relative to distances of a hundredth.
-    limit = 1e-4 if kernel == "distance from normal" else 1e-5
-    for peer in peers:
-        assert measuring.array_difference(ours, peer) < limit
+    """Each side with the notebooks' function in float64."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    from baselines import notebook
+
+    arguments = [
+        torch.as_tensor(x, dtype=torch.float64) if np.ndim(x) > 1 else x for x in cases.kernel_arguments(kernel, True)
+    ]
+    exact = getattr(notebook, cases.KERNELS[kernel])(*arguments)
+    for side, result in all_sides({"kind": "kernel", "kernel": kernel, "small": True}).items():
+        assert measuring.array_difference(exact, result, side) < KERNEL_LIMITS.get(kernel, 2e-5)
 
 
 @pytest.mark.parametrize(("spec", "batch", "pos", "extra"), benchmark.FORWARDS["demo"])
@@ -46,11 +57,12 @@ def test_forward_passes_agree(spec, batch, pos, extra):
     lengths_only = extra.get("norms", False)
     assert ours.shape == (3, 3, batch, pos) + (() if lengths_only else (128,))
     for peer in peers:
-        assert measuring.array_difference(ours, peer) < 1e-5
+        assert measuring.array_difference(ours, peer) < MODEL_LIMIT
 
 
-# Where a value lies on the edge of a bin within rounding, a count moves to the bin beside it.
-LIMITS = {"token-similarity": 0.01}
+# Where a value lies on the edge of a bin within rounding, a count moves to the bin beside it: by 0.005 of the largest
+# density there. Elsewhere torch.histogram rounds its edges, by up to 202 · 2⁻²³ of a bin, and components turn: 5e-5.
+LIMITS = {"token-similarity": 0.02}
 
 
 # What is not compared: what captions quote, words, and sums of what is.
@@ -62,6 +74,7 @@ ONLY_OURS = {
 
 
 @pytest.mark.parametrize("study", benchmark.STUDY_MODELS["demo"])
+@pytest.mark.slow
 def test_studies_agree(study, tmp_path):
     """Every figure of every study, computed three times over."""
     (spec,) = benchmark.STUDY_MODELS["demo"][study]
@@ -95,16 +108,17 @@ def test_studies_agree(study, tmp_path):
             assert set(arrays_of(ours / f"{figure}.npz")) - ONLY_OURS <= set(arrays), figure
             np.savez(theirs / f"{figure}.npz", **arrays)
         difference = processes.study_difference(ours, theirs)
-        assert 0 < difference < LIMITS.get(study, 1e-4)
+        assert 0 < difference < LIMITS.get(study, 3e-4)
 
 
+@pytest.mark.slow
 def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys):
     arguments = ["--demo", "--cases", "first use", "head pairs", "--repeat", "1", "--out", str(tmp_path)]
     assert benchmark.main(arguments) == 0
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     assert [each["case"] for each in measured["cases"]] == ["first use, demo-gpt2, 1 × 31", "kernel head pairs"]
     for each in measured["cases"]:
-        assert max(each["difference"].values()) < 1e-5
+        assert max(each["difference"].values()) < MODEL_LIMIT
         median = each["median seconds"]
         assert each["faster"]["tuned"] == pytest.approx(median["tuned"] / median["jaxqkv"])
         if sys.platform == "linux":
@@ -128,12 +142,14 @@ def test_a_wrong_answer_shows(tmp_path):
     assert processes.study_difference(tmp_path / "ours", tmp_path / "theirs") == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_named(tmp_path):
     case = measuring.Whole("breaks", lambda side, out: [sys.executable, "-c", "raise SystemExit('no such thing')"])
     with pytest.raises(measuring.BenchmarkError, match="no such thing"):
         measuring.measure_whole(case, {}, 1, 1.0)
 
 
+@pytest.mark.slow
 def test_a_side_that_cannot_begin_is_named(tmp_path):
     env = measuring.environment("cpu", tmp_path)
     case = measuring.Repeated("breaks", {"kind": "forward", "folder": str(tmp_path / "missing"), "batch": 1, "pos": 2})
@@ -164,8 +180,7 @@ def test_long_cases_are_run_less_often():
 
 def test_the_readme_has_the_published_numbers():
     measured = json.loads(benchmark.PUBLISHED.read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert report.markdown(measured) in readme
+    assert report.markdown(measured) in benchmark.README.read_text()
     assert len(measured["cases"]) >= 25
 
 
@@ -180,6 +195,7 @@ def test_the_readme_is_rewritten_between_its_marks(tmp_path):
         report.write_readme(path, "c", "new")
 
 
+@pytest.mark.slow
 def test_measured_in_parts(tmp_path, capsys):
     """`--add` keeps other cases in their order, replaces one that is measured again, and refuses another machine's."""
     arguments = ["--demo", "--repeat", "1", "--out", str(tmp_path), "--cases"]

@@ -191,6 +191,7 @@ class TestFigure:
         assert shown(light._repr_html_())[0, 0].min() == 1
         np.testing.assert_allclose(shown(dark._repr_html_())[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
 
+    @pytest.mark.slow
     def test_no_state_of_pyplot(self):
         code = (
             "import sys, jaxqkv, matplotlib\n"
@@ -276,6 +277,7 @@ class TestRefusals:
             attention_scores.figure("8", model=bert, tokenizer=folder, text=TEXT)
 
 
+@pytest.mark.slow
 def test_studies_are_attributes_of_the_package():
     code = (
         "import sys, jaxqkv; print('jaxqkv.kernels' in sys.modules, 'jaxqkv.studies' in sys.modules);"

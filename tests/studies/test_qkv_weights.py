@@ -88,8 +88,8 @@ def test_2c_2d_and_3(arrays):
 
 def test_4b(arrays):
     similarity = cosine(matrices("large", LAYER)[0][:, :7])
-    np.testing.assert_allclose(arrays["4b"]["similarity"], similarity, atol=1e-6)
-    np.testing.assert_allclose(arrays["4b"]["values"], similarity[np.triu_indices(7, 1)], atol=1e-6)
+    np.testing.assert_allclose(arrays["4b"]["similarity"], similarity, atol=3e-6)
+    np.testing.assert_allclose(arrays["4b"]["values"], similarity[np.triu_indices(7, 1)], atol=3e-6)
 
 
 def test_5a(arrays):

@@ -5,7 +5,17 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, arrays_of, changed, figures_of, random_tensors, relative_error, write_folder
+from conftest import (
+    BERT,
+    GPT2,
+    ROUNDING,
+    arrays_of,
+    changed,
+    figures_of,
+    random_tensors,
+    relative_error,
+    write_folder,
+)
 from scipy import stats
 from scipy.cluster.hierarchy import linkage
 from sklearn.decomposition import PCA
@@ -222,8 +232,8 @@ class TestLayers:
                     "largest_singular_value": sigma[0],
                 }
                 for name, value in expected.items():
-                    # The kurtosis is a difference from 3, so float32 leaves it some units of 3e-7.
-                    error = 5e-6 if name == "kurtosis" else 2e-6
+                    # The kurtosis is a difference from 3, so float32 leaves it some ten units of 3e-7.
+                    error = 1.5e-5 if name == "kurtosis" else 2e-6
                     assert signature[name][layer, index] == pytest.approx(value, rel=1e-5, abs=error), name
 
 
@@ -358,7 +368,9 @@ def test_demo_statistics_are_scipys():
     assert shape.skewness == pytest.approx(stats.skew(values), abs=1e-5)
     assert shape.kurtosis == pytest.approx(stats.kurtosis(values), rel=1e-5)
     expected = stats.kstest(values, "norm", args=(values.mean(), values.std())).statistic
-    assert jaxqkv.kernels.ks_normal(matrix, shape.mean, shape.std) == pytest.approx(expected, abs=1e-6)
+    assert jaxqkv.kernels.ks_normal(matrix, shape.mean, shape.std) == pytest.approx(
+        expected, abs=0.5 / jaxqkv.kernels.weights.KS_CELLS + 8 * ROUNDING
+    )
 
 
 def test_p_values():

@@ -45,11 +45,15 @@ class TestText:
         read = open_corpus(write(tmp_path / "a.txt", self.TEXT))
         assert list(read) == list(read)
 
+    @pytest.mark.slow
     def test_a_cache_of_the_hub_s_that_cannot_be_made(self, tmp_path):
         """As on a cluster whose home is read-only: files are read all the same."""
         path = write(tmp_path / "a.txt", self.TEXT)
         (tmp_path / "file").write_text("in the way")
-        code = "import sys; from jaxqkv.text import corpora; sys.exit(list(corpora.open_corpus(sys.argv[1])) != [sys.argv[2]])"
+        code = (
+            "import sys; from jaxqkv.text.corpora import open_corpus; "
+            "sys.exit(list(open_corpus(sys.argv[1])) != [sys.argv[2]])"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, str(path), self.TEXT],
             env=os.environ | {"HF_HOME": str(tmp_path / "file" / "cache")},
@@ -317,6 +321,7 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 class TestHub:
     def test_a_data_set_is_streamed_at_its_commit(self, hub, tmp_path):
         about, texts = read_in_process("owner/texts:two:train", tmp_path, hub.url)
@@ -371,6 +376,7 @@ def test_errors_are_of_the_package():
     assert issubclass(CorpusError, JaxqkvError)
 
 
+@pytest.mark.slow
 def test_local_files_are_read_without_the_network(tmp_path):
     """Not even to count what is loaded; names would be looked up before a socket is made."""
     path = write(tmp_path / "a.txt", "text")

@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_lines, layer_map, layer_points
-from jaxqkv.figures.panels import Image, Line, Lines, Violins
+from jaxqkv.figures.distributions import Violins
+from jaxqkv.figures.panels import Image, Line, Lines
 from jaxqkv.kernels import Sample, freedman_diaconis_histogram
 from jaxqkv.studies.attention_scores import STUDY
 from jaxqkv.studies.attention_scores.run import (

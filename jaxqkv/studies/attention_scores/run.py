@@ -124,7 +124,7 @@ class AttentionScoresRun(OfOneLayer, Run):
 
     @cached_property
     def batch(self) -> Batch:
-        """The texts as ids; BERT's between [CLS] and [SEP]."""
+        """The texts as ids; for a model that sees both ways, with the tokenizer's special tokens."""
         return self.model.tokenize(self.texts, special_tokens=not self.config.causal)
 
     def compute(self, names: Collection[str]) -> dict[str, Mapping[str, Any]]:

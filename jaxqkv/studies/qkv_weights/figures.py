@@ -7,7 +7,9 @@ import numpy as np
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_images, layer_map, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Table, plain
+from jaxqkv.figures.distributions import Bars
+from jaxqkv.figures.panels import Image, Line, Lines, Panel, plain
+from jaxqkv.figures.tables import Table
 from jaxqkv.kernels import column_cosine, freedman_diaconis_histogram, head_pair_masks, require_finite
 from jaxqkv.studies.qkv_weights import STUDY
 from jaxqkv.studies.qkv_weights.run import COSINE_EDGES, WEIGHT_EDGES, QKVWeightsRun, Reduced
@@ -59,7 +61,8 @@ def figure_1(run: QKVWeightsRun) -> Display:
     for weights in run.weights:
         config = weights.config
         # W_Q, W_K, W_V and W_O, each with a bias.
-        parameters = config.n_layer * 4 * (config.n_embd**2 + config.n_embd)
+        width, inner = config.n_embd, config.attention_width
+        parameters = config.n_layer * (4 * width * inner + 3 * inner + width)
         rows.append((config.n_embd, config.n_layer, config.n_head, config.head_dim, parameters / 1e6))
     fields = ("n_embd", "n_layer", "n_head", "head_dim", "attention_parameters")
     arrays = {"model": np.array(run.names)} | dict(zip(fields, map(np.array, zip(*rows, strict=True)), strict=True))
@@ -77,13 +80,13 @@ def figure_1(run: QKVWeightsRun) -> Display:
 
 @STUDY.define("2a", "W_Q, W_K and W_V of one layer as one wide matrix")
 def figure_2a(run: QKVWeightsRun) -> Display:
-    n_embd = run.config.n_embd
+    inner = run.config.attention_width
     image = Image(
         values=run.wide,
         vmin=-0.1,
         vmax=0.1,
         colorbar="Weight value",
-        vlines=(n_embd - 0.5, 2 * n_embd - 0.5),
+        vlines=(inner - 0.5, 2 * inner - 0.5),
         xticks=(),
         xlabel="Queries dimensions   |   Keys dimensions   |   Values dimensions",
         ylabel="Embeddings dimensions",

@@ -26,24 +26,24 @@ WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
 COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 
 # One matrix and the number of heads → what is kept of it.
-Reduction = Callable[[Float[Array, "embed embed"], int], dict[str, Array]]
+Reduction = Callable[[Float[Array, "embed inner"], int], dict[str, Array]]
 
 
-def matrix_moments(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+def matrix_moments(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
     mean, std = moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
 
 
-def matrix_densities(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+def matrix_densities(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
     return {"density": density(matrix, WEIGHT_EDGES)}
 
 
-def matrix_head_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+def matrix_head_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
     values, mean, std = head_pair_densities(matrix, COSINE_EDGES, n_head=n_head)
     return {"density": values, "mean": mean, "std": std}
 
 
-def matrix_column_cosines(matrix: Float[Array, "embed embed"], n_head: int) -> dict[str, Array]:
+def matrix_column_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> dict[str, Array]:
     mean, std = column_cosine_moments(matrix, ddof=1)
     return {"mean": mean, "std": std}
 
@@ -69,7 +69,7 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     One matrix after another: a product that fills the machine gains nothing from a batch axis, and
     the columns of the wide matrix need not be moved to make one.
     """
-    width = wide.shape[0]
+    width = wide.shape[1] // 3
 
     def reduce_one(start: Int[Array, ""], chosen: frozenset[str]) -> dict[str, Any]:
         matrix = jax.lax.dynamic_slice_in_dim(wide, start, width, axis=1)
@@ -136,7 +136,7 @@ class QKVWeightsRun(OfOneLayer, Run):
         return self.first.W_QKV(self.layer)
 
     @cached_property
-    def qkv(self) -> list[Float[np.ndarray, "embed embed"]]:
+    def qkv(self) -> list[Float[np.ndarray, "embed inner"]]:
         """W_Q, W_K and W_V of the layer."""
         return np.split(self.wide, 3, axis=1)
 

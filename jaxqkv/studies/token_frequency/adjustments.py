@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_points
-from jaxqkv.figures.panels import Image, Line, Lines, Table
+from jaxqkv.figures.panels import Image, Line, Lines
+from jaxqkv.figures.tables import Table
 from jaxqkv.studies.token_frequency import STUDY
 from jaxqkv.studies.token_frequency.run import TokenFrequencyRun, undefined
 from jaxqkv.text.counting import TokenCounts

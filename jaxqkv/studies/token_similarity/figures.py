@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_map, rows_of
-from jaxqkv.figures.panels import Bars, Image, Line, Lines
+from jaxqkv.figures.distributions import Bars
+from jaxqkv.figures.panels import Image, Line, Lines
 from jaxqkv.kernels import GROUPS, column_correlation, column_cosine, require_finite
 from jaxqkv.studies.layers import nearest_index
 from jaxqkv.studies.token_similarity import STUDY

@@ -168,7 +168,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
     @property
     def embed(self) -> int:
         """Width of Q, of K and of V."""
-        return self.config.n_embd
+        return self.config.attention_width
 
     @property
     def left_out(self) -> str:

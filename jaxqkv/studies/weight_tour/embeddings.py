@@ -11,7 +11,9 @@ from jaxqkv.checkpoints.weights import CATEGORIES
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
-from jaxqkv.figures.panels import Image, Line, Lines, Panel, Pie, StackedBars, Table
+from jaxqkv.figures.distributions import Pie, StackedBars
+from jaxqkv.figures.panels import Image, Line, Lines, Panel
+from jaxqkv.figures.tables import Table
 from jaxqkv.kernels import neighbour_correlations
 from jaxqkv.studies.layers import nearest_indices
 from jaxqkv.studies.weight_tour import STUDY

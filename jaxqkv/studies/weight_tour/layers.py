@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures.displays import Display, reach, rows_of, symmetric
-from jaxqkv.figures.panels import Bars, Image, Line, Lines, Panel, Violins
+from jaxqkv.figures.distributions import Bars, Violins
+from jaxqkv.figures.panels import Image, Line, Lines, Panel
 from jaxqkv.kernels import distribution_shape, ks_normal
 from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.weight_tour import STUDY

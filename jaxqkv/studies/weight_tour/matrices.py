@@ -9,7 +9,8 @@ from jaxtyping import Float
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, rows_of
-from jaxqkv.figures.panels import Dendrogram, Image, Line, Lines, Panel, extremes
+from jaxqkv.figures.distributions import Dendrogram
+from jaxqkv.figures.panels import Image, Line, Lines, Panel, extremes
 from jaxqkv.studies.weight_tour import STUDY
 from jaxqkv.studies.weight_tour.run import ENDS, ByCheckpoint, Tour, WeightTourRun
 

@@ -42,7 +42,7 @@ def _row_variance(wide: Wide) -> Float[Array, " embed"]:
 def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
     """Returns how far each of W_Q, W_K and W_V is from fresh weights, in four numbers."""
 
-    def of_one(matrix: Float[Array, "embed embed"]) -> dict[str, Array]:
+    def of_one(matrix: Float[Array, "embed inner"]) -> dict[str, Array]:
         shape = distribution_shape(matrix)
         rank, largest = spectrum(matrix)
         distance = ks_normal(matrix, shape.mean, shape.std)
@@ -67,9 +67,9 @@ def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @functools.cache
-def _program(width: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
-    """Returns `_reduce` of some names for models of a width: one for all checkpoints that have it."""
-    return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * width), np.float32), names=names)
+def _program(width: int, inner: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
+    """Returns `_reduce` of some names: one program for all checkpoints of these widths."""
+    return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * inner), np.float32), names=names)
 
 
 class Tour(Compared):
@@ -119,7 +119,8 @@ class Tour(Compared):
         """
         every, few = (tuple(sorted(set(names) & group.keys())) for group in (OF_EVERY_LAYER, OF_ENDS))
         groups = [(every, range(self.config.n_layer))] * bool(every) + [(few, self.ends)] * bool(few)
-        programs = {chosen: _program(self.config.n_embd, chosen) for chosen, _ in groups}
+        widths = self.config.n_embd, self.config.attention_width
+        programs = {chosen: _program(*widths, chosen) for chosen, _ in groups}
 
         def reduce(layer: int, wide: Wide) -> dict[str, Any]:
             return {k: v for names, layers in groups if layer in layers for k, v in programs[names](wide).items()}
