@@ -24,7 +24,7 @@ from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.devices import setting
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
-from jaxqkv.text.tokenizers import Tokenizer
+from jaxqkv.text.tokenizers import Text, Tokenizer
 
 # Weights up to this size stay in memory once they are used again; larger ones are read at every run.
 KEEP_BYTES = 2 << 30
@@ -94,15 +94,21 @@ class Model:
 
     def tokenize(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[Text],
         *,
         padding_side: str = "right",
+        pad_to_multiple_of: int = 1,
         truncate: bool = False,
         special_tokens: bool = True,
     ) -> Batch:
-        """Texts as a padded `Batch`; arguments and errors as for `Tokenizer.batch`."""
+        """Returns texts, or pairs of them, as a padded `Batch`; arguments and errors as for `Tokenizer.batch`."""
         return self.tokenizer.batch(
-            texts, self.config, padding_side=padding_side, truncate=truncate, special_tokens=special_tokens
+            texts,
+            self.config,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+            truncate=truncate,
+            special_tokens=special_tokens,
         )
 
     def run(

@@ -12,7 +12,6 @@ from helpers.tokenizer_cases import write
 
 import jaxqkv
 from jaxqkv.architectures import open_checkpoint
-from jaxqkv.cli import verify
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvWarning
 from jaxqkv.model import comparison
