@@ -175,7 +175,7 @@ class Tokenizer:
             raise JaxqkvError(f"expected a text or a list of texts, not {type(texts).__name__}") from None
         if not all(_parts(text) for text in texts):
             raise JaxqkvError(
-                "expected a text or a list of texts; token ids go to the model as they are, and a pair of texts is a tuple"
+                "expected a text or a list of texts; token ids go to the model as they are, and a pair is a tuple"
             )
         if not texts:
             raise JaxqkvError("no text to tokenize: the list is empty")
