@@ -19,6 +19,7 @@ __all__ = [
     "forward",
     "hidden",
     "load",
+    "load_activations",
     "logits",
     "make_mesh",
     "open_checkpoint",
@@ -27,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from jaxqkv import figures, kernels, studies  # noqa: F401
     from jaxqkv.architectures import open_checkpoint
-    from jaxqkv.architectures.activations import Activations, Attention
+    from jaxqkv.architectures.activations import Activations, Attention, load_activations
     from jaxqkv.checkpoints.checkpoint import Checkpoint
     from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 else:
     # Imported when they are first used, so that the command answers at once to what needs no JAX.
     _HOMES = {
-        "architectures.activations": ("Activations", "Attention"),
+        "architectures.activations": ("Activations", "Attention", "load_activations"),
         "architectures": ("open_checkpoint",),
         "checkpoints.checkpoint": ("Checkpoint",),
         "checkpoints.weights": ("Weights",),
