@@ -18,6 +18,7 @@ __all__ = [
     "Weights",
     "forward",
     "hidden",
+    "layerwise",
     "load",
     "load_activations",
     "logits",
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from jaxqkv.checkpoints.checkpoint import Checkpoint
     from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-    from jaxqkv.model.forward import forward, hidden, logits
+    from jaxqkv.model.forward import forward, hidden, layerwise, logits
     from jaxqkv.model.model import Model, load
     from jaxqkv.runtime.devices import make_mesh
     from jaxqkv.text.batches import Batch
@@ -44,7 +45,7 @@ else:
         "checkpoints.checkpoint": ("Checkpoint",),
         "checkpoints.weights": ("Weights",),
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
-        "model.forward": ("forward", "hidden", "logits"),
+        "model.forward": ("forward", "hidden", "layerwise", "logits"),
         "model.model": ("Model", "load"),
         "runtime.devices": ("make_mesh",),
         "text.batches": ("Batch",),

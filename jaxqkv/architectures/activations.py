@@ -20,7 +20,8 @@ Of the whole model, once:
     hidden           batch pos embed           what leaves the last block; GPT-2's after the final norm
     logits           batch pos vocab           before the softmax over next tokens
 
-Values at padded positions are finite and mean nothing; the mask beside them says which those are.
+Values at padded positions are finite and mean nothing; the mask beside them says which those are. Rows and columns of
+the pattern there are 0.
 """
 
 import json

@@ -51,7 +51,8 @@ def _run_block(
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
-    x, attention = config.block(params, x, visible_keys(mask, config.causal), layer, execution)
+    visible = visible_keys(mask, config.causal) & jnp.asarray(mask)[:, :, None]  # and pads see nothing
+    x, attention = config.block(params, x, visible, layer, execution)
     if reduce is None:
         result = attention.select(capture)
     else:

@@ -122,7 +122,37 @@ class Model:
         progress: Progress | None = None,
         check: bool = False,
     ) -> Any:
-        """Returns every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
+        """Returns every attention intermediate that is asked for, or what a reducer keeps of each layer.
+
+        Args:
+          batch: from `tokenize` or `Batch.of`; or integer ids `[batch, pos]` without padding, a dict or `BatchEncoding`
+            with `input_ids`, or lists.
+          capture: names of what to return, q, k and v unless given, as `[layer, …]` arrays of
+              q, k, v, z           batch head pos head_dim
+              scores, pattern      batch head query key
+              attn_out, mlp_out    batch pos embed
+              resid_pre            batch pos embed, what enters the block
+              resid_post           batch pos embed, what leaves it
+            and, of the whole model and so without the layer axis,
+              hidden               batch pos embed
+              logits               batch pos vocab
+          layers: the layers to return, each once and in the order given; all of them unless given.
+          reduce: instead of `capture`, `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which is
+            compiled into the block: one layer's `Attention`, whose fields are those above without the layer axis and
+            whose `layer` is its number → any pytree of arrays, returned with a leading layer axis.
+          inputs: a pytree of arrays `[batch, …]` for `reduce`; other values compile nothing anew.
+          memory: bytes for the temporaries of a block, or a text such as "2GB"; the batch is cut to fit, and a reducer
+            must treat each sequence by itself.
+          progress: called with the number of microbatches done and that of all layers' together.
+          check: whether to try first that the reducer treats each sequence by itself and leaves pads out.
+
+        Returns:
+          `Activations`, or the reducer's results.
+
+        Raises:
+          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, and a reducer
+            that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
+        """
         checked = as_batch(batch, self.config)
         size = len(checked.ids)
         request = Request.of(
@@ -142,17 +172,24 @@ class Model:
     def layerwise(
         self, batch: BatchLike, capture: Collection[str] | None = None, layers: Layers | None = None
     ) -> Iterator[tuple[int, Attention]]:
-        """Yields one layer's number and intermediates after another; see `layerwise`."""
+        """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
+
+        In ascending order; arguments and shapes as for `run`, without the layer axis.
+        """
         checked = as_batch(batch, self.config)
         request = Request.of(self.config.n_layer, len(checked.ids), capture, layers, mesh=self.mesh)
         yield from each_layer(self._source(), checked, self.config, request)
 
     def hidden(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos embed"]:
-        """Returns final hidden states; see `hidden`."""
+        """Returns the residual stream after the last block, GPT-2's after the final norm; arguments as for `run`."""
         return final_hidden(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
     def logits(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos vocab"]:
-        """Returns next-token logits; see `logits`."""
+        """Returns next-token logits, before the softmax; arguments as for `run`.
+
+        Raises:
+          JaxqkvError: for an architecture without them.
+        """
         return next_token_logits(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
     def params(self, *, copy: bool = True) -> dict[str, Any]:

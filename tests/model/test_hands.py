@@ -327,3 +327,17 @@ def test_files_that_are_no_activations(folder, tmp_path, gpt2_model):
             jaxqkv.load_activations(path)
     with pytest.raises(JaxqkvError, match="cannot be written"):
         gpt2_model.run(random_ids(GPT2, 1, 3)).save(tmp_path / "no folder" / "a.safetensors")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_pattern_is_zero_at_pads(model, config, side):
+    """In rows and in columns; the other rows sum to 1."""
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])[:, :: -1 if side == "left" else 1].copy()
+    batch = Batch(ids=random_ids(config, 2, 5), mask=mask, token_types=np.zeros((2, 5), np.int32))
+    acts = model.run(batch, capture={"pattern", "mlp_out"})
+    pattern = np.asarray(acts.pattern)
+    np.testing.assert_allclose(
+        pattern.sum(axis=-1), np.broadcast_to(mask[None, :, None], pattern.shape[:-1]), atol=1e-6
+    )
+    assert not pattern[:, 1][:, :, :, ~mask[1]].any()
+    assert np.isfinite(acts.mlp_out).all()
