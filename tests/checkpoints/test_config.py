@@ -9,8 +9,8 @@ import jaxqkv
 from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.layers import ACTIVATION_FUNCTIONS
 from jaxqkv.checkpoints.config import ACTIVATIONS
-from jaxqkv.model import comparison
 from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.model import comparison
 
 
 def test_what_is_written_is_read_back(config):
