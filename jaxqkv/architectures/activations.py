@@ -24,6 +24,7 @@ Values at padded positions are finite and mean nothing; the mask beside them say
 the pattern there are 0.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable
@@ -75,7 +76,8 @@ class Attention(showing.Arrays):
 
     def astype(self, dtype: DTypeLike) -> "Attention":
         """Returns the same struct in another dtype, but for the layer's number."""
-        return jax.tree.map(lambda x: x.astype(dtype), self.replace(layer=None)).replace(layer=self.layer)
+        others = jax.tree.map(lambda x: x.astype(dtype), dataclasses.replace(self, layer=None))
+        return dataclasses.replace(others, layer=self.layer)
 
 
 @struct.dataclass

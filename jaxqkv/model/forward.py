@@ -56,7 +56,7 @@ def _run_block(
     if reduce is None:
         result = attention.select(capture)
     else:
-        attention = attention.replace(layer=jnp.asarray(layer))
+        attention = dataclasses.replace(attention, layer=jnp.asarray(layer))
         result = reduce(attention, mask) if inputs is None else reduce(attention, mask, inputs)
     return x if goes_on else None, result
 

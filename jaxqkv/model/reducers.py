@@ -97,7 +97,7 @@ class _Keys:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = tuple(field.name for field in dataclasses.fields(value))
             return self._once(value, lambda value: self._of_attributes(value, fields, name))
-        if isinstance(value, type | types.ModuleType | jax.Array) or type(value).__hash__ is object.__hash__:
+        if isinstance(value, type | types.ModuleType | jax.Array) or _is_hashed_by_identity(value):
             return Identity(value)
         try:
             hash(value)
@@ -167,6 +167,11 @@ def _vars_of(value: Any) -> Mapping[str, Any]:
 def _is_of_a_library(function: types.FunctionType) -> bool:
     module = str(function.__globals__.get("__name__", ""))
     return module.partition(".")[0] == OWN or function.__code__.co_filename.startswith(LIBRARIES)
+
+
+def _is_hashed_by_identity(value: Any) -> bool:
+    own: Any = type(value).__hash__
+    return own is object.__hash__
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -125,7 +125,8 @@ def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(n_layer))
     single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
-    given: list[Any] = [layers] if single else list(layers)
+    several: Any = [layers] if single else layers
+    given: list[Any] = list(several)
     if any(isinstance(layer, bool) or str(getattr(layer, "dtype", "")) == "bool" for layer in given):
         raise JaxqkvError("layers are numbers, not a boolean mask; `numpy.flatnonzero` gives those of a mask")
     try:

@@ -52,7 +52,7 @@ class PlainParameters:
       JaxqkvError: when they are not the parts of a model with as many layers as the config says.
     """
 
-    def __init__(self, params: Params, config: Architecture):
+    def __init__(self, params: Any, config: Architecture):
         parts = ("embed", "layers", "final")
         if not isinstance(params, Mapping) or any(name not in params for name in parts):
             raise JaxqkvError(f"params have the parts {', '.join(parts)}, as `Model.params` returns them")
@@ -61,7 +61,7 @@ class PlainParameters:
             raise JaxqkvError(f'params["layers"] is a list with a dict a layer, not {type(layers).__name__}')
         if len(layers) != config.n_layer:
             raise JaxqkvError(f"params have {len(layers)} layers, the config says {config.n_layer}")
-        self._params = params
+        self._params: Params = params
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
         """Returns all of the embedding; see `Source`."""

@@ -1,5 +1,6 @@
 """`Batch`: token ids of several texts, and the mask that keeps pads out."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -153,16 +154,17 @@ def as_batch(batch: BatchLike, config: Sizes) -> Batch:
     if isinstance(batch, Batch):
         _check_kind(batch.ids)
         _check_parts(batch.ids, batch.mask, batch.token_types)
-        batch = snapshot(batch)
+        checked: Batch = snapshot(batch)
     else:
         if isinstance(batch, Sequence) and len(set(_lengths(batch) or ())) > 1:
             raise JaxqkvError("expected ids [batch, pos] with rows of one length; `Batch.of` and `tokenize` pad")
-        batch = Batch.of(batch)
-    _check_ids(batch.ids, config)
-    _check_token_types(batch.token_types, config)
-    if batch.ids.shape[-1] > config.n_positions:
-        raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
-    return batch.replace(ids=batch.ids.astype(np.int32), token_types=batch.token_types.astype(np.int32))
+        checked = Batch.of(batch)
+    _check_ids(checked.ids, config)
+    _check_token_types(checked.token_types, config)
+    if checked.ids.shape[-1] > config.n_positions:
+        raise JaxqkvError(f"{checked.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
+    ids, token_types = (part.astype(np.int32) for part in (checked.ids, checked.token_types))
+    return dataclasses.replace(checked, ids=ids, token_types=token_types)
 
 
 def _of_mapping(given: Mapping[str, Any], mask: Any, token_types: Any) -> Batch:

@@ -187,7 +187,8 @@ class Tokenizer:
                 )
         if padding_side not in ("left", "right"):
             raise JaxqkvError(f"padding_side is 'left' or 'right', not {padding_side!r}")
-        if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
+        multiple: Any = pad_to_multiple_of
+        if not isinstance(multiple, int) or multiple < 1:
             raise JaxqkvError(f"pad_to_multiple_of is a whole number from 1 up, not {pad_to_multiple_of!r}")
         numbers = [number for number, text in enumerate(texts) for _ in _parts(text)]
         bare = self.encode([part for text in texts for part in _parts(text)], special_tokens=False)
