@@ -12,10 +12,11 @@ is held out. Needs the extra `train` (optax). The forward pass is the package's 
 import argparse
 from pathlib import Path
 
-from jaxqkv.checkpoint import BUNDLED
 from training.loop import train
 from training.sizes import CONFIGS
 from training.texts import read_documents
+
+from jaxqkv.checkpoint import BUNDLED
 
 
 def main() -> None:
@@ -30,9 +31,7 @@ def main() -> None:
     documents = read_documents(arguments.folder)
     for name, config in CONFIGS.items():
         if arguments.only in (None, name):
-            train(
-                name, config, documents, arguments.out, arguments.steps, seed=arguments.seed, resume=arguments.resume
-            )
+            train(name, config, documents, arguments.out, arguments.steps, seed=arguments.seed, resume=arguments.resume)
 
 
 if __name__ == "__main__":

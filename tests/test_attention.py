@@ -123,3 +123,9 @@ class TestAttend:
             loss(attention.attend_whole)(*heads), loss(attention.attend_sliced)(*heads), strict=True
         ):
             np.testing.assert_allclose(sliced, whole, rtol=1e-4, atol=1e-5)
+
+        def bytes_of(attend):
+            return loss(attend).lower(*heads).compile().memory_analysis().temp_size_in_bytes
+
+        scores = BATCH * HEAD * self.POS**2 * 4
+        assert bytes_of(attention.attend_sliced) < scores < bytes_of(attention.attend_whole)

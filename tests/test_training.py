@@ -18,7 +18,7 @@ from training import evaluation, loop, mixture, objectives, optimiser, sentences
 
 SMALL = {"vocab_size": 307, "n_positions": 32, "n_embd": 14, "n_layer": 2, "n_head": 2, "n_inner": 22}
 SMALL_CONFIGS = {name: dataclasses.replace(config, **SMALL) for name, config in sizes.CONFIGS.items()}
-DOCUMENTS = [" ".join(f"the {a} sat on the {b}." for a in "cat dog hen".split() for b in "mat log nest".split()) * 9]
+DOCUMENTS = [" ".join(f"the {a} sat on the {b}." for a in ["cat", "dog", "hen"] for b in ["mat", "log", "nest"]) * 40]
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,7 @@ def test_training_learns_and_goes_on_where_it_was_interrupted(name, quick, tmp_p
     config, steps = SMALL_CONFIGS[name], 29
     for folder, pauses in (("whole", []), ("parts", [7, 23])):
         for number, stop_at in enumerate([*pauses, None]):
-            loop.train(
-                name, config, DOCUMENTS, tmp_path / folder, steps, seed=3, resume=number > 0, stop_at=stop_at
-            )
+            loop.train(name, config, DOCUMENTS, tmp_path / folder, steps, seed=3, resume=number > 0, stop_at=stop_at)
             assert (tmp_path / folder / name).exists() == (stop_at is None)
     whole, parts = (np.load(tmp_path / folder / f".{name}" / "state.npz") for folder in ("whole", "parts"))
     assert set(whole) == set(parts)
@@ -86,7 +84,7 @@ def test_a_saved_state_is_taken_on_to_more_or_fewer_steps(quick, tmp_path):
     train(out[1], 1000, stop_at=9)
     train(out[1], 20, resume=True, stop_at=14)
     assert optimiser.decay_start(20) == 13
-    with pytest.raises(SystemExit, match="14 of 20 steps are done; the rate falls from step 13 of those.*--steps 20"):
+    with pytest.raises(SystemExit, match=r"14 of 20 steps are done; the rate falls from step 13 of those.*--steps 20"):
         train(out[1], 1000, resume=True)
     train(out[1], 20, resume=True)
     once, other = (np.load(each / ".x" / "state.npz") for each in out)
@@ -138,7 +136,7 @@ def test_orthogonalised(shape):
 
 
 def test_muon_is_for_the_matrices_of_blocks(tmp_path):
-    """Its step has nearly the same spectral norm for every matrix; the first one of AdamW, the same for every number."""
+    """Its step has nearly the same spectral norm for every matrix; AdamW's first, the same size for every number."""
     config = SMALL_CONFIGS["demo-bert"]
     params = loop.fresh_params(config, tmp_path, 0)
     rules = optimiser.optimiser(1000)

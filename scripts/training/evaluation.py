@@ -46,7 +46,10 @@ def masked_token_logits(model: Model, ids: np.ndarray) -> np.ndarray:
     """Returns BERT's logits `[batch, pos, vocab]`, through the masked-token head of the checkpoint's file."""
     tensors = {key: tensor.astype(np.float32) for key, tensor in load_file(model.checkpoint.folder / SINGLE).items()}
     at, norm = "cls.predictions", "cls.predictions.transform.LayerNorm"
-    x = np.asarray(model.hidden(ids)) @ tensors[f"{at}.transform.dense.weight"].T + tensors[f"{at}.transform.dense.bias"]
+    x = (
+        np.asarray(model.hidden(ids)) @ tensors[f"{at}.transform.dense.weight"].T
+        + tensors[f"{at}.transform.dense.bias"]
+    )
     x = np.asarray(jax.nn.gelu(x, approximate=False))
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + model.config.layer_norm_epsilon)
     x = x * tensors[f"{norm}.weight"] + tensors[f"{norm}.bias"]

@@ -149,8 +149,8 @@ def load_state(path: Path, like: State) -> State:
         step, steps = int(file["step"]), int(file["steps"])
         if steps != like.steps and step > min(decay_start(steps), decay_start(like.steps)):
             raise SystemExit(
-                f"{path}: {step} of {steps} steps are done; the rate falls from step {decay_start(steps)} of those, and "
-                f"from step {decay_start(like.steps)} of {like.steps}: --steps {steps} goes on"
+                f"{path}: {step} of {steps} steps are done; the rate falls from step {decay_start(steps)} of those, "
+                f"and from step {decay_start(like.steps)} of {like.steps}: --steps {steps} goes on"
             )
         return State(step, like.steps, params, optimiser_state, file["recent"], file["curve"])
 

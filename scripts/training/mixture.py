@@ -59,9 +59,7 @@ def repeat_passage(window: np.ndarray, generator: np.random.Generator) -> np.nda
     return window
 
 
-def draw(
-    sources: Sources, generator: np.random.Generator, count: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draw(sources: Sources, generator: np.random.Generator, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws windows of the mixture.
 
     Returns:

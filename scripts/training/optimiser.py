@@ -77,6 +77,4 @@ def optimiser(steps: int) -> optax.GradientTransformation:
         scale_by_muon(), optax.add_decayed_weights(0.05), optax.scale_by_learning_rate(lambda n: MUON_RATE * rate(n))
     )
     adam = optax.adamw(lambda n: ADAM_RATE * rate(n), b2=0.98, weight_decay=0.05, mask=matrices)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.multi_transform({"muon": muon, "adam": adam}, kinds)
-    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform({"muon": muon, "adam": adam}, kinds))

@@ -7,19 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-NAMES = (
-    "John Mary Tom Emma Mike James Anna Jane George Kate Peter Paul Alice Henry Rose Charles Sarah David Lucy Simon "
-    "Mark Helen Jack Robert Susan Arthur Julia Thomas Frank Martha Harry Grace William Elizabeth Edward Maria Joe Fred "
-    "Clara Dan"
-).split()
-PLACES = (
-    "house church garden school park river station market shop library city village farm hotel theatre cafe castle "
-    "town hospital beach office forest bridge kitchen"
-).split()
-THINGS = (
-    "book letter ring coat glass watch flower ball key bottle drink knife card pen coffee picture horse hat box paper "
-    "dog cup gift stone bag map song coin"
-).split()
+NAMES = [
+    "John", "Mary", "Tom", "Emma", "Mike", "James", "Anna", "Jane", "George", "Kate", "Peter", "Paul", "Alice", "Henry",
+    "Rose", "Charles", "Sarah", "David", "Lucy", "Simon", "Mark", "Helen", "Jack", "Robert", "Susan", "Arthur", "Julia",
+    "Thomas", "Frank", "Martha", "Harry", "Grace", "William", "Elizabeth", "Edward", "Maria", "Joe", "Fred", "Clara",
+    "Dan",
+]  # fmt: skip
+PLACES = [
+    "house", "church", "garden", "school", "park", "river", "station", "market", "shop", "library", "city", "village",
+    "farm", "hotel", "theatre", "cafe", "castle", "town", "hospital", "beach", "office", "forest", "bridge", "kitchen",
+]  # fmt: skip
+THINGS = [
+    "book", "letter", "ring", "coat", "glass", "watch", "flower", "ball", "key", "bottle", "drink", "knife", "card",
+    "pen", "coffee", "picture", "horse", "hat", "box", "paper", "dog", "cup", "gift", "stone", "bag", "map", "song",
+    "coin",
+]  # fmt: skip
 # {a} and {b} are the names, {s} is the one of them that acts and {o} the other.
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {s} gave a {thing} to {o}.",
