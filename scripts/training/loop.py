@@ -96,9 +96,9 @@ def fresh_params(config: Config, work: Path, seed: int) -> Any:
     return params
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps"), donate_argnames=("params", "state"))
-def update(params: Any, state: Any, task: Any, *, config: Config, steps: int) -> tuple[Any, Any, jax.Array]:
-    """One step: parameters, the optimiser's state, and the loss before it."""
+@functools.partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
+def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
+    """Makes one step of so many: returns parameters, the optimiser's state, and the loss before it."""
 
     def add(total: Any, microbatch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, microbatch, config)), None
@@ -212,7 +212,7 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
         if state.step in (steps, stop_at):
             break
         task = task_of_step(config, data, seed, state.step)
-        params, moments, loss = update(state.params, state.optimiser, task, config=config, steps=steps)
+        params, moments, loss = update(state.params, state.optimiser, task, np.int32(steps), config=config)
         state = State(state.step + 1, steps, params, moments, np.append(state.recent, loss), state.curve)
     if state.step == steps:
         write_checkpoint(state.params, config, data, out / name)

@@ -14,8 +14,10 @@ QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
 # Largest steps: of matrices in the spectral norm, of other parameters each.
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
-# Steps in which the rate rises, and the part of all steps in which it falls to nothing.
-WARM_UP, DECAY = 200, 0.35
+# Decay of matrices and embeddings, as a part of the rate.
+WEIGHT_DECAY = 0.05
+# Steps in which the rate rises, and the percentage of all steps in which it falls to nothing.
+WARM_UP, DECAY_PERCENT = 200, 35
 
 
 def orthogonalised(matrices: jax.Array) -> jax.Array:
@@ -47,23 +49,22 @@ def scale_by_muon() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
-def decay_start(steps: int) -> int:
+def decay_start(steps: Any) -> Any:
     """Returns the step at which the rate of a run of so many steps begins to fall."""
-    return steps - int(DECAY * steps)
+    return steps - steps * DECAY_PERCENT // 100
 
 
-def relative_rate(steps: int) -> optax.Schedule:
-    """Returns the rate as a part of the largest: a rise, a plateau, and a fall to nothing.
+def relative_rate(step: Any, steps: Any) -> jax.Array:
+    """Returns the rate as a part of the largest: it rises, stays, and falls to nothing.
 
-    Before `decay_start` it is the same for all lengths above, so that a saved state can be taken on to more steps.
+    Before `decay_start` it is the same whatever the number of steps, so that a saved state can be taken on to more.
     """
-    fall = optax.linear_schedule(1.0, 0.0, max(1, int(DECAY * steps)))
-    return optax.join_schedules([optax.linear_schedule(1 / WARM_UP, 1.0, WARM_UP), fall], [decay_start(steps)])
+    fall = jnp.maximum(1, steps - decay_start(steps))
+    return jnp.minimum(1.0, jnp.minimum((step + 1) / WARM_UP, (steps - step) / fall))
 
 
-def optimiser(steps: int) -> optax.GradientTransformation:
+def optimiser(steps: Any) -> optax.GradientTransformation:
     """Returns the optimiser of a run of so many steps, for parameters as `forward` takes them, or a tree of such."""
-    rate = relative_rate(steps)
 
     def kinds(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -73,8 +74,11 @@ def optimiser(steps: int) -> optax.GradientTransformation:
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    def rate(largest: float) -> optax.Schedule:
+        return lambda step: largest * relative_rate(step, steps)
+
     muon = optax.chain(
-        scale_by_muon(), optax.add_decayed_weights(0.05), optax.scale_by_learning_rate(lambda n: MUON_RATE * rate(n))
+        scale_by_muon(), optax.add_decayed_weights(WEIGHT_DECAY), optax.scale_by_learning_rate(rate(MUON_RATE))
     )
-    adam = optax.adamw(lambda n: ADAM_RATE * rate(n), b2=0.98, weight_decay=0.05, mask=matrices)
+    adam = optax.adamw(rate(ADAM_RATE), b2=0.98, weight_decay=WEIGHT_DECAY, mask=matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform({"muon": muon, "adam": adam}, kinds))

@@ -3,14 +3,17 @@
 import json
 import pydoc_data.topics
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from jaxqkv.config import BertConfig, Config, GPT2Config
+from jaxqkv.config import Config, GPT2Config
 from training.sizes import BERT_SPECIALS, END
+
+ALPHABET = 200  # characters that BERT's tokenizer knows, the most frequent ones
 
 
 def read_documents(folder: Path) -> list[str]:
@@ -31,30 +34,58 @@ def split(documents: list[str]) -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(config: Config, texts: list[str]) -> tokenizers.Tokenizer:
-    """Returns a tokenizer of the config's vocabulary: byte-level BPE for GPT-2, lower-cased WordPiece for BERT."""
-    size = config.vocab_size
-    if isinstance(config, GPT2Config):
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-        )
-    else:
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    """Returns a tokenizer of the config's vocabulary, the same for the same texts.
+
+    Byte-level BPE for GPT-2, lower-cased WordPiece for BERT.
+    """
+    return _byte_pairs(config, texts) if isinstance(config, GPT2Config) else _word_pieces(config, texts)
+
+
+def _byte_pairs(config: Config, texts: list[str]) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _word_pieces(config: Config, texts: list[str]) -> tokenizers.Tokenizer:
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+
+    def fresh(vocabulary: dict[str, int] | None) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=BERT_SPECIALS, limit_alphabet=200, show_progress=False
-        )
-    tokenizer.train_from_iterator(texts, trainer)
-    if isinstance(config, BertConfig):
-        ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-        )
+        return tokenizer
+
+    counts = Counter(character for text in texts for character in normalizer.normalize_str(text))
+    alphabet = sorted(sorted(counts, key=lambda character: (-counts[character], character))[:ALPHABET])
+    # The trainer numbers characters inside words in an order that differs from run to run, and decides between equally
+    # frequent pairs by those numbers; as special tokens they have numbers of their own. The vocabulary is then taken
+    # over to a tokenizer that has no special tokens but BERT's.
+    inside = [f"##{character}" for character in alphabet if not character.isspace()]
+    learner = fresh(None)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*BERT_SPECIALS, *inside],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = fresh(learner.get_vocab())
+    tokenizer.add_special_tokens(BERT_SPECIALS)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
     return tokenizer
 
 
