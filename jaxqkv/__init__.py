@@ -18,7 +18,9 @@ __all__ = [
     "Weights",
     "forward",
     "hidden",
+    "layerwise",
     "load",
+    "load_activations",
     "logits",
     "make_mesh",
     "open_checkpoint",
@@ -27,23 +29,23 @@ __all__ = [
 if TYPE_CHECKING:
     from jaxqkv import figures, kernels, studies  # noqa: F401
     from jaxqkv.architectures import open_checkpoint
-    from jaxqkv.architectures.activations import Activations, Attention
+    from jaxqkv.architectures.activations import Activations, Attention, load_activations
     from jaxqkv.checkpoints.checkpoint import Checkpoint
     from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
-    from jaxqkv.model.forward import forward, hidden, logits
+    from jaxqkv.model.forward import forward, hidden, layerwise, logits
     from jaxqkv.model.model import Model, load
     from jaxqkv.runtime.devices import make_mesh
     from jaxqkv.text.batches import Batch
 else:
     # Imported when they are first used, so that the command answers at once to what needs no JAX.
     _HOMES = {
-        "architectures.activations": ("Activations", "Attention"),
+        "architectures.activations": ("Activations", "Attention", "load_activations"),
         "architectures": ("open_checkpoint",),
         "checkpoints.checkpoint": ("Checkpoint",),
         "checkpoints.weights": ("Weights",),
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
-        "model.forward": ("forward", "hidden", "logits"),
+        "model.forward": ("forward", "hidden", "layerwise", "logits"),
         "model.model": ("Model", "load"),
         "runtime.devices": ("make_mesh",),
         "text.batches": ("Batch",),

@@ -65,7 +65,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 
 def _arrays(one: Path, other: Path) -> Iterator[str]:
     """Names of the arrays that are not the same in names, order, dtype, shape and bytes."""
-    with np.load(one) as mine, np.load(other) as theirs:
+    with np.load(one, allow_pickle=False) as mine, np.load(other, allow_pickle=False) as theirs:
         if mine.files != theirs.files:
             yield f"arrays {mine.files}, {theirs.files}"
             return

@@ -23,8 +23,6 @@ from jaxqkv.studies import registry
 from jaxqkv.text.tokenizer_files import CLASSES
 
 ROOT = Path(__file__).resolve().parents[1]
-# Written where the checkpoints are trained.
-UNWRITTEN = ROOT / "jaxqkv" / "demo" / "README.md"
 FOLDERS = [
     ROOT / "jaxqkv",
     *(path.parent for path in sorted((ROOT / "jaxqkv").glob("*/__init__.py"))),
@@ -32,7 +30,7 @@ FOLDERS = [
     ROOT / "scripts",
 ]
 DOCUMENTS = [ROOT / "README.md", *(folder / "README.md" for folder in FOLDERS)]
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS if path != UNWRITTEN}
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 TOP = TEXTS["README.md"]
 # The studies that the benchmark times.
 MEASURED = ("qkv-weights", "attention-scores", "token-frequency", "weight-tour", "token-similarity")
@@ -181,8 +179,6 @@ def test_every_link_exists(name):
             continue
         target, _, anchor = link.partition("#")
         path = ((ROOT / name).parent / target).resolve() if target else ROOT / name
-        if path == UNWRITTEN:
-            continue
         assert path.exists(), link
         if anchor:
             assert anchor in anchors(path.read_text(encoding="utf-8")), link
@@ -201,9 +197,7 @@ def test_a_study_without_a_section_is_named():
     assert make_tables.question("## heads\n\n*What do\nthey do?*\n\nMuch.\n", "heads") == "What do they do?"
 
 
-@pytest.mark.parametrize(
-    "folder", [folder for folder in FOLDERS if folder / "README.md" != UNWRITTEN], ids=lambda folder: folder.name
-)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_file_of_a_folder_is_named(folder):
     text = TEXTS[(folder / "README.md").relative_to(ROOT).as_posix()]
     names = {path.name for path in folder.iterdir() if not path.name.startswith((".", "_"))} - {"README.md"}

@@ -13,25 +13,48 @@
     attn_out         batch pos embed           z through W_O and its bias, before the residual
     resid_pre        batch pos embed           what enters the block
     mlp_out          batch pos embed           output of the MLP, before the residual
+    resid_post       batch pos embed           what leaves the block
 
-Values at padded positions are finite and mean nothing; the mask beside them says which those are.
+Of the whole model, once:
+
+    hidden           batch pos embed           what leaves the last block; GPT-2's after the final norm
+    logits           batch pos vocab           before the softmax over next tokens
+
+Values at padded positions are finite and mean nothing; the mask beside them says which those are. Rows and columns of
+the pattern there are 0.
 """
 
+import dataclasses
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.runtime import showing
+from jaxqkv.runtime.devices import setting
+from jaxqkv.runtime.tensor_files import read_tensors, write_tensors
 from jaxqkv.typing import AnyArray, DTypeLike
 
-FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out")
+FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out", "resid_post")
+# What a model returns at the end; captured with the fields of layers, in the same pass.
+OUTPUTS = ("hidden", "logits")
+# The layers' numbers in the metadata of a saved file.
+LAYERS = "jaxqkv.architectures.layers"
 
 
 @struct.dataclass
 class Attention(showing.Arrays):
-    """What happens inside one layer; a field that was not asked for is None."""
+    """What happens inside one layer; a field that was not asked for is None.
+
+    `layer` is the layer's number, traced, for a reducer.
+    """
 
     __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
 
@@ -44,21 +67,25 @@ class Attention(showing.Arrays):
     attn_out: Float[Array, "batch pos embed"] | None = None
     resid_pre: Float[Array, "batch pos embed"] | None = None
     mlp_out: Float[Array, "batch pos embed"] | None = None
+    resid_post: Float[Array, "batch pos embed"] | None = None
+    layer: Int[Array, ""] | None = None
 
     def select(self, names: Iterable[str]) -> "Attention":
         """The same struct with only the fields in `names`; the others are None."""
         return Attention(**{name: getattr(self, name) for name in names})
 
     def astype(self, dtype: DTypeLike) -> "Attention":
-        """The same struct in another dtype."""
-        return jax.tree.map(lambda x: x.astype(dtype), self)
+        """Returns the same struct in another dtype, but for the layer's number."""
+        others = jax.tree.map(lambda x: x.astype(dtype), dataclasses.replace(self, layer=None))
+        return dataclasses.replace(others, layer=self.layer)
 
 
 @struct.dataclass
 class Activations(showing.Arrays):
     """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
 
-    `mask` is True at real tokens; `layers` says which layer each index of the first axis is.
+    `mask` is True at real tokens; `layers` says which layer each index of the first axis is. `hidden` and `logits`
+    are of the whole model and have no such axis.
     """
 
     __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
@@ -73,8 +100,66 @@ class Activations(showing.Arrays):
     attn_out: Float[Array, "layer batch pos embed"] | None = None
     resid_pre: Float[Array, "layer batch pos embed"] | None = None
     mlp_out: Float[Array, "layer batch pos embed"] | None = None
+    resid_post: Float[Array, "layer batch pos embed"] | None = None
+    hidden: Float[Array, "batch pos embed"] | None = None
+    logits: Float[Array, "batch pos vocab"] | None = None
     layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def __getitem__(self, name: str) -> Shaped[Array, "..."]:
+        """Returns a field by name.
+
+        Raises:
+          JaxqkvError: for one that was not captured, or does not exist.
+        """
+        names = (*FIELDS, *OUTPUTS)
+        if name not in names:
+            raise JaxqkvError(f"no field {name!r}; {nearest(str(name), names)}")
+        values = getattr(self, name)
+        if values is None:
+            raise JaxqkvError(f"{name} was not captured; name it when running the model: capture={{{name!r}}}")
+        return values
+
+    def layer(self, number: int) -> Attention:
+        """Returns what was captured of one layer, by its number in the model.
+
+        Raises:
+          JaxqkvError: for one that was not selected.
+        """
+        if number not in self.layers:
+            raise JaxqkvError(f"no layer {number} here; there is {showing.ranges(self.layers) or 'none'}")
+        index = self.layers.index(number)
+        fields = {name: getattr(self, name) for name in FIELDS}
+        return Attention(**{name: None if values is None else values[index] for name, values in fields.items()})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves everything as a safetensors file, which `load_activations` reads; it appears whole or not at all.
+
+        Raises:
+          JaxqkvError: when it cannot be written.
+        """
+        present = {name: getattr(self, name) for name in ("mask", *FIELDS, *OUTPUTS)}
+        arrays = {name: np.asarray(values) for name, values in present.items() if values is not None}
+        write_tensors(Path(path), arrays, {LAYERS: json.dumps(self.layers)})
 
     @property
     def _about(self) -> str:
+        if not self.layers:
+            return ""
         return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"
+
+
+def load_activations(path: str | os.PathLike[str]) -> Activations:
+    """Reads what `Activations.save` wrote, in the dtypes and with the layers that it had.
+
+    Raises:
+      JaxqkvError: when it is no such file, and for float64 without `jax_enable_x64`.
+    """
+    arrays, metadata = read_tensors(Path(path))
+    names = ("mask", *FIELDS, *OUTPUTS)
+    if LAYERS not in metadata or "mask" not in arrays or not set(arrays) <= set(names):
+        raise JaxqkvError(f"{path}: not saved by `Activations.save`")
+    wide = [name for name, values in arrays.items() if values.dtype == np.float64]
+    if wide and not setting("jax_enable_x64"):
+        raise JaxqkvError(f"{path}: {wide[0]} is float64; switch it on: jax.config.update('jax_enable_x64', True)")
+    values = {name: jnp.asarray(values) for name, values in arrays.items()}
+    return Activations(**values, layers=tuple(json.loads(metadata[LAYERS])))

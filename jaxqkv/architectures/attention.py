@@ -149,7 +149,8 @@ def attend_sliced(
         return _attended(q, k, v, visible[index // n_head], scale, upcast)
 
     heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in (q, k, v))
-    sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
+    # Differentiated, a head's scores are computed again instead of being stored with all others'.
+    sliced = jax.lax.map(jax.checkpoint(one), (jnp.arange(batch * n_head), *heads))
     return Attended(*(x.reshape(batch, n_head, *x.shape[1:]) for x in sliced))
 
 

@@ -54,9 +54,8 @@ class PostNormBlock(nn.Module):
         assert attention.attn_out is not None  # which SelfAttention fills
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
         mlp_out = MLP(config, self.execution, name="mlp")(middle)
-        return layer_norm(config, "ln_2")(middle + mlp_out), dataclasses.replace(
-            attention, resid_pre=x, mlp_out=mlp_out
-        )
+        after = layer_norm(config, "ln_2")(middle + mlp_out)
+        return after, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out, resid_post=after)
 
 
 @dataclasses.dataclass(frozen=True)

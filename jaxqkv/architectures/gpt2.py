@@ -55,7 +55,8 @@ class Block(nn.Module):
         assert attention.attn_out is not None  # which SelfAttention fills
         middle = x + attention.attn_out
         mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
-        return middle + mlp_out, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out)
+        after = middle + mlp_out
+        return after, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out, resid_post=after)
 
 
 class FinalNorm(nn.Module):

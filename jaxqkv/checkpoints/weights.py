@@ -14,11 +14,10 @@ from jaxtyping import Float, Int, Shaped
 from jaxqkv.checkpoints import tables
 from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.mapped import FLOATS
+from jaxqkv.checkpoints.named import NamedWeights, read_only
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime import showing
 
-# A projection whole, or cut by head.
-WholeOrByHead = Float[np.ndarray, "embed inner"] | Float[np.ndarray, "head embed_in head_dim"]
 # A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
 CATEGORIES = {
     "wte": "Token Embedding",
@@ -52,12 +51,12 @@ class TensorInfo(NamedTuple):
         return math.prod(self.shape)
 
 
-class Weights:
+class Weights(NamedWeights):
     """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
 
-    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already
-    comes as a read-only view of the mapped file, without a copy. Asking for a layer or a name that the
-    model does not have is a `JaxqkvError`.
+    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already comes as a view of
+    the mapped file, without a copy. All arrays are read-only; `numpy.array` makes one that can be changed. Asking
+    for a layer or a name that the model does not have is a `JaxqkvError`.
 
     A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
     `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,
@@ -226,7 +225,7 @@ class Weights:
 
     def _cast(self, tensor: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
-            return tensor.astype(self.dtype, copy=False)
+            return read_only(tensor.astype(self.dtype, copy=False))
 
     def _warn_of(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Warns, once, of those tensors that have NaN or infinite values."""
@@ -256,42 +255,10 @@ class Weights:
         """What was computed from these layers is finite, so that their values need not be looked at."""
         self._checked_layers.update(layers)
 
-    def W_Q(self, layer: int, by_head: bool = False) -> WholeOrByHead:
-        """Query weights `[embed, inner]`; `[head, embed, head_dim]` by head. x @ W_Q gives q."""
-        return self._projection("q", layer, by_head)
-
-    def W_K(self, layer: int, by_head: bool = False) -> WholeOrByHead:
-        """Key weights, shaped as `W_Q`."""
-        return self._projection("k", layer, by_head)
-
-    def W_V(self, layer: int, by_head: bool = False) -> WholeOrByHead:
-        """Value weights, shaped as `W_Q`."""
-        return self._projection("v", layer, by_head)
-
-    def W_O(
-        self, layer: int, by_head: bool = False
-    ) -> Float[np.ndarray, "inner embed"] | Float[np.ndarray, "head head_dim embed"]:
-        """Output projection `[inner, embed]`; `[head, head_dim, embed]` by head. z @ W_O gives attn_out."""
-        matrix = self._part(layer, "attn/o/kernel")
-        return matrix.reshape(self.config.n_head, self.config.head_dim, -1) if by_head else matrix
-
     @property
     def positions(self) -> Float[np.ndarray, "pos embed"]:
         """The position embeddings, as the file has them."""
-        return next(self[t.name] for t in self.inventory() if t.category == "Positional Embedding")
-
-    def W_QKV(self, layer: int) -> Float[np.ndarray, "embed three_embed"]:
-        """W_Q, W_K and W_V side by side: GPT-2's `c_attn` as it is, joined for BERT."""
-        rule = self._rule(layer, "attn/q/kernel")
-        if len(rule.places) == 3:
-            return self[rule.key.format(layer=layer)]
-        return np.concatenate([self.W_Q(layer), self.W_K(layer), self.W_V(layer)], axis=1)
-
-    def _projection(self, which: str, layer: int, by_head: bool) -> WholeOrByHead:
-        matrix = self._part(layer, f"attn/{which}/kernel")
-        if not by_head:
-            return matrix
-        return matrix.reshape(-1, self.config.n_head, self.config.head_dim).swapaxes(0, 1)
+        return self.W_pos
 
     def _rule(self, layer: int, place: str) -> tables.Rule:
         if not 0 <= layer < self.config.n_layer:
@@ -299,10 +266,6 @@ class Weights:
                 f"{self.checkpoint.spec}: no layer {layer}; its layers are 0 to {self.config.n_layer - 1}"
             )
         return next(rule for rule in self._table.layer if place in rule.places)
-
-    def _part(self, layer: int, place: str) -> np.ndarray:
-        rule = self._rule(layer, place)
-        return rule.apply(self[rule.key.format(layer=layer)])[place]
 
     def embed(self, tokens: Int[np.ndarray, " row"] | None = None) -> dict[str, Any]:
         """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given.

@@ -1,6 +1,12 @@
 """Kernels: pure functions from arrays to arrays, for CPU, GPU and TPU.
 
 They take one matrix or sample unless they say otherwise, and jit and vmap over layers or heads.
+
+Histograms, moments, correlations of samples, statistics in bins, and what describes weights are float32 whatever comes
+in: float64 is rounded, also with `jax_enable_x64`. `column_cosine`, `column_cosine_moments`, `column_correlation`,
+`permute_entries`, `last_token_scores` and `causal_samples` keep the dtype that they get, float64 with
+`jax_enable_x64`.
+
 On the host run only `freedman_diaconis_histogram`, the size of whose result depends on the data, and
 `percentile_edges` and `bin_index`, for which float64 decides.
 """

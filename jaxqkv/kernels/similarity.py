@@ -25,7 +25,7 @@ def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]
 
 @jit
 def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
-    """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1."""
+    """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1, of x's dtype."""
     unit = unit_columns(x)
     return unit.T @ unit
 
@@ -46,7 +46,7 @@ def column_cosine_moments(
       strips: how many strips the product is cut in.
 
     Returns:
-      Two float32 scalars, in −1…1 and 0…1; 0 and 0 for a single column.
+      Two scalars of the dtype of `x`, in −1…1 and 0…1; 0 and 0 for a single column.
     """
     unit = unit_columns(x)
     n = x.shape[1]

@@ -30,9 +30,13 @@ from jaxqkv.text.tokenizers import Tokenizer
 TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden", "final_hidden", "logits")
 ONCE = ("final_hidden", "logits")
 CAPTURED = frozenset(TENSORS) - {"hidden", *ONCE} | {"resid_pre"}
-# The largest differences to pass, relative to the largest magnitude in the tensor and layer; that of
+# The largest errors that pass in any case, relative to the largest magnitude in the tensor and layer; that of
 # bfloat16 is for products of such numbers and for a model that is all of them.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
+# Times PyTorch's own float32 error that pass. Over 24 random checkpoints of both architectures, of initializer ranges
+# from 0.02 to 0.4, the largest ratio of a layer was 2.5, that of 99 in 100 tensors 2.2; twice as much for devices
+# that sum in another order.
+PYTORCH_TIMES = 5
 # Texts that tokenizers differ on: accents, other scripts, case, spaces, special tokens, and nothing.
 ODD = (
     "Déjà vu — naïve façade, café ÀÉÎ",
@@ -72,9 +76,23 @@ class Comparison:
     torch_error: Float[np.ndarray, " layer"]
     double: Float[np.ndarray, " layer"]
 
-    def passes(self, tolerance: float) -> bool:
-        """NaN, on either side, does not pass."""
-        return bool((self.difference <= tolerance).all() and (self.double <= TOLERANCES["float64"]).all())
+    def limit(self, precision: str) -> Float[np.ndarray, " layer"]:
+        """Returns the largest error that passes, by layer.
+
+        A checkpoint with large scores makes more of every rounding, in PyTorch as here. PyTorch's own error in float32
+        shows how much more: where `PYTORCH_TIMES` that is above the tolerance of float32, all tolerances grow by as
+        much.
+
+        Args:
+          precision: a key of `TOLERANCES`.
+        """
+        growth: Float[np.ndarray, " layer"] = PYTORCH_TIMES * self.torch_error / TOLERANCES["highest"]
+        return TOLERANCES[precision] * np.maximum(growth, 1)
+
+    def passes(self, precision: str) -> bool:
+        """Tells whether no layer's error is above its limit, and float64 agrees; NaN, on either side, does not pass."""
+        right = (self.error <= self.limit(precision)) & (self.double <= TOLERANCES["float64"])
+        return bool(right.all())
 
 
 def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
@@ -167,12 +185,9 @@ def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> li
 
 
 def _intermediates(model: Model, batch: Batch) -> Intermediates:
-    acts = model.run(batch, capture=CAPTURED)
-    arrays = {name: np.asarray(getattr(acts, name), np.float64) for name in CAPTURED}
-    outputs = {"hidden": model.hidden(batch)}
-    if model.config.has_logits:
-        outputs["logits"] = model.logits(batch)
-    return _with_hidden(arrays | {name: np.asarray(values, np.float64) for name, values in outputs.items()})
+    names = CAPTURED | ({"hidden", "logits"} if model.config.has_logits else {"hidden"})
+    acts = model.run(batch, capture=names)
+    return _with_hidden({name: np.asarray(getattr(acts, name), np.float64) for name in names})
 
 
 def _with_hidden(arrays: dict[str, np.ndarray]) -> Intermediates:
@@ -232,7 +247,7 @@ def batch_of(checkpoint: Checkpoint, texts: Sequence[str], tokenizer: Tokenizer 
 
 
 def report(checkpoint: Checkpoint, texts: Sequence[str] | None, dtype: str, own_texts: Sequence[str]) -> dict[str, Any]:
-    """Returns every difference with its tolerance and its verdict, as it is saved.
+    """Returns every difference with its limit and its verdict, as it is saved.
 
     Args:
       checkpoint: from `open_checkpoint`.
@@ -255,18 +270,20 @@ def report(checkpoint: Checkpoint, texts: Sequence[str] | None, dtype: str, own_
     else:
         batch = batch_of(checkpoint, own_texts[:2], tokenizer)
         what = "two texts of the studies" if tokenizer else "random ids: there is no tokenizer"
-    tolerance = TOLERANCES["bfloat16"] if dtype == "bfloat16" else TOLERANCES[precision()]
+    arithmetic = "bfloat16" if dtype == "bfloat16" else precision()
     tensors = {}
     for each in compare(checkpoint, batch, dtype):
         by_layer = {field.name: getattr(each, field.name).tolist() for field in dataclasses.fields(each)[1:]}
-        tensors[each.name] = by_layer | {"passed": each.passes(tolerance)}
+        limit = each.limit(arithmetic).tolist()
+        tensors[each.name] = by_layer | {"limit": limit, "passed": each.passes(arithmetic)}
     tokens = {"texts": 0, "different": [], "passed": True, "reason": "there is no tokenizer"}
     if tokenizer is not None and (folder := checkpoint.tokenizer_source()) is not None:
         tokens = compare_tokens(tokenizer, folder, [*(texts or ()), *own_texts])
     return {
         "checkpoint": checkpoint.identity(),
         "batch": f"{len(batch.ids)} sequences of {', '.join(map(str, batch.mask.sum(axis=1)))} tokens ({what})",
-        "tolerance": tolerance,
+        "tolerance": TOLERANCES[arithmetic],
+        "times PyTorch's error": PYTORCH_TIMES,
         "tolerance in float64": TOLERANCES["float64"],
         "passed": all(each["passed"] for each in (*tensors.values(), tokens)),
         "token ids": tokens,

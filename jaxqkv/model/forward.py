@@ -7,7 +7,7 @@ loop stops at the last layer that was asked for. Inside an outer `jax.jit` it un
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +19,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.model import microbatches
-from jaxqkv.model.request import Progress, Reducer, Request
+from jaxqkv.model.reducers import Bound, Reducer
+from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import PlainParameters, Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit, place_batch
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.typing import AnyArray
+
+# Reducers whose programs are kept; those used longest ago are let go, and their memory with them.
+PROGRAMS = 32
 
 
 @jit(static_argnames="config")
@@ -32,8 +37,7 @@ def _embed(params: Params, batch: Batch, *, config: Architecture) -> Float[Array
     return config.embed(params, batch.ids, batch.positions, batch.token_types)
 
 
-@jit(static_argnames=("config", "capture", "reduce", "goes_on", "execution"))
-def _block(
+def _run_block(
     params: Params,
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
@@ -42,17 +46,29 @@ def _block(
     layer: Int[AnyArray, ""] | np.int32,
     config: Architecture,
     capture: frozenset[str],
-    reduce: Reducer | None,
+    reduce: Bound | None,
     goes_on: bool,
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
-    x, attention = config.block(params, x, visible_keys(mask, config.causal), layer, execution)
+    visible = visible_keys(mask, config.causal) & jnp.asarray(mask)[:, :, None]  # and pads see nothing
+    x, attention = config.block(params, x, visible, layer, execution)
     if reduce is None:
         result = attention.select(capture)
     else:
+        attention = dataclasses.replace(attention, layer=jnp.asarray(layer))
         result = reduce(attention, mask) if inputs is None else reduce(attention, mask, inputs)
     return x if goes_on else None, result
+
+
+STATIC = ("config", "capture", "reduce", "goes_on", "execution")
+_block = jit(_run_block, static_argnames=STATIC)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _block_with(reduce: Bound) -> Callable[..., Any]:
+    """Returns `_block` with a reducer; compiled anew when the reducer is asked for again after many others."""
+    return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
 
 
 @jit(static_argnames="config")
@@ -79,12 +95,13 @@ def forward(
     config: Architecture,
     *,
     capture: Collection[str] | None = None,
-    layers: int | Iterable[int] | None = None,
+    layers: Layers | None = None,
     reduce: Reducer | None = None,
     inputs: Any = None,
-    memory: int | None = None,
+    memory: float | str | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    check: bool = False,
 ) -> Any:
     """Runs the blocks and returns what was asked for from inside them.
 
@@ -94,23 +111,33 @@ def forward(
       params: `{"embed": …, "layers": [one dict a layer], "final": …}`, as `Model.params` gives.
       batch: from `Model.tokenize`, or token ids `[batch, pos]` without padding.
       config: the checkpoint's config (static under `jax.jit`).
-      capture: names among `q k v scores pattern z attn_out resid_pre mlp_out`; q, k and v unless given.
-      layers: the layers to return; all of them unless given. Later ones are not run.
-      reduce: instead of `capture`, a function of one layer's `Attention` and the mask; it is traced
-        into the block, and what it returns (any pytree of arrays) is stacked over layers.
+      capture: names among `q k v scores pattern z attn_out resid_pre mlp_out resid_post`, and `hidden logits` of the
+        whole model, with which all layers are run; q, k and v unless given.
+      layers: the layers to return, each once and in the order given (those of a set ascending); all of them unless
+        given. Later ones than the last of them are not run, unless for `hidden` or `logits`.
+      reduce: instead of `capture`, a function of one layer's `Attention`, whose `layer` is its number, and of the
+        mask; it is traced into the block, and what it returns (any pytree of arrays) is stacked over layers. It is
+        compiled once for what its code, closure, arguments and the globals that it names hold, as
+        `jaxqkv.model.reducers.Bound` says; what it finds in other ways, as an attribute of a global object, is that
+        of the first call. What changes from call to call belongs in `inputs`, which compiles nothing anew.
       inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
-      memory: bytes that the temporaries of a block may take; the batch is cut in microbatches that
-        fit. A reducer's results must then have the batch as their leading axis. Without it a reducer
-        gets the whole batch, and what is captured is computed in microbatches that suit the device.
+      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in
+        microbatches that fit. A reducer must then treat each sequence by itself, leave pads out with the mask, and
+        return arrays whose first axis is the batch. Without it a reducer gets the whole batch, and what is captured
+        is computed in microbatches that suit the device.
       progress: called with the number of microbatches done and that of all layers' together.
-      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. Where the
-        batch does not divide evenly, a reducer's results must have it as their leading axis.
+      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. Where the batch does not
+        divide evenly, it is filled up with pads, and what is said of `memory` holds for a reducer.
+      check: whether the reducer is first run on the batch whole, on each sequence alone and, without `inputs`, with
+        a further pad, and refused where results differ. For finding mistakes; it takes three more runs.
 
     Returns:
-      `Activations` with `[layer, …]` arrays, or the reducer's results with a leading layer axis.
+      `Activations` with `[layer, …]` arrays, but for `hidden` and `logits`; or the reducer's results with a leading
+      layer axis.
 
     Raises:
-      JaxqkvError: on names, layers or ids that do not exist, and text longer than the positions.
+      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, and a reducer that
+        cannot be compared, or does not treat each sequence by itself where it has to.
     """
     batch = as_batch(batch, config)
     request = Request.of(
@@ -123,8 +150,9 @@ def forward(
         memory=memory,
         progress=progress,
         mesh=mesh,
+        check=check,
     )
-    return collect(PlainParameters(params), batch, config, request)
+    return collect(PlainParameters(params, config), batch, config, request)
 
 
 def layerwise(
@@ -133,7 +161,7 @@ def layerwise(
     config: Architecture,
     *,
     capture: Collection[str] | None = None,
-    layers: int | Iterable[int] | None = None,
+    layers: Layers | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
@@ -143,11 +171,16 @@ def layerwise(
     """
     batch = as_batch(batch, config)
     request = Request.of(config.n_layer, len(batch.ids), capture, layers, mesh=mesh)
-    yield from each_layer(PlainParameters(params), batch, config, request)
+    yield from each_layer(PlainParameters(params, config), batch, config, request)
 
 
 def hidden(
-    params: Params, batch: BatchLike, config: Architecture, *, memory: int | None = None, mesh: Mesh | None = None
+    params: Params,
+    batch: BatchLike,
+    config: Architecture,
+    *,
+    memory: float | str | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos embed"]:
     """Returns the residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it.
 
@@ -156,11 +189,18 @@ def hidden(
     Raises:
       JaxqkvError: on ids that do not exist, and text longer than the positions.
     """
-    return final_hidden(PlainParameters(params), as_batch(batch, config), config, Request(memory=memory, mesh=mesh))
+    return final_hidden(
+        PlainParameters(params, config), as_batch(batch, config), config, Request.of_all_layers(memory, mesh)
+    )
 
 
 def logits(
-    params: Params, batch: BatchLike, config: Architecture, *, memory: int | None = None, mesh: Mesh | None = None
+    params: Params,
+    batch: BatchLike,
+    config: Architecture,
+    *,
+    memory: float | str | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
     """Returns next-token logits, through the tied embedding or the checkpoint's own `lm_head`.
 
@@ -169,8 +209,8 @@ def logits(
     Raises:
       JaxqkvError: for an architecture without them, on ids that do not exist, and text longer than the positions.
     """
-    request = Request(memory=memory, mesh=mesh)
-    return next_token_logits(PlainParameters(params), as_batch(batch, config), config, request)
+    request = Request.of_all_layers(memory, mesh)
+    return next_token_logits(PlainParameters(params, config), as_batch(batch, config), config, request)
 
 
 # --- the same, from any source of parameters ---
@@ -178,18 +218,50 @@ def logits(
 
 def collect(source: Source, batch: Batch, config: Architecture, request: Request) -> Any:
     """Returns what `forward` returns."""
-    results = [step.result for step in run_layers(source, batch, config, request) if step.layer in request.layers]
+    if request.check:
+        _check_reducer(source, batch, config, request)
+    embedding = source.unembedding(config) if "logits" in request.outputs else None  # an architecture may have none
+    by_layer: dict[int, Any] = {}
+    stream: Sequence[Array | None] = ()
+    for step in run_layers(source, batch, config, request):
+        stream = step.stream
+        if step.layer in request.layers:
+            by_layer[step.layer] = step.result
+    results = [by_layer.pop(layer) for layer in request.layers]
     if request.reduce:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    fields = {}
+    fields: dict[str, Any] = {}
+    if request.outputs:
+        hidden = _final(source.final(), microbatches.joined(stream), config=config)
+        fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
+        fields |= {} if embedding is None else {"logits": _unembed(hidden, embedding)}
     for name in sorted(request.capture):  # one after another, and each let go: no more than one is there twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=request.layers, **fields)
 
 
+def _check_reducer(source: Source, batch: Batch, config: Architecture, request: Request) -> None:
+    """Refuses a reducer whose results change with other sequences or, where there are no inputs, with pads.
+
+    Raises:
+      JaxqkvError: if they do.
+    """
+    request = dataclasses.replace(request, check=False, memory=None, mesh=None, progress=None)
+    whole = collect(source, batch, config, request)
+    alone = collect(source, batch, config, dataclasses.replace(request, memory=1))
+    microbatches.check_same(whole, alone, request.layers, "other sequences of the batch")
+    if request.inputs is None and batch.ids.shape[1] < config.n_positions:
+        wider = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 1))), batch)
+        padded = collect(source, wider, config, request)
+        microbatches.check_same(whole, padded, request.layers, "values at pads")
+
+
 def each_layer(source: Source, batch: Batch, config: Architecture, request: Request) -> Iterator[tuple[int, Attention]]:
     """Yields what `layerwise` yields."""
+    if request.outputs:
+        names = " and ".join(sorted(request.outputs))
+        raise JaxqkvError(f"{names}: not a field of layers, which `layerwise` yields; `run` and `forward` capture it")
     # A loop over the layers may be left before its end, so what is wrong with a layer is said when it was run.
     for step in run_layers(source, batch, config, request, check_each=True):
         if step.layer in request.layers:
@@ -249,8 +321,9 @@ def run_layers(
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
     stream: list[Any] = [_embed(embedding, piece, config=embedding_config) for piece, _ in pieces]
-    last, how = max(request.layers, default=config.n_layer), execution(mesh)
-    depth = min(last + 1, config.n_layer)
+    # With outputs all layers are run, as for the stream alone.
+    last, how = config.n_layer if request.outputs else max(request.layers, default=config.n_layer), execution(mesh)
+    depth, first_wanted = min(last + 1, config.n_layer), min(request.layers, default=None)
     results: list[Any] = []
     entering: list[Array] = []  # what the last layer gets, where nothing goes on from it
     for layer in range(depth):
@@ -258,16 +331,15 @@ def run_layers(
         if layer == last:
             entering = list(stream)
         block = functools.partial(
-            _block,
+            _block_with(reduce) if wanted and reduce else functools.partial(_block, reduce=None),
             source.layer(layer, after=(stream, results)),
             layer=np.int32(layer),
             config=config,
             capture=request.capture if wanted else frozenset(),
-            reduce=reduce if wanted else None,
             goes_on=layer < last,
             execution=how,
         )
-        if wanted and reduce and (len(pieces) > 1 or sizes[0] % parts):
+        if layer == first_wanted and reduce and (request.memory is not None or sizes[0] % parts):
             microbatches.check_batch_axis(block, stream[0], pieces[0][1])
         results = []
         for index, (piece, inputs) in enumerate(pieces):

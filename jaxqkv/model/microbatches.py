@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxqkv.checkpoints.config import Config
@@ -12,6 +13,11 @@ from jaxqkv.errors import JaxqkvError
 
 # On a CPU, tokens of a microbatch: with more, activations leave the cache and a block is slower a token.
 CPU_TOKENS = 2048
+# Roundings by which the results of a reducer may differ when the batch is cut in another way: products of thousands
+# of numbers differ by tens, and those of a reducer that mixes sequences by tens of thousands.
+SAME = 4096
+# The same as a share of the largest value, for dtypes of 16 bits.
+LARGEST_SAME = 0.1
 
 
 def cut(tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, parts: int, whole: bool) -> list[Any]:
@@ -51,11 +57,12 @@ def joined(results: Sequence[Any]) -> Any:
 
 
 def check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"], inputs: Any) -> None:
-    """Refuses a reducer whose results cannot be joined: their first axis has to be the batch.
+    """Refuses a reducer whose results cannot be joined: their first axis has to be the batch, and no other.
 
     Raises:
-      JaxqkvError: if it is not.
+      JaxqkvError: if it is not, or where another axis changes with the size of the batch.
     """
+    others = []
     for size in (1, 2):
         x_piece, inputs_piece = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),  # noqa: B023
@@ -67,3 +74,35 @@ def check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed
                 "the batch is cut to fit `memory` or filled up for the mesh, so each array that `reduce` returns must "
                 "have it as its first axis"
             )
+        others.append([leaf.shape[1:] for leaf in jax.tree.leaves(result)])
+    if others[0] != others[1]:
+        raise JaxqkvError(
+            "the batch is cut to fit `memory` or filled up for the mesh, so `reduce` must treat each sequence by "
+            "itself; an array that it returns has the batch as a further axis"
+        )
+
+
+def check_same(whole: Any, other: Any, layers: Sequence[int], what: str) -> None:
+    """Refuses a reducer whose results `[layer, batch, …]` are others when it is run in another way.
+
+    Whole numbers are compared exactly, others to the rounding of their dtype. An array that has another shape then,
+    as one with an axis of positions, is left out.
+
+    Raises:
+      JaxqkvError: naming the array, the layer and the largest difference; `what` says what the reducer depends on.
+    """
+    for (path, one), two in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(other), strict=True):
+        if one.shape != two.shape:
+            continue
+        exact = not jnp.issubdtype(one.dtype, jnp.inexact)
+        limit = 0.0 if exact else min(float(jnp.finfo(one.dtype).eps) * SAME, LARGEST_SAME)
+        wide = np.complex128 if jnp.iscomplexobj(one) else np.float64
+        one, two = (np.nan_to_num(np.asarray(each).astype(wide), posinf=0, neginf=0) for each in (one, two))
+        for layer, before, after in zip(layers, one, two, strict=True):
+            difference, scale = np.abs(before - after).max(initial=0), np.abs(before).max(initial=0)
+            if difference > limit * max(scale, np.abs(after).max(initial=0)):
+                name = jax.tree_util.keystr(path) or "its result"
+                raise JaxqkvError(
+                    f"`reduce` depends on {what}: {name} of layer {layer} differs by {difference:.2g}, at values up "
+                    f"to {scale:.2g}; it must treat each sequence by itself and leave pads out with the mask"
+                )

@@ -1,9 +1,10 @@
 """`Model`: a checkpoint's config, weights and tokenizer together, which runs."""
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -16,13 +17,14 @@ from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
-from jaxqkv.model.request import Progress, Reducer, Request
+from jaxqkv.model.reducers import Reducer
+from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import StreamedParameters
 from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.devices import setting
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
-from jaxqkv.text.tokenizers import Tokenizer
+from jaxqkv.text.tokenizers import Text, Tokenizer
 
 # Weights up to this size stay in memory once they are used again; larger ones are read at every run.
 KEEP_BYTES = 2 << 30
@@ -92,28 +94,65 @@ class Model:
 
     def tokenize(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[Text],
         *,
         padding_side: str = "right",
+        pad_to_multiple_of: int = 1,
         truncate: bool = False,
         special_tokens: bool = True,
     ) -> Batch:
-        """Texts as a padded `Batch`; arguments and errors as for `Tokenizer.batch`."""
+        """Returns texts, or pairs of them, as a padded `Batch`; arguments and errors as for `Tokenizer.batch`."""
         return self.tokenizer.batch(
-            texts, self.config, padding_side=padding_side, truncate=truncate, special_tokens=special_tokens
+            texts,
+            self.config,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+            truncate=truncate,
+            special_tokens=special_tokens,
         )
 
     def run(
         self,
         batch: BatchLike,
         capture: Collection[str] | None = None,
-        layers: int | Iterable[int] | None = None,
+        layers: Layers | None = None,
         reduce: Reducer | None = None,
         inputs: Any = None,
-        memory: int | None = None,
+        memory: float | str | None = None,
         progress: Progress | None = None,
+        check: bool = False,
     ) -> Any:
-        """Returns every attention intermediate that is asked for; arguments, results and errors as for `forward`."""
+        """Returns every attention intermediate that is asked for, or what a reducer keeps of each layer.
+
+        Args:
+          batch: from `tokenize` or `Batch.of`; or integer ids `[batch, pos]` without padding, a dict or `BatchEncoding`
+            with `input_ids`, or lists.
+          capture: names of what to return, q, k and v unless given, as `[layer, …]` arrays of
+              q, k, v, z           batch head pos head_dim
+              scores, pattern      batch head query key
+              attn_out, mlp_out    batch pos embed
+              resid_pre            batch pos embed, what enters the block
+              resid_post           batch pos embed, what leaves it
+            and, of the whole model and so without the layer axis,
+              hidden               batch pos embed
+              logits               batch pos vocab
+          layers: the layers to return, each once and in the order given; all of them unless given.
+          reduce: instead of `capture`, `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which is
+            compiled into the block: one layer's `Attention`, whose fields are those above without the layer axis and
+            whose `layer` is its number → any pytree of arrays, returned with a leading layer axis.
+          inputs: a pytree of arrays `[batch, …]` for `reduce`; other values compile nothing anew.
+          memory: bytes for the temporaries of a block, or a text such as "2GB"; the batch is cut to fit, and a reducer
+            must treat each sequence by itself.
+          progress: called with the number of microbatches done and that of all layers' together.
+          check: whether to try first that the reducer treats each sequence by itself and leaves pads out.
+
+        Returns:
+          `Activations`, or the reducer's results.
+
+        Raises:
+          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, and a reducer
+            that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
+        """
         checked = as_batch(batch, self.config)
         size = len(checked.ids)
         request = Request.of(
@@ -126,40 +165,69 @@ class Model:
             memory=memory,
             progress=progress,
             mesh=self.mesh,
+            check=check,
         )
         return collect(self._source(), checked, self.config, request)
 
     def layerwise(
-        self, batch: BatchLike, capture: Collection[str] | None = None, layers: int | Iterable[int] | None = None
+        self, batch: BatchLike, capture: Collection[str] | None = None, layers: Layers | None = None
     ) -> Iterator[tuple[int, Attention]]:
-        """Yields one layer's number and intermediates after another; see `layerwise`."""
+        """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
+
+        In ascending order; arguments and shapes as for `run`, without the layer axis.
+        """
         checked = as_batch(batch, self.config)
         request = Request.of(self.config.n_layer, len(checked.ids), capture, layers, mesh=self.mesh)
         yield from each_layer(self._source(), checked, self.config, request)
 
-    def hidden(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos embed"]:
-        """Returns final hidden states; see `hidden`."""
+    def hidden(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos embed"]:
+        """Returns the residual stream after the last block, GPT-2's after the final norm; arguments as for `run`."""
         return final_hidden(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
-    def logits(self, batch: BatchLike, memory: int | None = None) -> Float[Array, "batch pos vocab"]:
-        """Returns next-token logits; see `logits`."""
+    def logits(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos vocab"]:
+        """Returns next-token logits, before the softmax; arguments as for `run`.
+
+        Raises:
+          JaxqkvError: for an architecture without them.
+        """
         return next_token_logits(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
 
-    def params(self) -> dict[str, Any]:
-        """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like."""
-        source = self._source()
-        kept = {} if self._kept is None else self._kept
-        for layer in set(range(self.config.n_layer)) - set(kept):
-            kept[layer] = source.read(layer)
-        self.weights.check_layers(range(self.config.n_layer))  # what computes with them knows no names
-        layers = [kept[layer] for layer in range(self.config.n_layer)]
-        return {"embed": self._embedding, "final": self._with_unembedding, "layers": layers}
+    def params(self, *, copy: bool = True) -> dict[str, Any]:
+        """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like.
 
-    def _all_layers(self, memory: int | None) -> Request:
-        return Request(memory=memory, mesh=self.mesh)
+        Args:
+          copy: into buffers of their own, which may be donated. False gives the model's own buffers where it keeps
+            them, without a second copy in memory: donating those would delete them for the model too.
+
+        Returns:
+          `{"embed": …, "layers": [one dict a layer], "final": …}`; the dicts are new at every call.
+        """
+        source, layers = self._source(), range(self.config.n_layer)
+        self.weights.check_layers(layers)  # what computes with them knows no names
+        if copy:
+            embed, final = (to_device(tree, mesh=self.mesh) for tree in (self.weights.embed(), self.weights.final()))
+            return {"embed": embed, "final": final, "layers": [source.read(layer) for layer in layers]}
+        kept = {} if self._kept is None else self._kept
+        for layer in layers:
+            if layer not in kept:
+                kept[layer] = source.read(layer)
+        shared = {"embed": self._embedding, "final": self._with_unembedding, "layers": [kept[i] for i in layers]}
+        return jax.tree.map(lambda leaf: leaf, shared)  # in dicts of its own
+
+    def _all_layers(self, memory: float | str | None) -> Request:
+        return Request.of_all_layers(memory, self.mesh)
 
     def _source(self) -> StreamedParameters:
-        """Parameters for one run, each layer read when the run comes to it."""
+        """Parameters for one run, each layer read when the run comes to it.
+
+        Raises:
+          JaxqkvError: when the arithmetic is float64 and JAX has it no more.
+        """
+        if self.weights.dtype == np.float64 and not setting("jax_enable_x64"):
+            raise JaxqkvError(
+                "the model was loaded with dtype float64, and jax_enable_x64 is off now, so that it would compute in "
+                "float32; switch it on again, or load the model with dtype float32"
+            )
         return StreamedParameters(
             self.weights,
             embedding=lambda: self._embedding,

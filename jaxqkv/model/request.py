@@ -2,19 +2,37 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxqkv.architectures.activations import FIELDS
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.architectures.activations import FIELDS, OUTPUTS
+from jaxqkv.errors import JaxqkvError, nearest
+from jaxqkv.model.reducers import Bound, Reducer
+from jaxqkv.runtime.arrays import snapshot
+from jaxqkv.runtime.sizes import memory_limit
+from jaxqkv.typing import AnyArray
 
-# One layer's attention, the mask, and `inputs` when there are any → what is kept of the layer.
-Reducer = Callable[..., Any]
+# A layer's number, or several: a list, a range, a set, a generator, an array.
+Layers = SupportsIndex | Iterable[SupportsIndex] | AnyArray
+# Names in TransformerLens and transformers → ours; a TransformerLens name is also found without its `hook_`.
+OTHER_NAMES = {
+    "attn_scores": "scores",
+    "result": "z",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "attention": "pattern",
+    "attentions": "pattern",
+    "attention_probs": "pattern",
+    "attn_weights": "pattern",
+    "hidden_states": "resid_pre",
+    "last_hidden_state": "hidden",
+    "normalized": "hidden",
+}
 # Microbatches done, of all of a run.
 Progress = Callable[[int, int], None]
 
@@ -24,22 +42,26 @@ class Request:
     """What is asked of a run; `of` makes one of the keywords of `forward` and checks them.
 
     Attributes:
-      capture: names of the fields to return; none with `reduce`.
+      capture: names of the fields of layers to return; none with `reduce`.
+      outputs: names of those of the whole model.
       layers: the layers to return; with none all are run, for the residual stream after the last.
       reduce: what is kept of a layer instead.
       inputs: arrays `[batch, …]` for `reduce`.
       memory: bytes that the temporaries of a block may take.
       progress: called after each microbatch.
       mesh: the devices, if there are several.
+      check: whether the reducer is tried on sequences alone and with further pads.
     """
 
     capture: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
     layers: tuple[int, ...] = ()
-    reduce: Reducer | None = None
+    reduce: Bound | None = None
     inputs: Any = None
     memory: int | None = None
     progress: Progress | None = None
     mesh: Mesh | None = None
+    check: bool = False
 
     @classmethod
     def of(
@@ -47,9 +69,10 @@ class Request:
         n_layer: int,
         batch_size: int,
         capture: Collection[str] | None,
-        layers: int | Iterable[int] | None,
+        layers: Layers | None,
         reduce: Reducer | None = None,
         inputs: Any = None,
+        memory: float | str | None = None,
         **others: Any,
     ) -> "Request":
         """Checks what is asked of a model of `n_layer` layers and a batch.
@@ -57,9 +80,25 @@ class Request:
         Raises:
           JaxqkvError: on names and layers that do not exist, and inputs that do not go with the batch.
         """
+        if others.get("check") and reduce is None:
+            raise JaxqkvError("`check` is for `reduce`, and none is given")
         if inputs is not None:
             _check_inputs(inputs, reduce, batch_size)
-        return cls(_checked_capture(capture, reduce), _checked_layers(layers, n_layer), reduce, inputs, **others)
+        names, selected = _checked_capture(capture, reduce), _checked_layers(layers, n_layer)
+        return cls(
+            names & set(FIELDS),
+            names & set(OUTPUTS),
+            selected if reduce or names & set(FIELDS) else (),
+            None if reduce is None else Bound(reduce),
+            snapshot(inputs),
+            memory_limit(memory),
+            **others,
+        )
+
+    @classmethod
+    def of_all_layers(cls, memory: float | str | None, mesh: Mesh | None) -> "Request":
+        """Returns a request for the residual stream after the last layer."""
+        return cls(memory=memory_limit(memory), mesh=mesh)
 
 
 def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
@@ -68,26 +107,39 @@ def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) ->
     if capture is None:
         return frozenset() if reduce else frozenset("qkv")
     capture = frozenset([capture] if isinstance(capture, str) else capture)
-    unknown = sorted(capture - set(FIELDS))
-    if unknown:
-        raise JaxqkvError(f"cannot capture {', '.join(unknown)}; there is {', '.join(FIELDS)}")
+    if unknown := sorted(capture - {*FIELDS, *OUTPUTS}):
+        raise JaxqkvError(f"cannot capture {unknown[0]}; {nearest(_own_name(unknown[0]), (*FIELDS, *OUTPUTS))}")
     if bool(capture) == bool(reduce):
         raise JaxqkvError("give exactly one of `capture`, names of what to return, and `reduce`, a function")
     return capture
 
 
-def _checked_layers(layers: int | Iterable[int] | None, n_layer: int) -> tuple[int, ...]:
+def _own_name(name: str) -> str:
+    """Returns this package's name for a field that may be named as in another library."""
+    bare = name.rpartition(".")[2].removeprefix("hook_")
+    return OTHER_NAMES.get(bare, bare)
+
+
+def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
+    """Returns the layers in the order given; those of a set, which has none, ascending."""
     if layers is None:
         return tuple(range(n_layer))
+    single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
+    several: Any = [layers] if single else layers
+    given: list[Any] = list(several)
+    if any(isinstance(layer, bool) or str(getattr(layer, "dtype", "")) == "bool" for layer in given):
+        raise JaxqkvError("layers are numbers, not a boolean mask; `numpy.flatnonzero` gives those of a mask")
     try:
-        selected = tuple(sorted({operator.index(layer) for layer in np.atleast_1d(np.asarray(layers)).tolist()}))
-    except (TypeError, ValueError):
-        raise JaxqkvError(f"layers are whole numbers, not {layers!r}") from None
+        selected = tuple(operator.index(layer) for layer in given)
+    except TypeError:
+        raise JaxqkvError(f"layers are whole numbers, not {layers if single else given!r}") from None
     bad = [layer for layer in selected if not 0 <= layer < n_layer]
     if bad or not selected:
         wrong = f"no layer {', '.join(map(str, bad))}" if bad else "no layer selected"
         raise JaxqkvError(f"{wrong}; the model's layers are 0 to {n_layer - 1}")
-    return selected
+    if repeated := sorted({layer for layer in selected if selected.count(layer) > 1}):
+        raise JaxqkvError(f"each layer is named once; layers names {', '.join(map(str, repeated))} more than once")
+    return tuple(sorted(selected)) if isinstance(layers, Set) else selected
 
 
 def _check_inputs(inputs: Any, reduce: Reducer | None, size: int) -> None:

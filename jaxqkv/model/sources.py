@@ -1,6 +1,6 @@
 """Where a run's parameters come from: dicts that are there, or a checkpoint that is read as the run goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.checkpoints.weights import Weights, count_broken
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.transfer import Arena, read_after, to_device
+from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 FEWEST_ROWS = 256  # of a token embedding that is read for one text
@@ -44,29 +46,41 @@ class Source(Protocol):
 
 
 class PlainParameters:
-    """Nested dicts, as `Model.params` returns them."""
+    """Nested dicts, as `Model.params` returns them. Host arrays are copied when they are used.
 
-    def __init__(self, params: Params):
-        self._params = params
+    Raises:
+      JaxqkvError: when they are not the parts of a model with as many layers as the config says.
+    """
+
+    def __init__(self, params: Any, config: Architecture):
+        parts = ("embed", "layers", "final")
+        if not isinstance(params, Mapping) or any(name not in params for name in parts):
+            raise JaxqkvError(f"params have the parts {', '.join(parts)}, as `Model.params` returns them")
+        layers = params["layers"]
+        if not isinstance(layers, Sequence):
+            raise JaxqkvError(f'params["layers"] is a list with a dict a layer, not {type(layers).__name__}')
+        if len(layers) != config.n_layer:
+            raise JaxqkvError(f"params have {len(layers)} layers, the config says {config.n_layer}")
+        self._params: Params = params
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
         """Returns all of the embedding; see `Source`."""
-        params = self._params["embed"]
+        params: Params = snapshot(self._params["embed"])
         return params, ids, 0
 
     def layer(self, index: int, after: Any) -> Params:
         """Returns a layer's parameters."""
-        params: Params = self._params["layers"][index]
+        params: Params = snapshot(self._params["layers"][index])
         return params
 
     def final(self) -> Params:
         """Returns the parameters of what comes after the last block."""
-        params: Params = self._params["final"]
+        params: Params = snapshot(self._params["final"])
         return params
 
     def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
         """Returns the output embedding."""
-        return config.unembedding(self._params)
+        return jnp.asarray(snapshot(config.unembedding(self._params)))
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
         """Does nothing: arrays have no names."""

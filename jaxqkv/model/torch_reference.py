@@ -107,6 +107,7 @@ def intermediates(
     together = about.q == about.k == about.v
     for block in _module(model, about.blocks):
         handles.append(keep_input(block, "resid_pre"))
+        handles.append(keep_output(block, "resid_post", lambda out: out[0] if isinstance(out, tuple) else out))
         for index, (name, path) in enumerate(zip("qkv", (about.q, about.k, about.v), strict=True)):
             part = lambda x, index=index: heads(x.chunk(3, dim=-1)[index] if together else x)  # noqa: E731
             handles.append(keep_output(_module(block, path), name, part))

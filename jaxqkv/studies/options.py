@@ -79,14 +79,6 @@ def whole_number(smallest: int | None = None, largest: int | None = None) -> Cal
     return parse
 
 
-def size_in_bytes(text: str) -> int:
-    """Parses a size with a unit, as 2GB or 500MiB, or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise ValueError(f"{text} is not a size such as 2GB or 500MB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
-
-
 def device_count(text: str) -> int | str:
     """Parses how many devices: a number from 1 up, or `all`."""
     return text if text == "all" else whole_number(1)(text)

@@ -1,7 +1,8 @@
 """`Batch`: token ids of several texts, and the mask that keeps pads out."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, first_line
 from jaxqkv.runtime import showing
+from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 
@@ -40,7 +42,7 @@ class Batch(showing.Arrays):
     """Token ids of several texts.
 
     Attributes:
-      ids: int32; 0 at pads, where any id would do.
+      ids: integers; 0 at pads, where any id would do.
       mask: True at real tokens; pads may stand on either side.
       token_types: BERT's segments; 0 unless there are two.
     """
@@ -56,43 +58,171 @@ class Batch(showing.Arrays):
         """Index of each token among its sequence's real tokens, so that padding shifts nothing."""
         return jnp.maximum(jnp.cumsum(self.mask, axis=-1, dtype=self.ids.dtype) - 1, 0)
 
+    @property
+    def first(self) -> Int[Array, " batch"]:
+        """Position of each sequence's first real token; pads may stand on either side."""
+        return jnp.argmax(jnp.asarray(self.mask), axis=-1)
 
-# What the model's functions take: a batch, or integer ids [batch, pos] without padding.
-BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]]
+    @property
+    def last(self) -> Int[Array, " batch"]:
+        """Position of each sequence's last real token."""
+        return self.mask.shape[-1] - 1 - jnp.argmax(jnp.asarray(self.mask)[:, ::-1], axis=-1)
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> "Batch":
+        """Returns a batch of some of the sequences: of one by its number, or of a slice, a list or a mask.
+
+        Raises:
+          IndexError: where there is none of that number.
+        """
+        if not isinstance(index, slice) and np.ndim(index) == 0:
+            number = range(len(self))[index]
+            index = slice(number, number + 1)
+        elif not isinstance(index, slice):
+            index = np.asarray(index)
+        return jax.tree.map(lambda part: part[index], self)
+
+    @classmethod
+    def of(cls, ids: Any, mask: Any = None, token_types: Any = None) -> "Batch":
+        """Returns a batch of what other libraries give.
+
+        Args:
+          ids: integers `[batch, pos]`: an array of any library that has `__array__` or `__dlpack__`, or lists, padded
+            on the right where they are not of one length; or a mapping with `input_ids` and, if there are any,
+            `attention_mask` and `token_type_ids`, as the tokenizers of transformers return it.
+          mask: booleans, or 1 and 0; True at real tokens. All are real unless given.
+          token_types: integers; 0 unless given.
+
+        Raises:
+          JaxqkvError: for anything else, and parts that do not go together.
+        """
+        if isinstance(ids, Batch) and mask is None and token_types is None:
+            return ids
+        if isinstance(ids, Mapping):
+            return _of_mapping(ids, mask, token_types)
+        lengths = _lengths(ids)
+        if mask is None and lengths is not None and len(set(lengths)) > 1:
+            mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+        ids = _array(ids, "ids")
+        _check_kind(ids)
+        mask = np.ones(ids.shape, bool) if mask is None else _array(mask, "mask")
+        types = np.zeros(ids.shape, np.int32) if token_types is None else _array(token_types, "token_types")
+        if np.issubdtype(mask.dtype, np.integer):
+            if not isinstance(mask, jax.core.Tracer) and not ((mask == 0) | (mask == 1)).all():
+                raise JaxqkvError("an integer mask is 1 at real tokens and 0 at pads, and this one has other values")
+            mask = mask.astype(bool)
+        _check_parts(ids, mask, types)
+        return snapshot(cls(ids=ids, mask=mask, token_types=types))
+
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """An array of another library."""
+
+    def __array__(self) -> np.ndarray:
+        """Returns it as NumPy's."""
+
+
+@runtime_checkable
+class Exchanged(Protocol):
+    """An array of another library that has the DLPack protocol."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Returns a capsule with its memory."""
+
+
+# What the model's functions take: a batch, integer ids [batch, pos] without padding, or what `Batch.of` takes.
+BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]] | Mapping[str, Any] | ArrayLike | Exchanged
+# Keys of a mapping → parts of a batch; and those that change no number here.
+KEYS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "token_types"}
+KEYS |= {name: name for name in ("ids", "mask", "token_types")}
+IGNORED = {"special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping", "num_truncated_tokens"}
 
 
 def as_batch(batch: BatchLike, config: Sizes) -> Batch:
-    """A `Batch` as it is, or unpadded ids `[batch, pos]` as one; checked against the config's sizes.
+    """Returns a batch, or what `Batch.of` takes as one, checked against the config's sizes.
+
+    Host arrays are copied, so that a run that is still going on does not see what the caller changes afterwards.
 
     Raises:
       JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token
         types that do not go with them, and on more tokens than the model has positions.
     """
-    if not isinstance(batch, Batch):
-        try:
-            ids = batch if isinstance(batch, jax.Array) else np.asarray(batch)
-        except ValueError:
-            raise JaxqkvError("expected ids [batch, pos] with rows of one length; `tokenize` pads texts") from None
-        _check_ids(ids, config)
-        ids = ids.astype(np.int32)
-        batch = Batch(ids=ids, mask=np.ones(ids.shape, bool), token_types=np.zeros(ids.shape, np.int32))
+    if isinstance(batch, Batch):
+        _check_kind(batch.ids)
+        _check_parts(batch.ids, batch.mask, batch.token_types)
+        checked: Batch = snapshot(batch)
     else:
-        _check_ids(batch.ids, config)
-        for name, part in (("mask", batch.mask), ("token_types", batch.token_types)):
-            if part.shape != batch.ids.shape:
-                raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(batch.ids.shape)}")
-        if batch.mask.dtype != bool:
-            raise JaxqkvError(f"mask is boolean, True at real tokens, not {batch.mask.dtype}")
-        _check_token_types(batch.token_types, config)
-    if batch.ids.shape[-1] > config.n_positions:
-        raise JaxqkvError(f"{batch.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
-    return batch
+        if isinstance(batch, Sequence) and len(set(_lengths(batch) or ())) > 1:
+            raise JaxqkvError("expected ids [batch, pos] with rows of one length; `Batch.of` and `tokenize` pad")
+        checked = Batch.of(batch)
+    _check_ids(checked.ids, config)
+    _check_token_types(checked.token_types, config)
+    if checked.ids.shape[-1] > config.n_positions:
+        raise JaxqkvError(f"{checked.ids.shape[-1]} tokens are more than the model's {config.n_positions} positions")
+    ids, token_types = (part.astype(np.int32) for part in (checked.ids, checked.token_types))
+    return dataclasses.replace(checked, ids=ids, token_types=token_types)
 
 
-def _check_ids(ids: AnyArray, config: Sizes) -> None:
+def _of_mapping(given: Mapping[str, Any], mask: Any, token_types: Any) -> Batch:
+    unknown = [str(name) for name in given if name not in KEYS and name not in IGNORED]
+    if unknown:
+        raise JaxqkvError(f"a batch has no {', '.join(unknown)}; it is made of {', '.join(KEYS)}")
+    parts = {"mask": mask, "token_types": token_types}
+    parts = {name: values for name, values in parts.items() if values is not None}
+    for name, values in given.items():
+        if (part := KEYS.get(name)) is not None:
+            if part in parts:
+                raise JaxqkvError(f"{part} is given twice, once as {name}")
+            parts[part] = values
+    if "ids" not in parts:
+        raise JaxqkvError("a batch needs input_ids")
+    return Batch.of(**parts)
+
+
+def _lengths(rows: Any) -> list[int] | None:
+    """Returns the lengths of rows that are lists or arrays, or None where that is not what they are."""
+    if not isinstance(rows, list | tuple) or not all(hasattr(row, "__len__") for row in rows):
+        return None
+    return [len(row) for row in rows]
+
+
+def _array(values: Any, name: str) -> AnyArray:
+    """Returns values as an array of JAX, or else of NumPy; rows of several lengths filled up with zeros."""
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        lengths = _lengths(values)
+        if lengths is not None and len(set(lengths)) > 1:
+            filled = [[*row, *[0] * (max(lengths) - len(row))] for row in values]
+            return np.asarray(filled)
+        if not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
+            return np.from_dlpack(values)
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # of whatever the other library raises
+        raise JaxqkvError(f"{name} cannot be read as an array ({first_line(error)})") from None
+
+
+def _check_kind(ids: AnyArray) -> None:
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
         hint = "; `tokenize` makes them of texts" if ids.dtype.kind in "UO" else ""
         raise JaxqkvError(f"expected integer ids [batch, pos], got {ids.dtype} {list(ids.shape)}{hint}")
+
+
+def _check_parts(ids: AnyArray, mask: AnyArray, token_types: AnyArray) -> None:
+    for name, part in (("mask", mask), ("token_types", token_types)):
+        if part.shape != ids.shape:
+            raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(ids.shape)}")
+    if mask.dtype != bool:
+        raise JaxqkvError(f"mask is boolean, True at real tokens, not {mask.dtype}; `Batch.of` takes 1 and 0")
+    if not np.issubdtype(token_types.dtype, np.integer):
+        raise JaxqkvError(f"expected integer token_types [batch, pos], got {token_types.dtype}")
+
+
+def _check_ids(ids: AnyArray, config: Sizes) -> None:
     if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
         raise JaxqkvError(
             f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
@@ -100,8 +230,6 @@ def _check_ids(ids: AnyArray, config: Sizes) -> None:
 
 
 def _check_token_types(token_types: AnyArray, config: Sizes) -> None:
-    if not np.issubdtype(token_types.dtype, np.integer):
-        raise JaxqkvError(f"expected integer token_types [batch, pos], got {token_types.dtype}")
     if isinstance(token_types, jax.core.Tracer):
         return
     smallest, largest = token_types.min(), token_types.max()

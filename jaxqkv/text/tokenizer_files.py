@@ -8,7 +8,7 @@ import dataclasses
 import json
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class TokenizerClass:
       named: its special tokens, where the files name no others.
       template: roles of the tokens that it puts before and after a text; None where tokenizer.json, or
         add_bos_token and add_eos_token, decide.
+      pair: how the template joins two texts, a key of `PAIRS`.
       extra: special tokens without a role, where the files list none.
       stripped: roles of tokens that take in the spaces before them, where the files give only their text.
     """
@@ -37,6 +38,7 @@ class TokenizerClass:
     kind: kinds.Kind
     named: Mapping[str, str]
     template: tuple[str, str] | None
+    pair: str = "doubled"
     extra: tuple[str, ...] = ()
     stripped: tuple[str, ...] = ()
 
@@ -52,6 +54,7 @@ BERT = TokenizerClass(
         "mask_token": "[MASK]",
     },
     template=("cls_token", "sep_token"),
+    pair="segments",
 )
 ROBERTA_NAMES = {
     "bos_token": "<s>",
@@ -64,7 +67,7 @@ ROBERTA_NAMES = {
 }
 CLASSES: dict[str, TokenizerClass] = {
     "GPT2Tokenizer": TokenizerClass(
-        kinds.ByteLevelBPE(), {"bos_token": END, "eos_token": END, "unk_token": END}, template=None
+        kinds.ByteLevelBPE(), {"bos_token": END, "eos_token": END, "unk_token": END}, template=None, pair="anew"
     ),
     "BertTokenizer": BERT,
     "DistilBertTokenizer": BERT,
@@ -79,6 +82,13 @@ CLASSES: dict[str, TokenizerClass] = {
         extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
         stripped=("mask_token",),
     ),
+}
+# What follows the first text of a pair and its last token, as lists of the template's pieces with their token types,
+# from the tokens before and after a text.
+PAIRS: dict[str, Callable[[list[str], list[str]], list[str]]] = {
+    "segments": lambda first, last: ["$B:1", *(f"{token}:1" for token in last)],  # BERT
+    "doubled": lambda first, last: [*last, "$B", *last],  # RoBERTa
+    "anew": lambda first, last: [*(f"{token}:1" for token in first), "$B:1", *(f"{token}:1" for token in last)],
 }
 # Classes of which tokenizer.json decides all.
 GENERAL = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
@@ -222,7 +232,8 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
         differences += _lost(written, backend)
         backend.post_processor = written.post_processor if about.template is None else None
     if about.template is not None or any(roles):
-        backend.post_processor = _template(backend, [content_of(named[role]) if role else None for role in roles])
+        ends = [content_of(named[role]) if role else None for role in roles]
+        backend.post_processor = _template(backend, ends, about.pair)
     if written is not None and about.template is not None and _reframed(written, backend, side, about.template):
         differences.append("post_processor puts other tokens before or after a text")
     for what in differences:
@@ -239,10 +250,11 @@ def _asked_for(side: SideFiles, written: Tokenizer | None) -> tuple[str | None, 
     return "bos_token" if flags[0] else None, "eos_token" if flags[1] else None
 
 
-def _template(backend: Tokenizer, ends: Sequence[str | None]) -> Any:
+def _template(backend: Tokenizer, ends: Sequence[str | None], pair: str) -> Any:
     first, last = ([end] if end else [] for end in ends)
     return processors.TemplateProcessing(
         single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *PAIRS[pair](first, last)],
         special_tokens=[(end, backend.token_to_id(end)) for end in dict.fromkeys(filter(None, ends))],
     )
 

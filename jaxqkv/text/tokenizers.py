@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.
 TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Of a text of one batch: a thousand tokens have a few thousand.
 MOST_CHARACTERS = 5_000_000
+
+
+# A text, or two that go together.
+Text = str | tuple[str, str]
 
 
 @runtime_checkable
@@ -103,9 +107,10 @@ class Tokenizer:
         """
         return [encoding.ids for encoding in self._encodings(texts, special_tokens)]
 
-    def _encodings(self, texts: Sequence[str], special_tokens: bool) -> list["tokenizers.Encoding"]:
+    def _encodings(self, texts: Sequence[Text], special_tokens: bool) -> list["tokenizers.Encoding"]:
         for number, text in enumerate(texts):
-            _check_unicode(text, number)
+            for part in _parts(text):
+                _check_unicode(part, number)
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
         except BaseException as error:
@@ -136,61 +141,93 @@ class Tokenizer:
 
     def batch(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[Text],
         config: ModelSizes,
         *,
         padding_side: str = "right",
+        pad_to_multiple_of: int = 1,
         truncate: bool = False,
         special_tokens: bool = True,
     ) -> Batch:
-        """Texts as a padded batch.
+        """Returns texts as a padded batch.
 
         Args:
-          texts: one text or several; each must give at least one token.
+          texts: one text or several; each must give at least one token. A pair `(one, other)` is joined by the
+            tokenizer's template, with token types where the model has them.
           config: of the model that the batch is for.
           padding_side: "right" or "left"; it changes no result.
+          pad_to_multiple_of: round the length of the batch up, at most to the model's positions, so that texts of
+            many lengths need few compiled programs.
           truncate: cut a text that has more tokens than the model positions, instead of refusing it: at its end,
             or at its beginning where the tokenizer's files say so (truncation_side).
           special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP] and
             RoBERTa's <s> and </s>.
 
         Raises:
-          JaxqkvError: for an empty list or text (by number), and one that is too long (both lengths).
+          JaxqkvError: for an empty list or text (by number), one that is too long (both lengths), and a pair to be cut.
+
+        Warns:
+          JaxqkvWarning: when a text contains a token of the template itself, such as BERT's [SEP].
         """
         try:
             texts = [texts] if isinstance(texts, str) else list(texts)
         except TypeError:
             raise JaxqkvError(f"expected a text or a list of texts, not {type(texts).__name__}") from None
-        if not all(isinstance(text, str) for text in texts):
-            raise JaxqkvError("expected a text or a list of texts; token ids go to the model as they are")
+        if not all(_parts(text) for text in texts):
+            raise JaxqkvError(
+                "expected a text or a list of texts; token ids go to the model as they are, and a pair is a tuple"
+            )
         if not texts:
             raise JaxqkvError("no text to tokenize: the list is empty")
         for number, text in enumerate(texts):
-            if len(text) > MOST_CHARACTERS:
+            if (length := sum(map(len, _parts(text)))) > MOST_CHARACTERS:
                 raise JaxqkvError(
-                    f"text {number} has {len(text):,} characters, far more than the model's {config.n_positions} "
+                    f"text {number} has {length:,} characters, far more than the model's {config.n_positions} "
                     "positions hold; shorten it"
                 )
         if padding_side not in ("left", "right"):
             raise JaxqkvError(f"padding_side is 'left' or 'right', not {padding_side!r}")
-        bare = self.encode(texts, special_tokens=False)
-        for number, ids in enumerate(bare):
+        multiple: Any = pad_to_multiple_of
+        if not isinstance(multiple, int) or multiple < 1:
+            raise JaxqkvError(f"pad_to_multiple_of is a whole number from 1 up, not {pad_to_multiple_of!r}")
+        numbers = [number for number, text in enumerate(texts) for _ in _parts(text)]
+        bare = self.encode([part for text in texts for part in _parts(text)], special_tokens=False)
+        for number, ids in zip(numbers, bare, strict=True):
             if not ids:
                 raise JaxqkvError(f"text {number} is empty: it gives no token")
         encodings = self._encodings(texts, special_tokens)
-        for number, encoding in enumerate(encodings):
-            if len(encoding) > config.n_positions and not truncate:
+        for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            if len(encoding) > config.n_positions and not (truncate and isinstance(text, str)):
+                how = "(in the library truncate=True does)" if isinstance(text, str) else "yourself: a pair is not cut"
                 raise JaxqkvError(
                     f"text {number} has {len(encoding)} tokens, more than the model's {config.n_positions} positions; "
-                    "shorten it (in the library truncate=True does)"
+                    f"shorten it {how}"
                 )
+        self._warn_of_templates_tokens(encodings)
         rows = [self._cut(encoding, config.n_positions) for encoding in encodings]
-        width = max(map(len, rows))
+        width = -(-max(map(len, rows)) // pad_to_multiple_of) * pad_to_multiple_of
+        width = min(width, max(config.n_positions, *map(len, rows)))
         padded, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+        types = np.zeros_like(padded)
         for row, tokens in enumerate(rows):
             where = slice(0, len(tokens)) if padding_side == "right" else slice(width - len(tokens), width)
             padded[row, where], mask[row, where] = tokens, True
-        return Batch(ids=padded, mask=mask, token_types=np.zeros_like(padded))
+            if config.token_types > 1 and not isinstance(texts[row], str):
+                types[row, where] = encodings[row].type_ids
+        return Batch(ids=padded, mask=mask, token_types=types)
+
+    def _warn_of_templates_tokens(self, encodings: Sequence["tokenizers.Encoding"]) -> None:
+        for number, encoding in enumerate(encodings):
+            added = np.array(encoding.special_tokens_mask, bool)  # by the template; not what the text itself contains
+            ids = np.array(encoding.ids)
+            own = sorted(set(ids[added].tolist()) & set(ids[~added].tolist()))
+            if own:
+                names = ", ".join(self.tokens(own))
+                message = (
+                    f"text {number} contains {names}, which the tokenizer also puts around a text; for two sentences "
+                    "give a pair (one, other)"
+                )
+                warnings.warn(JaxqkvWarning(message), stacklevel=4)
 
     def _cut(self, encoding: "tokenizers.Encoding", length: int) -> list[int]:
         """At most `length` ids: what the template puts before and after the text stays, and the text is cut."""
@@ -215,6 +252,14 @@ def _as_error(error: BaseException, what: str) -> BaseException:
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         return error
     return CheckpointError(f"{what} ({first_line(error)})")
+
+
+def _parts(text: Any) -> tuple[str, ...]:
+    """Returns a text, or both of a pair, as a tuple; an empty one for anything else."""
+    if isinstance(text, str):
+        return (text,)
+    pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+    return text if pair else ()
 
 
 def _check_unicode(text: str, number: int) -> None:

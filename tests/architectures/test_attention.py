@@ -125,6 +125,12 @@ class TestAttend:
         ):
             np.testing.assert_allclose(sliced, whole, rtol=1e-4, atol=1e-5)
 
+        def bytes_of(attend):
+            return loss(attend).lower(*heads).compile().memory_analysis().temp_size_in_bytes
+
+        scores = BATCH * HEAD * self.POS**2 * 4
+        assert bytes_of(attention.attend_sliced) < scores < bytes_of(attention.attend_whole)
+
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
     @pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
     def test_upcast_scores_are_those_of_float32(self, heads, visible, dtype, attend):

@@ -9,8 +9,8 @@ import jaxqkv
 from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.layers import ACTIVATION_FUNCTIONS
 from jaxqkv.checkpoints.config import ACTIVATIONS
-from jaxqkv.cli import verify
 from jaxqkv.errors import CheckpointError, JaxqkvWarning
+from jaxqkv.model import comparison
 
 
 def test_what_is_written_is_read_back(config):
@@ -212,7 +212,7 @@ def test_activations_are_those_of_transformers(name):
     activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
     x = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, 1e3]])
     expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
-    with verify._double_precision():
+    with comparison._double_precision():
         actual = np.asarray(ACTIVATION_FUNCTIONS[ACTIVATIONS[name]](jnp.asarray(x)))
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 if name == "gelu_fast" else 1e-13)
 

@@ -1,7 +1,6 @@
 """The bundled checkpoints: small, in Hugging Face's format, and really trained."""
 
 import pydoc_data.topics
-import re
 
 import numpy as np
 import pytest
@@ -78,47 +77,3 @@ def test_transformers_loads_them(demo):
         with torch.no_grad():
             logits = theirs(torch.tensor(masked)).logits.numpy()
         assert surprise(logits[:, places], ids[:, places]) < 5.8
-
-
-def test_training_tasks():
-    """What the training script masks, and that each window is cut from the text as it stands."""
-    pytest.importorskip("optax")
-    import train_demo
-
-    generator = np.random.default_rng(0)
-    stream = np.arange(100_000, dtype=np.int32) % 4000 + 50
-    ids = train_demo.windows(stream, generator, 128)
-    assert ids.shape == (32, 128)
-    assert ((np.diff(ids) == 1) | (np.diff(ids) == -3999)).all()
-    corrupted, chosen, truth = train_demo.mask_tokens(ids, generator, ends=(2, 3), mask=4)
-    assert chosen.shape == truth.shape == (32, int(train_demo.MASKED * 128))
-    assert ((chosen > 0) & (chosen < 127)).all()
-    np.testing.assert_array_equal(truth, np.take_along_axis(ids, chosen, 1))
-    at_chosen = np.take_along_axis(corrupted, chosen, 1)
-    assert (at_chosen == 4).mean() == pytest.approx(0.8, abs=0.05)
-    assert (at_chosen == truth).mean() == pytest.approx(0.1, abs=0.05)
-    untouched = np.ones_like(ids, bool)
-    np.put_along_axis(untouched, chosen, False, 1)
-    untouched[:, [0, -1]] = False
-    np.testing.assert_array_equal(corrupted[untouched], ids[untouched])
-    framed = (corrupted[:, 0] == 2) & (corrupted[:, -1] == 3)
-    assert 5 <= framed.sum() <= 27
-
-
-def test_documents_and_split(tmp_path):
-    pytest.importorskip("optax")
-    import train_demo
-
-    (tmp_path / "b.txt").write_text("a novel <unk> of thirty letters")
-    (tmp_path / "a.jsonl").write_text('{"title": "t", "text": "x <unk>y"}\n')
-    documents = train_demo.read_documents(tmp_path)
-    assert documents[:2] == ["a novel of thirty letters", "xy"]
-    assert len(documents) == 2 + len(pydoc_data.topics.topics)
-    assert not any(re.search("<unk>", document) for document in documents)
-    training, held_out = train_demo.split(documents)
-    assert [a + b for a, b in zip(training, held_out, strict=True)] == documents
-    assert held_out[0] == "rs"
-    (tmp_path / "a.jsonl").unlink()
-    (tmp_path / "b.txt").unlink()
-    with pytest.raises(SystemExit, match=r"no \.txt and no \.jsonl files"):
-        train_demo.read_documents(tmp_path)

@@ -43,7 +43,8 @@ def test_goldens_from_pytorch(name, padding, tmp_path):
     batch = masked_batch(golden[f"{padding}/ids"], mask)
 
     activations = model.run(batch, capture=EVERYTHING)
-    for field in FIELDS:
+    np.testing.assert_array_equal(activations.resid_post[:-1], activations.resid_pre[1:])
+    for field in FIELDS[:-1]:
         expected = golden[f"{padding}/{field}"]
         assert getattr(activations, field).shape == expected.shape
         error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
@@ -63,7 +64,7 @@ def test_shapes_and_dtypes_of_everything(config, model):
         assert getattr(activations, field).shape == (layer, batch, head, pos, head_dim)
     for field in ("scores", "pattern"):
         assert getattr(activations, field).shape == (layer, batch, head, pos, pos)
-    for field in ("attn_out", "resid_pre", "mlp_out"):
+    for field in ("attn_out", "resid_pre", "mlp_out", "resid_post"):
         assert getattr(activations, field).shape == (layer, batch, pos, embed)
     assert all(getattr(activations, field).dtype == jnp.float32 for field in FIELDS)
     assert activations.mask.shape == (batch, pos)
@@ -73,10 +74,10 @@ def test_shapes_and_dtypes_of_everything(config, model):
 def test_only_what_was_asked_for_comes_back(config, model):
     ids = random_ids(config, 2, 7)
     activations = model.run(ids, capture={"k", "pattern"}, layers=[2, 0])
-    assert activations.layers == (0, 2)
+    assert activations.layers == (2, 0)
     assert {field for field in FIELDS if getattr(activations, field) is not None} == {"k", "pattern"}
     whole = model.run(ids, capture=EVERYTHING)
-    assert relative_error(activations.k, whole.k[np.array([0, 2])]) <= MODEL_LIMIT
+    assert relative_error(activations.k, whole.k[np.array([2, 0])]) <= MODEL_LIMIT
     assert relative_error(model.run(ids, capture="mlp_out", layers=1).mlp_out, whole.mlp_out[1:2]) <= MODEL_LIMIT
     default = model.run(ids)
     assert {field for field in FIELDS if getattr(default, field) is not None} == {"q", "k", "v"}
@@ -208,8 +209,10 @@ def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, m
     assert read == 4 * [0, 1, 2] + 2 * [0, 1, 2]  # kept from the second use on
     streamed.params()
     assert read[18:] == [0, 1, 2]
-    kept.params()
+    kept.params(copy=False)
     assert len(read) == 21
+    kept.params()
+    assert read[21:] == [0, 1, 2]
 
 
 def test_two_threads_run_one_model(config, folder):
@@ -359,7 +362,7 @@ def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"capture": {"q", "attention"}}, "cannot capture attention; there is q, k, v"),
+        ({"capture": {"q", "attention"}}, "cannot capture attention; did you mean pattern?"),
         ({"capture": set()}, "give exactly one of `capture`, .* and `reduce`"),
         (
             {"capture": {"q"}, "reduce": lambda attention, mask: 0},
@@ -452,7 +455,7 @@ for run in (
         "layers are whole numbers, not '1'",
         "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
         "mask [1, 2] does not go with ids [1, 3]",
-        "mask is boolean, True at real tokens, not int64",
+        "mask is boolean, True at real tokens, not int64; `Batch.of` takes 1 and 0",
         "expected integer ids [batch, pos], got float64 [2, 3]",
         "expected integer token_types [batch, pos], got float64",
     ]
@@ -466,7 +469,7 @@ def test_dtypes_that_would_change_the_numbers_silently(folder, dtype):
 
 def test_bert_has_no_logits(tmp_path):
     model = jaxqkv.load(write_folder(tmp_path / "x", BERT))
-    with pytest.raises(JaxqkvError, match="bert has no next-token logits; `hidden` gives its hidden states"):
+    with pytest.raises(JaxqkvError, match="bert has no next-token logits"):
         model.logits(random_ids(BERT, 1, 3))
 
 

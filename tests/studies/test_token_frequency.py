@@ -11,7 +11,7 @@ from scipy.stats import binned_statistic
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.studies.options import size_in_bytes
+from jaxqkv.runtime.sizes import size_in_bytes
 from jaxqkv.studies.registry import study
 from jaxqkv.studies.token_frequency import reductions
 from jaxqkv.studies.token_frequency import scores as score_figures

@@ -175,6 +175,7 @@ IDS = {token: index for index, token in enumerate(WORDPIECE)}
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("words", ["saw e1 x the ca", "[CLS] [MASK] saw [SEP] [CLS] [MASK]", "[SEP] [SEP] [SEP]"])
 @pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.filterwarnings("ignore:text 1 contains:jaxqkv.errors.JaxqkvWarning")
 def test_truncation_keeps_what_the_template_adds(tmp_path, ends, words, side):
     """And of the text as much as there is room for, special tokens in it included."""
     pieces, before, after = ENDS[ends]

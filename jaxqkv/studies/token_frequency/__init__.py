@@ -6,7 +6,8 @@ adjustments, and QK^T.
 
 import dataclasses
 
-from jaxqkv.studies.options import Devices, Documents, Job, Options, Running, option, size_in_bytes, whole_number
+from jaxqkv.runtime.sizes import size_in_bytes
+from jaxqkv.studies.options import Devices, Documents, Job, Options, Running, option, whole_number
 from jaxqkv.studies.study import Study
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import merge_heads, scaled_scores
 from jaxqkv.kernels import bin_index, binned_moments, percentile_edges
-from jaxqkv.model.request import Reducer
+from jaxqkv.model.reducers import Reducer
 from jaxqkv.runtime.devices import execution
 from jaxqkv.typing import AnyArray
 

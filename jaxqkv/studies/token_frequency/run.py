@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.figures.panels import plain
-from jaxqkv.model.request import Progress, Reducer
+from jaxqkv.model.reducers import Reducer
+from jaxqkv.model.request import Progress
 from jaxqkv.runtime import console, distributed
 from jaxqkv.runtime.devices import precision
 from jaxqkv.studies.layers import pick_layer

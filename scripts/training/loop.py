@@ -1,0 +1,229 @@
+"""The training itself: restartable, the same numbers however often it is interrupted."""
+
+import functools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tokenizers
+
+import jaxqkv
+from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.architectures.gpt2 import GPT2Config
+from jaxqkv.checkpoints.config import Config
+from jaxqkv.checkpoints.folder import save_checkpoint
+from jaxqkv.checkpoints.weights import tensors_from_params
+from training.mixture import MASKED, Sources, draw, mask_tokens, windows
+from training.objectives import fresh_head, head_tensors, mean_loss, sinusoids
+from training.optimiser import decay_start, optimiser
+from training.sentences import make_sentences
+from training.sizes import BERT_SPECIALS, MICROBATCH, WINDOWS
+from training.texts import save_tokenizer, separator, split, token_stream, train_tokenizer
+
+SENTENCES = 20_000  # made, for the tokenizer and the mixture
+MASKED_IN_TESTS = 0.15  # as in Devlin et al. 2018
+REPORT_EVERY, TEST_WINDOWS = 250, 64
+
+
+class Data(NamedTuple):
+    """What one model is trained and tested on: its tokenizer, sources of windows, and held-out text in a row."""
+
+    tokenizer: tokenizers.Tokenizer
+    sources: Sources
+    held_out: np.ndarray
+
+
+class State(NamedTuple):
+    """A training between two steps: how many are done, of how many, parameters, the optimiser's state, the curve.
+
+    Attributes:
+      recent: losses of the steps since the last report.
+      curve: `[reports, 3]`: step, mean of those losses, held-out loss.
+    """
+
+    step: int
+    steps: int
+    params: Any
+    optimiser: Any
+    recent: np.ndarray
+    curve: np.ndarray
+
+
+def prepare(config: Config, documents: list[str], work: Path, seed: int) -> Data:
+    """Returns the data; the tokenizer is trained, or read where `work` has it already."""
+    training, held_out = split(documents)
+    sentences = make_sentences(SENTENCES, seed)
+    if (work / "tokenizer.json").exists():
+        tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(config, [*training, *sentences])
+        save_tokenizer(tokenizer, config, work)
+    text, made, rest = (token_stream(tokenizer, config, texts) for texts in (training, sentences, held_out))
+    first = 1 if isinstance(config, GPT2Config) else len(BERT_SPECIALS)
+    sources = Sources(text, made, separator(tokenizer, config), first, config.vocab_size)
+    return Data(tokenizer, sources, rest)
+
+
+def make_task(config: Config, data: Data, ids: np.ndarray, weights: np.ndarray, generator: np.random.Generator,
+              masked: float = MASKED) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Returns windows as `mean_loss` takes them."""
+    if isinstance(config, GPT2Config):
+        return ids, weights
+    cls, sep, mask = (data.tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
+    return mask_tokens(ids, generator, (cls, sep), mask, data.sources.first, config.vocab_size, masked)
+
+
+def task_of_step(config: Config, data: Data, seed: int, step: int) -> tuple[np.ndarray, ...]:
+    """Returns what a step learns from, in microbatches; nothing else decides it than the arguments."""
+    generator = np.random.default_rng((seed, step))
+    ids, weights = draw(data.sources, generator, WINDOWS, config.n_positions)
+    task = make_task(config, data, ids, weights, generator)
+    return jax.tree.map(lambda array: array.reshape(-1, MICROBATCH, *array.shape[1:]), task)
+
+
+def fresh_params(config: Config, work: Path, seed: int) -> Any:
+    """Returns `{"model": …}` as a checkpoint of that config begins, and for BERT its `head`."""
+    (work / "config.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
+    params: dict[str, Any] = {"model": jaxqkv.load(f"random:{work}", seed=seed).params()}
+    if isinstance(config, BertConfig):
+        params["head"] = jax.tree.map(jnp.asarray, fresh_head(config))
+        params["model"]["embed"]["position"]["embedding"] = jnp.asarray(sinusoids(config))
+    return params
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
+def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
+    """Makes one step of so many: returns parameters, the optimiser's state, and the loss before it."""
+
+    def add(total: Any, microbatch: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, microbatch, config)), None
+
+    count = jax.tree.leaves(task)[0].shape[0]
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zeros, task)
+    loss, gradient = jax.tree.map(lambda leaf: leaf / count, total)
+    updates, state = optimiser(steps).update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+_mean_loss = jax.jit(mean_loss, static_argnames="config")
+
+
+def held_out_loss(params: Any, config: Config, data: Data, seed: int) -> float:
+    """Returns the mean loss of held-out text, in nats; for BERT with 15 % masked."""
+    generator = np.random.default_rng(seed + 1)
+    ids = windows(data.held_out, generator, TEST_WINDOWS, config.n_positions)
+    task = make_task(config, data, ids, np.ones(ids.shape, np.float32), generator, MASKED_IN_TESTS)
+    pieces = [
+        jax.tree.map(lambda array: array[start : start + MICROBATCH], task)  # noqa: B023
+        for start in range(0, TEST_WINDOWS, MICROBATCH)
+    ]
+    return float(np.mean([_mean_loss(params, piece, config=config) for piece in pieces]))
+
+
+def save_state(path: Path, state: State) -> None:
+    """Writes the state; at no moment is there half a one."""
+    leaves = jax.tree.leaves((state.params, state.optimiser))
+    arrays = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+    part = path.with_suffix(".part.npz")
+    np.savez(part, step=state.step, steps=state.steps, recent=state.recent, curve=state.curve, **arrays)
+    os.replace(part, path)
+
+
+def load_state(path: Path, like: State) -> State:
+    """Reads a state of the same shapes as `like`, to go on to its number of steps.
+
+    Raises:
+      SystemExit: when that is other than the state's own, and the rate of the one or the other falls already.
+    """
+    with np.load(path) as file:
+        leaves, tree = jax.tree.flatten((like.params, like.optimiser))
+        params, optimiser_state = jax.tree.unflatten(
+            tree, [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(leaves))]
+        )
+        step, steps = int(file["step"]), int(file["steps"])
+        if steps != like.steps and step > min(decay_start(steps), decay_start(like.steps)):
+            raise SystemExit(
+                f"{path}: {step} of {steps} steps are done; the rate falls from step {decay_start(steps)} of those, "
+                f"and from step {decay_start(like.steps)} of {like.steps}: --steps {steps} goes on"
+            )
+        return State(step, like.steps, params, optimiser_state, file["recent"], file["curve"])
+
+
+def write_checkpoint(params: Any, config: Config, data: Data, folder: Path) -> None:
+    """Writes config, float16 weights and tokenizer in Hugging Face's format."""
+    tensors = tensors_from_params(params["model"], config)
+    prefix, extra = "transformer.", {}
+    if isinstance(config, BertConfig):
+        prefix, extra = "bert.", {"architectures": ["BertForMaskedLM"]}
+    tensors = {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+    if isinstance(config, BertConfig):
+        tensors |= head_tensors(params["head"])
+    halves = {key: np.asarray(tensor).astype(np.float16) for key, tensor in tensors.items()}
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save_checkpoint(part, config, halves, dtype="float16", **extra)
+    save_tokenizer(data.tokenizer, config, part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def train(name: str, config: Config, documents: list[str], out: Path, steps: int, *, seed: int = 0,
+          resume: bool = False, save_minutes: float = 5, stop_at: int | None = None) -> None:  # fmt: skip
+    """Trains one checkpoint, and writes it to `out/name`; its state meanwhile is in `out/.name`.
+
+    Args:
+      name: of the checkpoint.
+      config: of the model.
+      documents: what to train on.
+      out: folder for the checkpoint.
+      steps: in all.
+      seed: of fresh weights and windows.
+      resume: goes on from the saved state.
+      save_minutes: from one saved state to the next.
+      stop_at: a step to save the state at and end, before all is done.
+    """
+    work = out / f".{name}"
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    data = prepare(config, documents, work, seed)
+    tokens, rest = len(data.sources.text), len(data.held_out)
+    print(f"{name}: {tokens:,} tokens of text to train on, {rest:,} held out", flush=True)
+    params = fresh_params(config, work, seed)
+    state = State(0, steps, params, optimiser(steps).init(params), np.zeros(0), np.zeros((0, 3)))
+    path = work / "state.npz"
+    if resume and path.exists():
+        state = load_state(path, state)
+    begin = saved = time.monotonic()
+    first = state.step
+    while True:
+        if state.step == steps or state.step % REPORT_EVERY == 0:
+            state = report(name, state, held_out_loss(state.params, config, data, seed))
+            print(f"  {(time.monotonic() - begin) / max(1, state.step - first):.2f} s a step", flush=True)
+        if state.step in (steps, stop_at) or time.monotonic() - saved > 60 * save_minutes:
+            save_state(path, state)
+            saved = time.monotonic()
+        if state.step in (steps, stop_at):
+            break
+        task = task_of_step(config, data, seed, state.step)
+        params, moments, loss = update(state.params, state.optimiser, task, np.int32(steps), config=config)
+        state = State(state.step + 1, steps, params, moments, np.append(state.recent, loss), state.curve)
+    if state.step == steps:
+        write_checkpoint(state.params, config, data, out / name)
+
+
+def report(name: str, state: State, held_out: float) -> State:
+    """Prints the losses and adds them to the state's curve, once a step."""
+    if len(state.curve) and state.curve[-1, 0] == state.step:
+        return state
+    loss = state.recent.mean() if len(state.recent) else np.nan
+    print(f"{name}: step {state.step:5d}  loss {loss:.3f}  held out {held_out:.3f} nats", flush=True)
+    return state._replace(recent=np.zeros(0), curve=np.vstack([state.curve, [state.step, loss, held_out]]))

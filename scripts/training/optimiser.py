@@ -1,0 +1,84 @@
+"""Muon for the matrices of the blocks, AdamW for all else, and how fast they learn.
+
+Source of Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# A quintic whose iteration takes singular values in (0, 1] near 1.
+QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+MOMENTUM = 0.95
+# Largest steps: of matrices in the spectral norm, of other parameters each.
+MUON_RATE, ADAM_RATE = 0.02, 3e-3
+# Decay of matrices and embeddings, as a part of the rate.
+WEIGHT_DECAY = 0.05
+# Steps in which the rate rises, and the percentage of all steps in which it falls to nothing.
+WARM_UP, DECAY_PERCENT = 200, 35
+
+
+def orthogonalised(matrices: jax.Array) -> jax.Array:
+    """Returns `[matrix, rows, columns]` with nearly the same singular vectors and singular values near 1."""
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else jnp.swapaxes(matrices, 1, 2)
+    x = x / (jnp.sqrt((x * x).sum((1, 2), keepdims=True)) + 1e-7)
+    a, b, c = QUINTIC
+    for _ in range(ITERATIONS):
+        square = x @ jnp.swapaxes(x, 1, 2)
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x if wide else jnp.swapaxes(x, 1, 2)
+
+
+def scale_by_muon() -> optax.GradientTransformation:
+    """Momentum, orthogonalised; matrices of one shape are taken together, which compiles and runs faster."""
+
+    def update(gradients: Any, momentum: Any, params: Any = None) -> tuple[Any, Any]:
+        momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, gradients)
+        leaves, tree = jax.tree.flatten(jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, gradients))
+        for shape in sorted({leaf.shape for leaf in leaves}):
+            places = [index for index, leaf in enumerate(leaves) if leaf.shape == shape]
+            stacked = orthogonalised(jnp.stack([leaves[index] for index in places]))
+            stacked *= max(1.0, shape[1] / shape[0]) ** 0.5
+            for index, leaf in zip(places, stacked, strict=True):
+                leaves[index] = leaf
+        return jax.tree.unflatten(tree, leaves), momentum
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def decay_start(steps: Any) -> Any:
+    """Returns the step at which the rate of a run of so many steps begins to fall."""
+    return steps - steps * DECAY_PERCENT // 100
+
+
+def relative_rate(step: Any, steps: Any) -> jax.Array:
+    """Returns the rate as a part of the largest: it rises, stays, and falls to nothing.
+
+    Before `decay_start` it is the same whatever the number of steps, so that a saved state can be taken on to more.
+    """
+    fall = jnp.maximum(1, steps - decay_start(steps))
+    return jnp.minimum(1.0, jnp.minimum((step + 1) / WARM_UP, (steps - step) / fall))
+
+
+def optimiser(steps: Any) -> optax.GradientTransformation:
+    """Returns the optimiser of a run of so many steps, for parameters as `forward` takes them, or a tree of such."""
+
+    def kinds(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: "muon" if leaf.ndim == 2 and path[-1].key == "kernel" else "adam", params
+        )
+
+    def matrices(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def rate(largest: float) -> optax.Schedule:
+        return lambda step: largest * relative_rate(step, steps)
+
+    muon = optax.chain(
+        scale_by_muon(), optax.add_decayed_weights(WEIGHT_DECAY), optax.scale_by_learning_rate(rate(MUON_RATE))
+    )
+    adam = optax.adamw(rate(ADAM_RATE), b2=0.98, weight_decay=WEIGHT_DECAY, mask=matrices)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform({"muon": muon, "adam": adam}, kinds))

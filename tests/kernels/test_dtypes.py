@@ -1,0 +1,36 @@
+"""The dtype of each kernel's results: as the folder's docstring says, also where JAX has float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxqkv import kernels
+from jaxqkv.model.comparison import _double_precision
+
+GENERATOR = np.random.default_rng(0)
+X, EDGES = GENERATOR.normal(size=(5, 9)), np.linspace(-4, 4, 8)
+HEADS, MASK = GENERATOR.normal(size=(2, 3, 5, 7)), np.ones((2, 5), bool)
+ROUNDED = {
+    "density": lambda: kernels.density(X, EDGES),
+    "moments": lambda: kernels.moments(X),
+    "pearson": lambda: kernels.pearson(X, X),
+    "binned_moments": lambda: kernels.binned_moments(X[0], np.zeros(9, int), n_bin=2)[1:],
+    "distribution_shape": lambda: tuple(kernels.distribution_shape(X)),
+    "ks_normal": lambda: kernels.ks_normal(X, 0.0, 1.0),
+    "neighbour_correlations": lambda: kernels.neighbour_correlations(X),
+    "spectrum": lambda: kernels.spectrum(X),
+}
+KEPT = {
+    "column_cosine": lambda: kernels.column_cosine(X),
+    "column_cosine_moments": lambda: kernels.column_cosine_moments(X),
+    "column_correlation": lambda: kernels.column_correlation(X),
+    "permute_entries": lambda: kernels.permute_entries(X, jax.random.key(0)),
+    "last_token_scores": lambda: [sample.values for sample in kernels.last_token_scores(HEADS, HEADS, MASK)],
+}
+
+
+@pytest.mark.parametrize("name", [*ROUNDED, *KEPT])
+def test_dtypes(name):
+    with _double_precision():
+        results = jax.tree.leaves((ROUNDED | KEPT)[name]())
+    assert {str(leaf.dtype) for leaf in results} == {"float32" if name in ROUNDED else "float64"}

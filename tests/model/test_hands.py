@@ -1,0 +1,343 @@
+"""What a caller may do with what is given and returned, and how layers, memory and reducers are asked for."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GPT2, random_ids, random_tensors, write_folder
+
+import jaxqkv
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.arrays import snapshot
+from jaxqkv.runtime.sizes import memory_limit
+from jaxqkv.text.batches import Batch, as_batch
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("copy", [True, False])
+def test_dicts_of_parameters_are_not_the_models(folder, config, stream, copy):
+    model, ids = jaxqkv.load(folder, stream=stream), random_ids(config, 2, 5)
+    model.run(ids)
+    before = np.asarray(model.hidden(ids))
+    params = model.params(copy=copy)
+    params["layers"][1]["attn"]["o"]["kernel"] *= 0
+    params["layers"].pop()
+    for module in params["embed"].values():
+        for name in module:
+            module[name] = module[name] * 0
+    np.testing.assert_array_equal(model.hidden(ids), before)
+    fresh = model.params(copy=copy)
+    assert len(fresh["layers"]) == config.n_layer
+    np.testing.assert_allclose(jaxqkv.hidden(fresh, ids, config), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_buffers_of_parameters_may_be_donated(folder, config, stream):
+    model, ids = jaxqkv.load(folder, stream=stream), random_ids(config, 2, 5)
+    model.run(ids)
+    before = np.asarray(model.hidden(ids))
+    params = model.params()
+    halved = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / 2, tree), donate_argnums=0)(params)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    for again in (model, jaxqkv.load(folder)):
+        np.testing.assert_array_equal(again.hidden(ids), before)
+    expected = model.params()
+    for one, two in zip(jax.tree.leaves(halved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, two / 2)
+
+
+def test_shared_buffers_are_the_models_own(folder, config):
+    model = jaxqkv.load(folder, stream=False)
+    one, two = (jax.tree.leaves(model.params(copy=False)) for _ in range(2))
+    assert all(a is b for a, b in zip(one, two, strict=True))
+    own = jax.tree.leaves(model.params())
+    assert not {leaf.unsafe_buffer_pointer() for leaf in own} & {leaf.unsafe_buffer_pointer() for leaf in one}
+
+
+def test_what_the_caller_changes_after_a_call_is_not_seen():
+    """Whatever is read later is a copy; JAX's arrays, which do not change, are not copied."""
+    ids, mask, types = np.zeros((2, 5), np.int32), np.ones((2, 5), bool), np.zeros((2, 5), np.int32)
+    batch = as_batch(Batch(ids=ids, mask=mask, token_types=types), GPT2)
+    plain = as_batch(ids, GPT2)
+    ids += 1
+    mask[:] = False
+    types += 1
+    assert not np.asarray(batch.ids).any()
+    assert np.asarray(batch.mask).all()
+    assert not np.asarray(batch.token_types).any()
+    assert not np.asarray(plain.ids).any()
+    inside = snapshot({"a": [ids], "b": (array := jnp.arange(3))})
+    assert not np.shares_memory(inside["a"][0], ids)
+    assert inside["b"] is array
+    with pytest.raises(ValueError, match="read-only"):
+        inside["a"][0][0] = 0
+
+
+def test_nothing_that_is_returned_is_a_view_of_an_argument(model, config):
+    ids, mask = random_ids(config, 2, 5), np.ones((2, 5), bool)
+    shift = np.ones(2, np.float32)
+    batch = Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
+    acts = model.run(batch)
+    kept = model.run(batch, reduce=lambda attention, mask, shift: (mask, shift), inputs=shift)
+    mask[:], shift[:] = False, 0
+    assert np.asarray(acts.mask).all()
+    assert np.asarray(kept[0]).all()
+    np.testing.assert_array_equal(kept[1], np.ones((config.n_layer, 2)))
+
+
+def test_host_parameters_are_those_at_the_time_of_the_call(model, config):
+    ids = random_ids(config, 2, 5)
+    params = jax.tree.map(np.array, model.params())
+    expected = np.asarray(model.run(ids, capture={"mlp_out"}).mlp_out)
+    result = jaxqkv.forward(params, ids, config, capture={"mlp_out"})
+    for leaf in jax.tree.leaves(params):
+        leaf[:] = 0
+    np.testing.assert_allclose(result.mlp_out, expected, atol=1e-6)
+
+
+# --- layers ---
+
+
+@pytest.mark.parametrize(
+    ("layers", "selected"),
+    [
+        ([2, 0], (2, 0)),
+        (iter([1, 0]), (1, 0)),
+        ({2, 1}, (1, 2)),
+        (range(2, -1, -1), (2, 1, 0)),
+        (np.array([2, 1]), (2, 1)),
+        (np.array(1), (1,)),
+        (np.int64(2), (2,)),
+        ({2: "a", 0: "b"}.keys(), (0, 2)),
+    ],
+)
+def test_layers_come_in_the_order_asked_for(gpt2_model, layers, selected):
+    ids = random_ids(GPT2, 2, 5)
+    whole = np.asarray(gpt2_model.run(ids).k)
+    acts = gpt2_model.run(ids, layers=layers)
+    assert acts.layers == selected
+    np.testing.assert_allclose(acts.k, whole[list(selected)], atol=1e-6)
+
+
+def test_layers_of_a_reducer(model, config):
+    """The layer's number is a value of the program, of which there is one for all layers."""
+    ids = random_ids(config, 2, 5)
+    traced = []
+
+    def reduce(attention, mask):
+        traced.append(1)
+        return attention.layer, attention.q[:, 0, 0, 0] * attention.layer.astype(jnp.float32)
+
+    numbers, values = model.run(ids, reduce=reduce, layers=[2, 0, 1])
+    assert numbers.tolist() == [2, 0, 1]
+    q = np.asarray(model.run(ids).q)[[2, 0, 1], :, 0, 0, 0]
+    np.testing.assert_allclose(values, q * np.array([2, 0, 1])[:, None], rtol=1e-5)
+    assert len(traced) == 2  # the last layer has no stream, and so a program of its own
+    assert model.run(ids).q.dtype == jnp.float32
+    half = model.run(ids, reduce=lambda attention, mask: jax.tree.leaves(attention.astype(jnp.float16)))
+    assert [leaf.dtype for leaf in half[:-1]] == [jnp.float16] * 9
+    assert half[-1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (np.array([True, False, True]), "not a boolean mask; `numpy.flatnonzero`"),
+        ([True, False, False], "not a boolean mask"),
+        ([0, 2, 0, 2], "each layer is named once; layers names 0, 2 more than once"),
+        (set(), "no layer selected"),
+        (np.array([[0], [1]]), "layers are whole numbers"),
+        (np.array([0.0, 1.0]), "layers are whole numbers"),
+    ],
+)
+def test_layers_that_are_refused(gpt2_model, layers, message):
+    with pytest.raises(JaxqkvError, match=message):
+        gpt2_model.run(random_ids(GPT2, 1, 3), layers=layers)
+
+
+# --- memory, parameters, dtypes ---
+
+
+@pytest.mark.parametrize(("memory", "size"), [("2GB", 2 * 10**9), ("64 KiB", 65536), (2e9, 2 * 10**9), (1, 1)])
+def test_memory(memory, size):
+    assert memory_limit(memory) == size
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, float("nan"), float("inf"), "much", "0.5", "0GB", [1]])
+def test_memory_that_is_refused(memory):
+    with pytest.raises(JaxqkvError, match=r"^memory"):
+        memory_limit(memory)
+
+
+def test_memory_as_a_text_changes_nothing(gpt2_model):
+    ids = random_ids(GPT2, 3, 5)
+    for run in (gpt2_model.hidden, gpt2_model.logits, lambda ids, memory=None: gpt2_model.run(ids, memory=memory).q):
+        np.testing.assert_allclose(run(ids, memory="20KB"), run(ids), atol=2e-5)
+        with pytest.raises(JaxqkvError, match=r"^memory"):
+            run(ids, memory=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: params | {"layers": [*params["layers"], params["layers"][0]]}, "4 layers, the config says 3"),
+        (lambda params: params | {"layers": params["layers"][:2]}, "2 layers, the config says 3"),
+        (lambda params: params | {"layers": dict(enumerate(params["layers"]))}, "a list with a dict a layer, not dict"),
+        (lambda params: {"layers": params["layers"]}, "params have the parts embed, layers, final"),
+    ],
+)
+def test_parameters_of_another_model(gpt2_model, change, message):
+    params, ids = change(gpt2_model.params()), random_ids(GPT2, 1, 3)
+    for run in (jaxqkv.forward, jaxqkv.hidden, jaxqkv.logits):
+        with pytest.raises(JaxqkvError, match=message):
+            run(params, ids, GPT2)
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+def test_weights_are_read_only(config, tmp_path, stored):
+    tensors = {key: values.astype(stored) for key, values in random_tensors(config).items()}
+    weights = jaxqkv.load(write_folder(tmp_path / "x", config, tensors)).weights
+    arrays = [getattr(weights, name)(0) for name in ("W_Q", "W_K", "W_V", "W_O", "W_QKV")]
+    arrays += [weights.W_Q(0, by_head=True), weights.W_O(0, by_head=True), weights[weights.names[0]], weights.positions]
+    for array in arrays:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 5
+
+
+def test_float64_without_x64_is_refused(folder, config):
+    """In a process of its own, in which it is switched on and off."""
+    code = f"""
+import jax, numpy as np, jaxqkv
+jax.config.update("jax_enable_x64", True)
+model, ids = jaxqkv.load({str(folder)!r}, dtype="float64"), np.ones((1, 3), np.int32)
+print(model.run(ids, layers=0).q.dtype)
+jax.config.update("jax_enable_x64", False)
+for run in (model.run, model.hidden, lambda ids: model.params()):
+    try:
+        run(ids)
+    except jaxqkv.JaxqkvError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    first, *errors = done.stdout.splitlines()
+    assert first == "float64"
+    assert len(errors) == 3
+    assert all("jax_enable_x64 is off now" in error for error in errors)
+
+
+# --- what a pass returns ---
+
+
+@pytest.mark.parametrize("memory", [None, 20_000])
+def test_outputs_and_layers_from_one_pass(model, config, monkeypatch, memory):
+    read = []
+    layer = jaxqkv.Weights.layer
+    ids = random_ids(config, 3, 7)
+    expected, pattern = np.asarray(model.hidden(ids)), np.asarray(model.run(ids, capture={"pattern"}).pattern)
+    monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, number: read.append(number) or layer(self, number))
+    fresh = jaxqkv.load(model.checkpoint)
+    names = {"pattern", "resid_post", "hidden"} | ({"logits"} if config.has_logits else set())
+    acts = fresh.run(ids, capture=names, layers=[1], memory=memory)
+    assert read == [0, 1, 2]
+    assert acts.layers == (1,)
+    np.testing.assert_allclose(acts.pattern, pattern[1:2], atol=1e-6)
+    np.testing.assert_allclose(acts.hidden, expected, atol=2e-5)
+    np.testing.assert_allclose(acts.resid_post, model.run(ids, capture="resid_pre", layers=2).resid_pre, atol=2e-5)
+    last = model.run(ids, capture={"resid_post"}, layers=2).resid_post[0]
+    if config.has_logits:
+        np.testing.assert_allclose(acts.logits, model.logits(ids), atol=2e-5)
+        scale, bias = model.weights["ln_f.weight"], model.weights["ln_f.bias"]
+        last = np.asarray(last, np.float64)
+        last = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5) * scale + bias
+    np.testing.assert_allclose(acts.hidden, last, atol=2e-5)
+
+
+def test_outputs_alone(gpt2_model):
+    ids = random_ids(GPT2, 2, 5)
+    acts = gpt2_model.run(ids, capture="logits")
+    assert acts.layers == ()
+    assert acts.hidden is None
+    assert repr(acts).startswith("Activations: ")
+    np.testing.assert_array_equal(acts.logits, gpt2_model.logits(ids))
+    params = gpt2_model.params()
+    loss = jax.jit(lambda params: jaxqkv.forward(params, ids, GPT2, capture={"logits", "z"}).logits.sum())
+    np.testing.assert_allclose(loss(params), acts.logits.sum(), rtol=1e-4)
+    with pytest.raises(JaxqkvError, match="logits: not a field of layers"):
+        next(gpt2_model.layerwise(ids, capture={"q", "logits"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("hook_pattern", "pattern"),
+        ("blocks.0.attn.hook_attn_scores", "scores"),
+        ("blocks.11.hook_resid_post", "resid_post"),
+        ("attentions", "pattern"),
+        ("Q", "q"),
+        ("last_hidden_state", "hidden"),
+        ("logit", "logits"),
+    ],
+)
+def test_names_of_other_libraries(gpt2_model, name, meant):
+    with pytest.raises(JaxqkvError, match=rf"cannot capture {name}; did you mean .*{meant}\b"):
+        gpt2_model.run(random_ids(GPT2, 1, 3), capture={name, "q"})
+
+
+def test_fields_by_name_and_by_layer(gpt2_model):
+    ids = random_ids(GPT2, 2, 5)
+    acts = gpt2_model.run(ids, capture={"q", "logits"}, layers=[2, 0])
+    assert acts["q"] is acts.q
+    assert acts["logits"] is acts.logits
+    with pytest.raises(JaxqkvError, match=r"^z was not captured; name it when running the model: capture=\{'z'\}$"):
+        acts["z"]
+    with pytest.raises(JaxqkvError, match="no field 'Q'; did you mean q"):
+        acts["Q"]
+    np.testing.assert_array_equal(acts.layer(0).q, acts.q[1])
+    assert acts.layer(0).z is None
+    with pytest.raises(JaxqkvError, match="no layer 1 here; there is 2, 0"):
+        acts.layer(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_activations_are_saved_and_loaded(folder, config, tmp_path, dtype):
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
+        acts = jaxqkv.load(folder, dtype=dtype).run(
+            random_ids(config, 2, 5), capture={"q", "pattern", "hidden"}, layers=[2, 0]
+        )
+    acts.save(tmp_path / "a.safetensors")
+    loaded = jaxqkv.load_activations(tmp_path / "a.safetensors")
+    assert loaded.layers == (2, 0)
+    assert jax.tree.structure(loaded) == jax.tree.structure(acts)
+    for one, two in zip(jax.tree.leaves(loaded), jax.tree.leaves(acts), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+
+
+def test_files_that_are_no_activations(folder, tmp_path, gpt2_model):
+    (tmp_path / "text").write_text("x")
+    for path, message in (
+        (folder / "model.safetensors", "not saved by `Activations.save`"),
+        (tmp_path / "text", "not a whole safetensors file"),
+        (tmp_path / "nothing", "not a whole safetensors file"),
+    ):
+        with pytest.raises(JaxqkvError, match=message):
+            jaxqkv.load_activations(path)
+    with pytest.raises(JaxqkvError, match="cannot be written"):
+        gpt2_model.run(random_ids(GPT2, 1, 3)).save(tmp_path / "no folder" / "a.safetensors")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_pattern_is_zero_at_pads(model, config, side):
+    """In rows and in columns; the other rows sum to 1."""
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])[:, :: -1 if side == "left" else 1].copy()
+    batch = Batch(ids=random_ids(config, 2, 5), mask=mask, token_types=np.zeros((2, 5), np.int32))
+    acts = model.run(batch, capture={"pattern", "mlp_out"})
+    pattern = np.asarray(acts.pattern)
+    np.testing.assert_allclose(
+        pattern.sum(axis=-1), np.broadcast_to(mask[None, :, None], pattern.shape[:-1]), atol=1e-6
+    )
+    assert not pattern[:, 1][:, :, :, ~mask[1]].any()
+    assert np.isfinite(acts.mlp_out).all()
