@@ -18,7 +18,10 @@ SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     config = changed(GPT2, initializer_range=0.2)
-    return str(write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS))
+    path = write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS)
+    # So that transformers, too, takes tokenizer.json as it is.
+    (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return str(path)
 
 
 @pytest.fixture
