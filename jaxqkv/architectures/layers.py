@@ -3,6 +3,8 @@
 Parameters are in `flax.linen`'s own layout (`kernel` is `[in, out]`), whatever the file's is.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ class SelfAttention(nn.Module):
     ) -> Attention:
         config, width = self.config, self.config.attention_width
         q, k, v = (split_heads(dense(width, name, self.execution)(x), config.n_head) for name in "qkv")
-        scale = config.attention_scale(layer, score_dtype(q.dtype, config.upcast_attention))
+        scale: Any = config.attention_scale(layer, score_dtype(q.dtype, config.upcast_attention))
         scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, config.upcast_attention)
         attn_out = dense(config.n_embd, "o", self.execution)(merge_heads(z))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
