@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxqkv.architectures import bert, distilbert, gpt2, roberta
 from jaxqkv.checkpoints import finding
+from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.config import Registry
 
 REGISTRY = Registry()
@@ -18,7 +19,7 @@ REGISTRY.add(roberta.CamembertConfig)
 REGISTRY.add(distilbert.DistilBertConfig, distilbert.KNOWN)
 
 
-def open_checkpoint(spec: Any, *, revision: str | None = None, seed: int = 0) -> "finding.Checkpoint":
+def open_checkpoint(spec: Any, *, revision: str | None = None, seed: int = 0) -> Checkpoint:
     """Opens a checkpoint: config, names and shapes are read, no tensor.
 
     Args:

@@ -20,7 +20,7 @@ from jaxqkv.runtime.devices import Execution
 class Embed(nn.Module):
     """Token, position and token-type embeddings, summed and normalised."""
 
-    config: Architecture
+    config: "BertConfig"
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
                  tokenizer: Tokenizer | None = None, mesh: Mesh | None = None):  # fmt: skip
         self.checkpoint = checkpoint
-        self.config: Architecture = checkpoint.config
+        self.config = cast(Architecture, checkpoint.config)
         self.weights = Weights(checkpoint, _checked_dtype(dtype))
         if stream is None:
             stream = self.weights.nbytes > KEEP_BYTES

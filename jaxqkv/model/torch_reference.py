@@ -5,7 +5,7 @@ Which classes and modules they are, an architecture says in its `counterpart`. N
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
     """Returns the checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    config: Architecture = checkpoint.config
+    config = cast(Architecture, checkpoint.config)
     about = config.counterpart
     options = {"dtype": torch.float32, "attn_implementation": "eager", "use_safetensors": True}
     options |= {"local_files_only": True, "trust_remote_code": False}
