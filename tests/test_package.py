@@ -80,7 +80,7 @@ def test_the_public_members_are_found():
     assert MEMBERS.keys() >= {
         "jaxqkv.kernels.moments.moments",
         "jaxqkv.kernels.similarity.head_pair_masks",
-        "jaxqkv.model.forward",
+        "jaxqkv.model.forward.forward",
         "jaxqkv.model.model.Model",
         "jaxqkv.model.model.Model.run",
         "jaxqkv.text.batches.Batch.positions",

@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.typing import AnyArray
 
+# What QKᵀ is multiplied by.
+Scale = float | Float[AnyArray, ""] | np.floating[Any]
+
 # On a CPU, matrices of scores from this size on are taken one head at a time, to stay in the cache.
 # Measured on two cores, z of 8·16 heads: 166 → 97 ms at 512·512 scores a head; 3.8 → 6.1 ms at 24·24.
 SLICED_FROM = 128 * 128
@@ -45,7 +48,7 @@ def merge_heads(x: Float[AnyArray, "*batch head pos head_dim"]) -> Float[Array, 
 def scaled_scores(
     q: Float[AnyArray, "*batch query head_dim"],
     k: Float[AnyArray, "*batch key head_dim"],
-    scale: float | Float[Array, ""] | None = None,
+    scale: Scale | None = None,
 ) -> Float[Array, "*batch query key"]:
     """QKᵀ · scale, with scale 1/√head_dim unless given; no mask, and so any real number.
 
@@ -99,7 +102,7 @@ def attend(
     k: Float[AnyArray, "batch head key head_dim"],
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
-    scale: float | Float[Array, ""] | None = None,
+    scale: Scale | None = None,
     sharded: bool = False,
     upcast: bool = False,
 ) -> Attended:
@@ -125,7 +128,7 @@ def attend_whole(
     k: Float[AnyArray, "batch head key head_dim"],
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
-    scale: float | Float[Array, ""] | None = None,
+    scale: Scale | None = None,
     upcast: bool = False,
 ) -> Attended:
     """`attend` with all heads at once; its arguments."""
@@ -137,7 +140,7 @@ def attend_sliced(
     k: Float[AnyArray, "batch head key head_dim"],
     v: Float[AnyArray, "batch head key head_dim"],
     visible: Bool[AnyArray, "batch query key"],
-    scale: float | Float[Array, ""] | None = None,
+    scale: Scale | None = None,
     upcast: bool = False,
 ) -> Attended:
     """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments."""
@@ -159,7 +162,7 @@ def _attended(
     k: Float[AnyArray, "*heads key head_dim"],
     v: Float[AnyArray, "*heads key head_dim"],
     visible: Bool[AnyArray, "*#heads query key"],
-    scale: float | Float[Array, ""] | None,
+    scale: Scale | None,
     upcast: bool,
 ) -> Attended:
     """Attention itself, of one head or of many."""

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
+from jaxqkv.architectures.attention import Scale
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime.devices import Execution
@@ -125,9 +126,7 @@ class Architecture(Config):
         """Whether `unembedding` returns."""
         return type(self).unembedding is not Architecture.unembedding
 
-    def attention_scale(
-        self, layer: Int[AnyArray, ""] | np.int32, dtype: Any
-    ) -> float | Float[AnyArray, ""] | np.floating[Any]:
+    def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""
         return self.head_dim**-0.5
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
+from jaxqkv.architectures.attention import Scale
 from jaxqkv.architectures.base import Architecture, Counterpart, Params, apply
 from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
 from jaxqkv.checkpoints import config_keys
@@ -176,9 +177,7 @@ class GPT2Config(Architecture):
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
 
-    def attention_scale(
-        self, layer: Int[AnyArray, ""] | np.int32, dtype: Any
-    ) -> float | Float[AnyArray, ""] | np.floating[Any]:
+    def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1).astype(dtype) if self.scale_attn_by_inverse_layer_idx else scale
