@@ -143,7 +143,7 @@ def load_state(path: Path, like: State) -> State:
     Raises:
       SystemExit: when that is other than the state's own, and the rate of the one or the other falls already.
     """
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         leaves, tree = jax.tree.flatten((like.params, like.optimiser))
         params, optimiser_state = jax.tree.unflatten(
             tree, [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(leaves))]

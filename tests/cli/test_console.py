@@ -169,7 +169,7 @@ class TestJson:
         }
         assert about["stored as"] == ["F32"]
         assert about["bytes"] == {"float32": 4 * total}
-        assert about["tokenizer"] == ["tokenizer.json"]
+        assert about["tokenizer"] == ["tokenizer.json", "tokenizer_config.json"]
 
     def test_verify(self, folder, tmp_path, capfd):
         pytest.importorskip("torch", exc_type=ImportError)
