@@ -128,33 +128,35 @@ def held_out_loss(params: Any, config: Config, data: Data, seed: int) -> float:
     return float(np.mean([_mean_loss(params, piece, config=config) for piece in pieces]))
 
 
-def save_state(path: Path, state: State) -> None:
-    """Writes the state; at no moment is there half a one."""
+def save_state(path: Path, state: State, source: np.ndarray) -> None:
+    """Writes the state and what it comes from, the seed and sums over the tokens; at no moment is there half a one."""
     leaves = jax.tree.leaves((state.params, state.optimiser))
     arrays = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
     part = path.with_suffix(".part.npz")
-    np.savez(part, step=state.step, steps=state.steps, recent=state.recent, curve=state.curve, **arrays)
+    np.savez(part, step=state.step, steps=state.steps, recent=state.recent, curve=state.curve, source=source, **arrays)
     os.replace(part, path)
 
 
-def load_state(path: Path, like: State) -> State:
+def load_state(path: Path, like: State, source: np.ndarray) -> State:
     """Reads a state of the same shapes as `like`, to go on to its number of steps.
 
     Raises:
-      SystemExit: when that is other than the state's own, and the rate of the one or the other falls already.
+      SystemExit: when it comes from something else than `source`, or when the number of steps is other than the
+        state's own, and the rate of the one or the other falls already.
     """
     with np.load(path, allow_pickle=False) as file:
-        leaves, tree = jax.tree.flatten((like.params, like.optimiser))
-        params, optimiser_state = jax.tree.unflatten(
-            tree, [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(leaves))]
-        )
+        if not np.array_equal(file["source"], source):
+            raise SystemExit(f"{path} is of other documents or another --seed; without --resume it begins anew")
         step, steps = int(file["step"]), int(file["steps"])
         if steps != like.steps and step > min(decay_start(steps), decay_start(like.steps)):
             raise SystemExit(
                 f"{path}: {step} of {steps} steps are done; the rate falls from step {decay_start(steps)} of those, "
                 f"and from step {decay_start(like.steps)} of {like.steps}: --steps {steps} goes on"
             )
-        return State(step, like.steps, params, optimiser_state, file["recent"], file["curve"])
+        leaves, tree = jax.tree.flatten((like.params, like.optimiser))
+        leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(leaves))]
+        params, moments = jax.tree.unflatten(tree, leaves)
+        return State(step, like.steps, params, moments, file["recent"], file["curve"])
 
 
 def write_checkpoint(params: Any, config: Config, data: Data, folder: Path) -> None:
@@ -177,7 +179,7 @@ def write_checkpoint(params: Any, config: Config, data: Data, folder: Path) -> N
 
 def train(name: str, config: Config, documents: list[str], out: Path, steps: int, *, seed: int = 0,
           resume: bool = False, save_minutes: float = 5, stop_at: int | None = None) -> None:  # fmt: skip
-    """Trains one checkpoint, and writes it to `out/name`; its state meanwhile is in `out/.name`.
+    """Trains one checkpoint, and writes it to `out/name`; its state is in `out/.name`, and stays there.
 
     Args:
       name: of the checkpoint.
@@ -200,8 +202,11 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
     params = fresh_params(config, work, seed)
     state = State(0, steps, params, optimiser(steps).init(params), np.zeros(0), np.zeros((0, 3)))
     path = work / "state.npz"
+    source = np.array([seed, *(int(stream.sum(dtype=np.int64)) for stream in (data.sources.text, data.held_out))])
     if resume and path.exists():
-        state = load_state(path, state)
+        state = load_state(path, state, source)
+    elif resume:
+        print(f"{name}: no {path} to resume from: it begins at the beginning", flush=True)
     begin = saved = time.monotonic()
     first = state.step
     while True:
@@ -209,7 +214,7 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
             state = report(name, state, held_out_loss(state.params, config, data, seed))
             print(f"  {(time.monotonic() - begin) / max(1, state.step - first):.2f} s a step", flush=True)
         if state.step in (steps, stop_at) or time.monotonic() - saved > 60 * save_minutes:
-            save_state(path, state)
+            save_state(path, state, source)
             saved = time.monotonic()
         if state.step in (steps, stop_at):
             break
@@ -225,5 +230,6 @@ def report(name: str, state: State, held_out: float) -> State:
     if len(state.curve) and state.curve[-1, 0] == state.step:
         return state
     loss = state.recent.mean() if len(state.recent) else np.nan
-    print(f"{name}: step {state.step:5d}  loss {loss:.3f}  held out {held_out:.3f} nats", flush=True)
+    trained = f"loss {loss:.3f}  " if len(state.recent) else ""
+    print(f"{name}: step {state.step:5d}  {trained}held out {held_out:.3f} nats", flush=True)
     return state._replace(recent=np.zeros(0), curve=np.vstack([state.curve, [state.step, loss, held_out]]))

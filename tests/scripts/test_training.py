@@ -86,6 +86,8 @@ def test_a_saved_state_is_taken_on_to_more_or_fewer_steps(quick, tmp_path):
     assert optimiser.decay_start(20) == 13
     with pytest.raises(SystemExit, match=r"14 of 20 steps are done; the rate falls from step 13 of those.*--steps 20"):
         train(out[1], 1000, resume=True)
+    with pytest.raises(SystemExit, match=r"state\.npz is of other documents or another --seed"):
+        loop.train("x", config, DOCUMENTS, out[1], 20, seed=4, resume=True)
     train(out[1], 20, resume=True)
     once, other = (np.load(each / ".x" / "state.npz") for each in out)
     for key in once:
@@ -323,3 +325,65 @@ def test_unigram_loss():
     text, held_out = np.array([0, 0, 1]), np.array([0, 1, 2])
     expected = -np.log([3 / 6, 2 / 6, 1 / 6]).mean()
     assert evaluation.unigram_loss(text, held_out, 3) == pytest.approx(expected)
+
+
+@pytest.fixture(params=SMALL_CONFIGS, scope="module")
+def of_sentences(request, tmp_path_factory):
+    """A fresh model that has a token of its own for every word of the made sentences."""
+    config = dataclasses.replace(SMALL_CONFIGS[request.param], vocab_size=907, n_layer=1)
+    made = sentences.make_sentences(1500, seed=0)
+    tmp_path = tmp_path_factory.mktemp("sentences")
+    (tmp_path / "work").mkdir()
+    params = loop.fresh_params(config, tmp_path / "work", 5)
+    params["model"] = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, params["model"])
+    data = loop.Data(texts.train_tokenizer(config, made), None, None)
+    loop.write_checkpoint(params, config, data, tmp_path / request.param)
+    return jaxqkv.load(tmp_path / request.param)
+
+
+def test_scores_of_names(of_sentences):
+    """As PyTorch gives them."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    generative = of_sentences.config.causal
+    kind = transformers.AutoModelForCausalLM if generative else transformers.AutoModelForMaskedLM
+    theirs = kind.from_pretrained(of_sentences.checkpoint.folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(of_sentences.checkpoint.folder)
+    studied = list(evaluation.STUDIED)
+    scores = evaluation.name_scores(of_sentences, studied)
+    for sentence, score in zip(studied, scores, strict=True):
+        text = sentence.prompt if generative else f"{sentence.prompt} [MASK]."
+        ids = tokenizer(text)["input_ids"]
+        place = -1 if generative else ids.index(tokenizer.mask_token_id)
+        with torch.no_grad():
+            logits = theirs(torch.tensor([ids])).logits[0, place].numpy()
+        answer, other = (
+            logits[tokenizer(f" {name}", add_special_tokens=False)["input_ids"]]
+            for name in (sentence.answer, sentence.other)
+        )
+        assert score == pytest.approx(float((answer - other)[0]), rel=1e-3, abs=1e-5)
+    assert np.abs(scores).min() > 1e-4
+
+
+def test_evaluation(of_sentences, monkeypatch):
+    """A fresh model knows nothing: every loss is near that of guessing, and every attention near an even one."""
+    monkeypatch.setattr(evaluation, "WINDOWS", 5)
+    monkeypatch.setattr(evaluation, "SENTENCES", 20)
+    monkeypatch.setattr(evaluation, "PERIOD", 16)
+    monkeypatch.setattr(evaluation, "RANGES", ((1, 8), (8, 32)))
+    measures = evaluation.evaluate(of_sentences, [" ".join(sentences.make_sentences(300, seed=1))])
+    losses = [value for name, value in measures.items() if "text" in name or "random tokens" in name]
+    assert len(losses) == (7 if of_sentences.config.causal else 4)
+    assert measures["unigram model, held-out text"] < 5
+    assert max(losses) == pytest.approx(np.log(907), abs=0.5)
+    assert all(np.isfinite(value) for value in measures.values())
+    right = [value for name, value in measures.items() if name.endswith("more probable")]
+    assert len(right) == 2
+    assert all(value * 20 == round(value * 20) for value in right)
+
+
+def test_names_of_several_tokens_are_not_measured():
+    (name,) = evaluation.names_measures(jaxqkv.load("demo-gpt2"), seed=1)
+    assert name.startswith("names not measured: no single tokens are ")
+    assert "Mike" in name
+    assert "Emma" not in name

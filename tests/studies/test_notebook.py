@@ -228,7 +228,10 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"laier": 3}, "attention-scores takes no option laier; did you mean layer?"),
-            ({"corpus": "x"}, "attention-scores takes no option corpus; there is text, text_file, tokenizer, dtype, model, demo"),
+            (
+                {"corpus": "x"},
+                "attention-scores takes no option corpus; there is text, text_file, tokenizer, dtype, model, demo",
+            ),
             ({"out": "x"}, "attention-scores takes no option out"),
             ({"layer": "six"}, "layer: six is not a whole number"),
             ({"layer": 1.5}, "layer: 1.5 is not a whole number"),
