@@ -131,10 +131,11 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
     import jax.numpy as jnp
 
     import jaxqkv
+    from jaxqkv.runtime import devices
 
     tokens = jaxqkv.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
     if spec.get("compiled programs"):
-        jaxqkv.runtime.devices.enable_compilation_cache()
+        devices.enable_compilation_cache()
     if spec.get("first use"):  # as a user would, reading weights while it runs
         model = jaxqkv.load(spec["folder"])
         run = lambda: model.run(tokens, capture={"q", "k", "v"})  # noqa: E731
