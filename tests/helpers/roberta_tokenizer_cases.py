@@ -28,6 +28,7 @@ from helpers.tokenizer_cases import (
     ids_of_transformers,
     template,
     write_backend,
+    write_over,
 )
 
 FIRST = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -85,16 +86,7 @@ def write(folder, base, files):
     if as_json:
         for name in ("vocab.txt", "vocab.json", "merges.txt"):
             (folder / name).unlink(missing_ok=True)
-    for name, content in files.items():
-        path = folder / name
-        if content is None:
-            path.unlink()
-        elif isinstance(content, str):
-            path.write_text(content)
-        else:
-            before = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps(before | content))
-    return folder
+    return write_over(folder, files)
 
 
 def write_roberta(folder):

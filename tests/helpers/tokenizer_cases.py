@@ -41,6 +41,11 @@ def write(folder, base, files):
         write_backend(folder, kind)
         for name in ("vocab.txt", "vocab.json", "merges.txt"):
             (folder / name).unlink(missing_ok=True)
+    return write_over(folder, files)
+
+
+def write_over(folder, files):
+    """Writes files over a folder's own: objects are merged, None deletes; returns the folder."""
     for name, content in files.items():
         path = folder / name
         if content is None:
