@@ -32,6 +32,7 @@ def _reduce(
     index: Int[AnyArray, "batch pair"],
     *,
     names: tuple[str, ...],
+    every: int,
     sharded: bool,
 ) -> dict[str, Any]:
     attention = attention.astype(jnp.float32)
@@ -41,7 +42,7 @@ def _reduce(
     if PAIRS in names or BINNED in names:
         score = mean_score(attention).reshape(len(mask), -1)
         if PAIRS in names:
-            results[PAIRS] = score[:, ::EVERY]
+            results[PAIRS] = score[:, ::every]
         if BINNED in names:
             bins = functools.partial(binned_moments, n_bin=BINS)
             # One sequence after another is faster on a CPU; sequences on several devices go at once.
@@ -60,7 +61,7 @@ def reducer(names: tuple[str, ...], mesh: Mesh | None) -> Reducer:
         `[batch, pair]`; BINNED, means and standard deviations `[batch, bin]` of the scores in the bins of pairs.
       mesh: of the model.
     """
-    return functools.partial(_reduce, names=names, sharded=execution(mesh).sharded)
+    return functools.partial(_reduce, names=names, every=EVERY, sharded=execution(mesh).sharded)
 
 
 def mean_score(attention: Attention) -> Float[Array, "batch query key"]:
