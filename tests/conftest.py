@@ -1,19 +1,20 @@
 """Strictness for the whole suite, and small checkpoints whose sizes are distinct primes."""
 
 import dataclasses
-import importlib.metadata
 import os
 import socket
+from importlib.metadata import version
+
+from packaging.version import Version
 
 # Before jax is imported: its own cache and the hub's belong to no test.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Most of the suite's time is XLA's: programs run once are compiled four times as fast without optimisations. The
-# processes of `helpers.processes` compile as users' do.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0"
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 10):  # older ones do not know the name
-    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{QUICK_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
+# Most of the suite's time is XLA's, which compiles four times as fast without optimisations. `XLA_FLAGS= pytest` runs
+# everything as users do, and `helpers.processes` its processes.
+QUICK_COMPILATION = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+KNOWN = 2 if Version(version("jaxlib")) >= Version("0.10") else 1
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION[:KNOWN]))
 
 import jax
 import numpy as np
@@ -43,11 +44,11 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.text.tokenizer_files
     from jaxqkv.cli.main import main
 
-from jaxqkv.architectures.bert import BertConfig  # noqa: E402
-from jaxqkv.architectures.distilbert import DistilBertConfig  # noqa: E402
-from jaxqkv.architectures.gpt2 import GPT2Config  # noqa: E402
-from jaxqkv.architectures.roberta import RobertaConfig  # noqa: E402
-from jaxqkv.checkpoints.folder import save_checkpoint  # noqa: E402
+from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.architectures.distilbert import DistilBertConfig
+from jaxqkv.architectures.gpt2 import GPT2Config
+from jaxqkv.architectures.roberta import RobertaConfig
+from jaxqkv.checkpoints.folder import save_checkpoint
 
 SIZES = {
     "vocab_size": 43,

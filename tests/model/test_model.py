@@ -238,7 +238,7 @@ def test_jit_grad_and_vmap_over_a_batch(config, model):
 
     expected = (model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
     np.testing.assert_allclose(jax.grad(loss)(2.0), expected, rtol=1e-5)
-    np.testing.assert_allclose(model.run(ids, capture={"q"}).q, eager.q, atol=1e-6)  # nothing leaked from tracing
+    assert relative_error(model.run(ids, capture={"q"}).q, eager.q) <= MODEL_LIMIT  # nothing leaked from tracing
 
 
 def test_gradient_with_respect_to_parameters(config, model):
