@@ -239,9 +239,13 @@ def test_without_pytorch(monkeypatch, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_makes_more_of_rounding_passes(tmp_path):
-    """Weights so large that no float32 is within the tolerance: PyTorch's own error, measured beside it, decides."""
-    folder = write_folder(tmp_path / "x", GPT2, {key: 4 * values for key, values in random_tensors(GPT2).items()})
-    results = compared(folder)
+    """PyTorch's own error, measured beside it, decides.
+
+    Far from zero float32 keeps few digits of what the first layer norm leaves: a hundred times the tolerance is lost.
+    """
+    tensors = random_tensors(GPT2)
+    tensors["wpe.weight"] += 3000
+    results = compared(write_folder(tmp_path / "x", GPT2, tensors))
     beyond = [each for each in results.values() if each.error.max() > comparison.TOLERANCES["highest"]]
     assert beyond
     assert all(each.torch_error.max() > comparison.TOLERANCES["highest"] / 5 for each in beyond)

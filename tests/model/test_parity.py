@@ -55,6 +55,7 @@ def test_every_intermediate(name, padding, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FULL))
 def test_full_shapes_in_float32_and_against_float64(name, tmp_path):
     """At the real sizes: within the limit of PyTorch, and no further from float64 than four times PyTorch's way.

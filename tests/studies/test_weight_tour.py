@@ -380,6 +380,7 @@ def test_p_values():
     assert (_p(0.0), _p(1e-301), _p(9.3e-101), _p(0.4961)) == ("< 1e-300", "< 1e-300", "9.3e-101", "0.496")
 
 
+@pytest.mark.slow
 def test_constant_weights_are_drawn_without_a_warning(tmp_path):
     tensors = random_tensors(CONFIG)
     tensors["h.0.attn.c_attn.weight"][:] = 0
@@ -400,13 +401,12 @@ def test_a_weight_that_is_not_finite_leaves_out_the_figures_that_cannot_be(tmp_p
     tensors = random_tensors(CONFIG)
     tensors["h.0.attn.c_attn.weight"][0, 0] = np.nan
     folder = write_folder(tmp_path / "nan", CONFIG, tensors)
-    assert main(["figures", "weight-tour", "--dpi", "40", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 0
-    drawn = {path.stem for path in (tmp_path / "out" / "weight-tour").glob("*.png")}
-    assert set(study("weight-tour").figures) - drawn == {"weight-histogram", "head-clusters"}
+    arrays = figures_of("weight-tour", tmp_path, folder)
+    assert set(study("weight-tour").figures) - set(arrays) == {"weight-histogram", "head-clusters"}
     error = capsys.readouterr().err
     assert "weight-histogram: 1 weights of layer 0 of nan are NaN or infinite" in error
     assert "head-clusters: weights of nan are NaN or infinite" in error
-    signature = arrays_of(tmp_path / "out" / "weight-tour" / "training-signature.npz")
+    signature = arrays["training-signature"]
     assert np.isnan(signature["kurtosis"][0, 0])
     assert np.isfinite(signature["kurtosis"][1:]).all()
 
