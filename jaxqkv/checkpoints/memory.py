@@ -36,8 +36,6 @@ class MemoryCheckpoint(Checkpoint):
           CheckpointError: when tensors are missing, unexpected or wrongly shaped, or cannot be read.
         """
         self.spec, self.config, self.where, self.tokenizer_folder = spec, config, spec, None
-        if wrong := [key for key in tensors if not isinstance(key, str)]:
-            raise CheckpointError(f"{self.where}: {wrong[0]!r} is no name of a tensor")
         given = {key: value if hasattr(value, "shape") else self._numpy(key, value) for key, value in tensors.items()}
         self.shapes = {key: tuple(value.shape) for key, value in given.items()}
         self.dtypes = {key: _stored(value) for key, value in given.items()}
@@ -110,6 +108,8 @@ def open_memory(given: Any, config: Any, registry: Registry) -> MemoryCheckpoint
         raise CheckpointError(
             f"{name} needs config=…: a dict with what config.json holds, a config of transformers or one of jaxqkv"
         )
+    if wrong := [key for key in tensors if not isinstance(key, str)]:
+        raise CheckpointError(f"{name}: {wrong[0]!r} is no name of a tensor")
     return MemoryCheckpoint(name, _parsed(config, f"{name}: config", registry), tensors)
 
 
