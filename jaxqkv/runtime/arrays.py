@@ -15,7 +15,7 @@ def snapshot(tree: Any) -> Any:
     A run on a CPU computes from host memory in place, and may return before it has read it.
 
     Args:
-      tree: of NumPy's arrays, JAX's, tracers, or anything that `numpy.asarray` takes.
+      tree: of NumPy's arrays, JAX's, tracers, or anything that `to_numpy` takes.
     """
     return jax.tree.map(_owned, tree)
 
@@ -23,7 +23,7 @@ def snapshot(tree: Any) -> Any:
 def _owned(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return leaf
-    copy = np.array(leaf)
+    copy = np.array(to_numpy(leaf, "an array"))
     copy.flags.writeable = False
     return copy
 

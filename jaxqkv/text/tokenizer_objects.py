@@ -40,9 +40,7 @@ def copied(given: Any, n_positions: int) -> tuple[tokenizers.Tokenizer, str, str
             f"{name} runs in Python, without a backend_tokenizer, and is not supported; give the fast tokenizer of the "
             "same vocabulary (AutoTokenizer.from_pretrained), or a folder with its files"
         )
-    raise JaxqkvError(
-        f"tokenizer is a folder, or an object of tokenizers or transformers, not {type(given).__name__}"
-    )
+    raise JaxqkvError(f"tokenizer is a folder, or an object of tokenizers or transformers, not {type(given).__name__}")
 
 
 def _copy(backend: tokenizers.Tokenizer, split: bool, name: str) -> tokenizers.Tokenizer:

@@ -99,9 +99,10 @@ def test_a_model_with_a_tokenizer_object():
     texts = ["I saw her at the market.", "She taught her how to swim."]
     expected = theirs(texts, padding=True)
     batch = model.tokenize(texts)
-    assert np.asarray(batch.ids * batch.mask).tolist() == (
-        np.array(expected["input_ids"]) * np.array(expected["attention_mask"])
-    ).tolist()
+    assert (
+        np.asarray(batch.ids * batch.mask).tolist()
+        == (np.array(expected["input_ids"]) * np.array(expected["attention_mask"])).tolist()
+    )
     np.testing.assert_array_equal(model.hidden(batch), jaxqkv.load("demo-bert").hidden(batch))
     with pytest.warns(JaxqkvWarning, match=r"the given \w+: the tokenizer has 4096 tokens, the model only 43"):
         Tokenizer.of(theirs, BERT)
