@@ -57,7 +57,7 @@ FORWARDS = {
         ("demo-bert", 5, 31, {}),
         ("demo-bert", 9, 13, {"norms": True}),
         ("demo-gpt2", 3, 19, {"cache": True}),
-    ),  # fmt: skip
+    ),
 }
 # An accelerator has room for these, and is not filled by the others.
 LARGE_FORWARDS = (
