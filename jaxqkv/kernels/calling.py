@@ -16,6 +16,8 @@ from jaxqkv.runtime.devices import jit
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+# What annotations of floats, of masks and of JAX's random keys have in common, each in all versions of jaxtyping.
+FLOATS, BOOLS, KEYS = (kind[jax.Array, ""].dtypes for kind in (Float, Bool, Key))
 # Kinds of NumPy's dtypes that are no numbers.
 NO_NUMBERS = "OSUMm"
 
@@ -56,21 +58,21 @@ def kernel(
 def _shaped(annotation: Any) -> Any:
     """Returns the first array type of jaxtyping in an annotation, or None; JAX's random keys are no such arrays."""
     types = typing.get_args(annotation) or (annotation,)
-    return next((each for each in types if hasattr(each, "dim_str") and each.dtype is not Key), None)
+    return next((each for each in types if hasattr(each, "dim_str") and each.dtypes != KEYS), None)
 
 
 def _array(value: Any, name: str, annotation: Any) -> Any:
     """Returns a value as an array of JAX, or as one of NumPy that no one else changes; a mask as booleans."""
-    kind = getattr(annotation, "dtype", None)
+    dtypes = getattr(annotation, "dtypes", None)
     if value is None or not is_concrete(value):
         return value
     if not isinstance(value, jax.Array) or getattr(annotation, "array_type", None) is np.ndarray:
         value = to_numpy(value, name, KernelError)
         if value.dtype.kind in NO_NUMBERS:
             raise KernelError(f"{name} is no array of numbers but of {value.dtype}")
-        if kind is Float and value.dtype.kind in "iub":
+        if dtypes == FLOATS and value.dtype.kind in "iub":
             value = value.astype(np.float64)  # which becomes float32 where JAX has no other
-    if kind is Bool and value.dtype != bool:
+    if dtypes == BOOLS and value.dtype != bool:
         if not np.issubdtype(value.dtype, np.integer) or not np.isin(np.asarray(value), (0, 1)).all():
             raise KernelError(f"{name} is boolean, True at the values that count, or 1 and 0; not {value.dtype}")
         value = value.astype(bool)
