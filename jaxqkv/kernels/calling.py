@@ -17,7 +17,8 @@ from jaxqkv.runtime.devices import jit
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 # What annotations of floats, of masks and of JAX's random keys have in common, each in all versions of jaxtyping.
-FLOATS, BOOLS, KEYS = (kind[jax.Array, ""].dtypes for kind in (Float, Bool, Key))
+_ANNOTATIONS: tuple[Any, ...] = (Float[jax.Array, ""], Bool[jax.Array, ""], Key[jax.Array, ""])
+FLOATS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
 # Kinds of NumPy's dtypes that are no numbers.
 NO_NUMBERS = "OSUMm"
 
