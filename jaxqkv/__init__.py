@@ -16,6 +16,7 @@ __all__ = [
     "JaxqkvWarning",
     "Model",
     "Weights",
+    "cache",
     "forward",
     "hidden",
     "layerwise",
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
     from jaxqkv.model.forward import forward, hidden, layerwise, logits
     from jaxqkv.model.model import Model, load
-    from jaxqkv.runtime.devices import make_mesh
+    from jaxqkv.runtime.devices import cache, make_mesh
     from jaxqkv.text.batches import Batch
 else:
     # Imported when they are first used, so that the command answers at once to what needs no JAX.
@@ -47,7 +48,7 @@ else:
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
         "model.forward": ("forward", "hidden", "layerwise", "logits"),
         "model.model": ("Model", "load"),
-        "runtime.devices": ("make_mesh",),
+        "runtime.devices": ("cache", "make_mesh"),
         "text.batches": ("Batch",),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -42,16 +42,22 @@ Case = Repeated | Whole
 GPT2_STUDIES = ("qkv-weights", "attention-scores", "weight-tour", "token-similarity")
 # Checkpoint, sentences, tokens of each; and what else `cases.py` is told.
 FORWARDS = {
-    "quick": (("random:gpt2", 54, 24, {"padded": True}),),
+    "quick": (("random:gpt2", 54, 24, {"padded": True}), ("random:gpt2", 4, 128, {"cache": True})),
     "full": (
         ("random:gpt2", 54, 24, {"padded": True}),
+        ("random:gpt2", 4, 128, {"cache": True}),
         ("random:gpt2-medium", 1, 115, {}),
         ("random:gpt2-medium", 8, 512, {}),
         ("random:gpt2-xl", 1, 115, {}),
         ("random:bert-large-uncased", 8, 512, {}),
         ("random:bert-large-uncased", 64, 512, {"norms": True}),
     ),
-    "demo": (("demo-gpt2", 5, 31, {"padded": True}), ("demo-bert", 5, 31, {}), ("demo-bert", 9, 13, {"norms": True})),
+    "demo": (
+        ("demo-gpt2", 5, 31, {"padded": True}),
+        ("demo-bert", 5, 31, {}),
+        ("demo-bert", 9, 13, {"norms": True}),
+        ("demo-gpt2", 3, 19, {"cache": True}),
+    ),
 }
 # An accelerator has room for these, and is not filled by the others.
 LARGE_FORWARDS = (
@@ -105,11 +111,12 @@ def _short(spec: str) -> str:
 
 def forward_name(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> str:
     how = f"{' padded' * ('padded' in extra)}{', lengths only' * ('norms' in extra)}"
+    how += ", logits and cache" * ("cache" in extra)
     return f"forward {_short(spec)}, {batch} × {pos}{how}"
 
 
 def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repeated:
-    """Q, K and V of every layer, of weights that are in memory."""
+    """Q, K and V of every layer, or logits and all that a cache has, of weights that are in memory."""
     folder = checkpoint_folder(spec)
     config = REGISTRY.read(folder / "config.json")
     width, layers = config.n_embd, config.n_layer
@@ -118,6 +125,10 @@ def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repe
     flops = batch * pos * ((layers - 1) * block + 2 * 3 * width**2)
     weights = (layers - 1) * (4 * width**2 + 2 * width * config.n_inner) + 3 * width**2
     outputs = 3 * layers * batch * pos * (1 if extra.get("norms") else width)
+    if extra.get("cache"):
+        flops = batch * pos * (layers * block + 2 * width * config.vocab_size)
+        weights = layers * (4 * width**2 + 2 * width * config.n_inner) + width * config.vocab_size
+        outputs = batch * pos * (layers * (7 * width + config.n_head * pos) + config.vocab_size)
     return Repeated(
         forward_name(spec, batch, pos, extra),
         {"kind": "forward", "folder": str(folder), "batch": batch, "pos": pos} | extra,

@@ -17,7 +17,7 @@ import jaxqkv
 from jaxqkv.studies.registry import study
 
 # What the extras bring, and the only module that may need it.
-EXTRAS = ("torch", "transformers", "sklearn", "optax", "beartype", "mypy", "pytest", "_pytest", "xdist")
+EXTRAS = ("torch", "transformers", "sklearn", "optax", "beartype", "mypy", "pytest", "_pytest", "xdist", "xarray")
 NEEDS_EXTRA = "jaxqkv.model.torch_reference"
 MODULES = [module.name for module in pkgutil.walk_packages(jaxqkv.__path__, "jaxqkv.") if module.name != NEEDS_EXTRA]
 

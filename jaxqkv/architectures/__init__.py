@@ -19,15 +19,18 @@ REGISTRY.add(roberta.CamembertConfig)
 REGISTRY.add(distilbert.DistilBertConfig, distilbert.KNOWN)
 
 
-def open_checkpoint(spec: Any, *, revision: str | None = None, seed: int = 0) -> Checkpoint:
+def open_checkpoint(spec: Any, *, config: Any = None, revision: str | None = None, seed: int = 0) -> Checkpoint:
     """Opens a checkpoint: config, names and shapes are read, no tensor.
 
     Args:
       spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; a `Checkpoint` that is open is given back.
+        A GPT-2, BERT, RoBERTa or DistilBERT model of transformers, with a head or without, whose tensors are copied;
+        or a mapping of such tensors by name, as its `state_dict()` returns, of any library.
+      config: of such a mapping: what its config.json holds, a config of transformers, or one of this package.
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
 
     Raises:
       CheckpointError: naming file, key and reason.
     """
-    return finding.open_checkpoint(spec, REGISTRY, revision=revision, seed=seed)
+    return finding.open_checkpoint(spec, REGISTRY, config=config, revision=revision, seed=seed)

@@ -27,8 +27,9 @@ the pattern there are 0.
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,16 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxqkv.architectures.arithmetic import Arithmetic
 from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.runtime import showing
+from jaxqkv.runtime.arrays import is_concrete
 from jaxqkv.runtime.devices import setting
 from jaxqkv.runtime.tensor_files import read_tensors, write_tensors
 from jaxqkv.typing import AnyArray, DTypeLike
+
+if TYPE_CHECKING:
+    import xarray
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out", "resid_post")
 # What a model returns at the end; captured with the fields of layers, in the same pass.
@@ -81,11 +87,14 @@ class Attention(showing.Arrays):
 
 
 @struct.dataclass
-class Activations(showing.Arrays):
+class Activations(showing.Arrays, Arithmetic):
     """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
 
     `mask` is True at real tokens; `layers` says which layer each index of the first axis is. `hidden` and `logits`
     are of the whole model and have no such axis.
+
+    `a - b`, `a * 2`, `abs(a)`, `a.map(f)` and the like compute with every field that was captured, and leave mask and
+    layers alone. (To `jax.tree.map` the mask is a leaf like any other, which cannot be subtracted.)
     """
 
     __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
@@ -131,6 +140,47 @@ class Activations(showing.Arrays):
         fields = {name: getattr(self, name) for name in FIELDS}
         return Attention(**{name: None if values is None else values[index] for name, values in fields.items()})
 
+    def map(self, function: Callable[..., Any], *others: "Activations") -> "Activations":
+        """Returns the same activations with `function` of every captured field; mask and layers stay as they are.
+
+        Args:
+          function: of a field and of the same field of each of the others; returns an array of its shape.
+          others: captured alike: the same fields, layers and masks. (Masks that JAX traces are not compared.)
+
+        Raises:
+          JaxqkvError: for others that are not alike, naming what differs.
+        """
+        for other in others:
+            _check_alike(self, other)
+        values = {name: function(*(getattr(each, name) for each in (self, *others))) for name in self._captured}
+        return dataclasses.replace(self, **values)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Returns the captured fields as a dataset of xarray, a copy in the host's memory.
+
+        Its dimensions have the names of the axes. `layer` has the layers' numbers as its coordinate, so that
+        `.sel(layer=5)` is layer 5; the mask is a coordinate over batch and pos. Fields of bfloat16, which xarray's
+        means leave out, are float32 with the same values.
+
+        Raises:
+          JaxqkvError: where xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise JaxqkvError("xarray is not installed; install it: pip install xarray") from None
+        axes = {field.name: showing.axis_names(field.type) for field in dataclasses.fields(self)}
+        arrays = {name: np.array(getattr(self, name)) for name in self._captured}
+        wide = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
+        coordinates: dict[str, Any] = {"mask": (axes["mask"], np.array(self.mask))}
+        if self.layers:
+            coordinates["layer"] = list(self.layers)
+        return xarray.Dataset({name: (axes[name], values) for name, values in wide.items()}, coordinates)
+
+    @property
+    def _captured(self) -> list[str]:
+        return [name for name in (*FIELDS, *OUTPUTS) if getattr(self, name) is not None]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves everything as a safetensors file, which `load_activations` reads; it appears whole or not at all.
 
@@ -146,6 +196,29 @@ class Activations(showing.Arrays):
         if not self.layers:
             return ""
         return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"
+
+
+def _check_alike(one: Activations, other: Activations) -> None:
+    """Refuses activations of other layers, fields or texts than the first.
+
+    Raises:
+      JaxqkvError: naming what differs.
+    """
+    if one.layers != other.layers:
+        numbers = " and ".join(showing.ranges(each.layers) or "none" for each in (one, other))
+        raise JaxqkvError(f"activations of different layers: {numbers}; capture the same, in the same order")
+    if alone := sorted({*one._captured} ^ {*other._captured}):
+        raise JaxqkvError(f"{alone[0]} was captured on one side alone; capture the same fields on both")
+    if one.mask.shape != other.mask.shape:
+        shapes = " and ".join(str(list(each.mask.shape)) for each in (one, other))
+        raise JaxqkvError(f"activations of different batches: their masks are {shapes}")
+    if one.mask is not other.mask and is_concrete(one.mask) and is_concrete(other.mask):
+        differing = np.argwhere(np.asarray(one.mask) != np.asarray(other.mask))
+        if len(differing):
+            batch, pos = differing[0]
+            raise JaxqkvError(
+                f"the masks differ: position {pos} of sequence {batch} is padded on one side alone; pad both alike"
+            )
 
 
 def load_activations(path: str | os.PathLike[str]) -> Activations:

@@ -5,17 +5,21 @@
     demo-gpt2, demo-bert                   the small trained checkpoints that the package carries
     random:SPEC                            the architecture of SPEC with freshly initialised weights
 
+A model of transformers, or a mapping of its tensors, is a checkpoint too, without a name.
+
 Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped,
 not loaded, so a tensor costs memory when it is used and only then.
 """
 
 import os
+from typing import Any
 
 from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint, as_path, is_path
 from jaxqkv.checkpoints.config import Registry
 from jaxqkv.checkpoints.folder import INDEX, SINGLE, FolderCheckpoint
 from jaxqkv.checkpoints.fresh import RandomCheckpoint
 from jaxqkv.checkpoints.hub import download
+from jaxqkv.checkpoints.memory import is_in_memory, open_memory
 from jaxqkv.errors import CheckpointError
 from jaxqkv.text.tokenizers import TOKENIZER_FILES
 
@@ -23,22 +27,32 @@ HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *
 
 
 def open_checkpoint(
-    spec: "str | os.PathLike[str] | Checkpoint", registry: Registry, *, revision: str | None = None, seed: int = 0
+    spec: Any, registry: Registry, *, config: Any = None, revision: str | None = None, seed: int = 0
 ) -> Checkpoint:
     """Opens a checkpoint by reading its config and the headers of its files, and no weights.
 
     Args:
       spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring. One that
-        is open is given back.
+        is open is given back. A model of transformers, or the mapping that its `state_dict()` returns.
       registry: the architectures that there are.
+      config: of such a mapping.
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
 
     Raises:
       CheckpointError: naming file, key and reason.
     """
+    if is_in_memory(spec):
+        return open_memory(spec, config, registry)
+    if config is not None:
+        raise CheckpointError("config= goes with a state_dict; a checkpoint with a name has its own config.json")
     if isinstance(spec, Checkpoint):
         return spec
+    if not isinstance(spec, str | os.PathLike):
+        raise CheckpointError(
+            f"expected the name of a checkpoint, a folder, a model of transformers or a state_dict, not "
+            f"{type(spec).__name__}"
+        )
     spec = os.fspath(spec)
     if not spec:
         raise CheckpointError("the name of the checkpoint is empty; give a hub id, a folder or demo-gpt2")

@@ -127,8 +127,8 @@ class NamedWeights:
 
     def _each(self, layers: Layers, place: str, by_head: bool) -> np.ndarray:
         """Returns the tensor of that place, of one layer or stacked; its last axis cut by head, if asked for."""
-        if isinstance(layers, np.ndarray) and layers.ndim:
-            layers = layers.tolist()
+        if getattr(layers, "ndim", 0):
+            layers = np.asarray(layers).tolist()
         if isinstance(layers, SupportsIndex):
             return self._one(operator.index(layers), place, by_head)
         chosen = [operator.index(layer) for layer in layers]

@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxqkv.errors import KernelError
-from jaxqkv.runtime.devices import jit
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
 # Sums go over this many parts first, so that float32 adds numbers of one size.
 PARTS = 512
 
 
+@kernel(compiled=False)
 def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Float[np.ndarray, "edge"]:
     """Edges of `n_bin` bins with equally many values each: `numpy.percentile(values, linspace(0, 100, n_bin + 1))`.
 
@@ -37,6 +38,7 @@ def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Floa
     return np.percentile(values, np.linspace(0, 100, n_bin + 1))
 
 
+@kernel(compiled=False)
 def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "*shape"]:
     """The bin of each value: bin i is [edge i, edge i+1), the last one closed; −1 outside and for NaN.
 
@@ -54,7 +56,7 @@ def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edg
     return np.where((values >= edges[0]) & (values <= edges[-1]), index, -1).astype(np.int32)
 
 
-@jit(static_argnames="n_bin")
+@kernel(static_argnames="n_bin")
 def binned_moments(
     values: Float[AnyArray, "value"], index: Int[AnyArray, "value"], *, n_bin: int
 ) -> tuple[Int[Array, "bin"], Float[Array, "bin"], Float[Array, "bin"]]:

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
-from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
-@jit
+@kernel()
 def pearson(
     x: Float[AnyArray, "*shape"],
     y: Float[AnyArray, "*shape"],

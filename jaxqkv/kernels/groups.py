@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import density
 from jaxqkv.kernels.similarity import column_cosine, unit_columns
-from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 # The order of every array with a group axis: pairs of the thirds Q, K, V.
 GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
 
 
-@jit
+@kernel()
 def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
     """Pearson correlation of every pair of columns: cosine similarity of the centred columns; in −1…1."""
     return column_cosine(x - x.mean(axis=0, keepdims=True))
 
 
+@kernel(compiled=False)
 def group_densities(
     x: Float[AnyArray, "sample three_embed"], edges: Float[np.ndarray, "edge"], *, centred: bool
 ) -> Float[Array, "group bin"]:
@@ -50,7 +51,7 @@ def group_densities(
     return jax.lax.map(block, jnp.array(list(GROUPS.values())))
 
 
-@jit
+@kernel()
 def permute_entries(x: Float[AnyArray, "sample column"], key: Key[Array, ""]) -> Float[Array, "sample column"]:
     """The control: the same entries in random order, so that no column is like another but by chance.
 
@@ -61,6 +62,7 @@ def permute_entries(x: Float[AnyArray, "sample column"], key: Key[Array, ""]) ->
     return jax.random.permutation(key, jnp.ravel(x)).reshape(x.shape)
 
 
+@kernel(compiled=False)
 def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
     """Density of the cosine similarities of all pairs of columns, each once.
 

@@ -6,12 +6,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxqkv.errors import KernelError
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 MOST_BINS = 100_000
 
 
+@kernel(compiled=False)
 def counts(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
@@ -33,6 +35,7 @@ def counts(
     return _counts(values, _bounds(_checked(edges)), _group_of(where), n_group=1)[0]
 
 
+@kernel(compiled=False)
 def density(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
@@ -46,6 +49,7 @@ def density(
     return _densities(values, edges, _group_of(where), 1)[0]
 
 
+@kernel(compiled=False)
 def density_by_group(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
@@ -98,6 +102,7 @@ def _densities(
     return inside.astype(jnp.float32) / total / jnp.asarray(widths, jnp.float32)[None]
 
 
+@kernel(compiled=False)
 def freedman_diaconis_histogram(
     values: Float[np.ndarray, "*shape"], *, density: bool = False
 ) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
@@ -127,6 +132,7 @@ def freedman_diaconis_histogram(
     return heights, edges
 
 
+@kernel(compiled=False)
 def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """The values, for a histogram between the smallest and the largest of them.
 

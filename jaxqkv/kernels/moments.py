@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxqkv.runtime.devices import jit
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
 
@@ -30,7 +30,7 @@ def deviations(
     return jnp.where(constant, 0, x)
 
 
-@jit(static_argnames="ddof")
+@kernel(static_argnames="ddof")
 def moments(
     values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxqkv.runtime.devices import jit
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
 
@@ -22,13 +22,14 @@ class Sample(NamedTuple):
     where: Bool[Array, "..."]
 
 
+@kernel(compiled=False)
 def first_and_last(mask: Bool[AnyArray, "batch pos"]) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
     """Positions of each sequence's first and last real token, from 0; pads may stand on either side."""
     pos = mask.shape[-1]
     return jnp.argmax(mask, axis=-1), pos - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
 
 
-@jit
+@kernel()
 def last_token_scores(
     q: Float[AnyArray, "batch head pos head_dim"],
     k: Float[AnyArray, "batch head pos head_dim"],
@@ -58,7 +59,7 @@ def last_token_scores(
     return Sample(scores, same & earlier), Sample(scores, ~same & earlier)
 
 
-@jit
+@kernel()
 def causal_samples(
     pattern: Float[AnyArray, "batch head query key"], mask: Bool[AnyArray, "batch pos"]
 ) -> tuple[Sample, Sample, Sample]:

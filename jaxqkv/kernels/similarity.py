@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv.errors import KernelError
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import density_by_group
 from jaxqkv.kernels.moments import moments
-from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
@@ -23,14 +23,14 @@ def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]
     return x / jnp.where(norm > 0, norm, 1)
 
 
-@jit
+@kernel()
 def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
     """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1, of x's dtype."""
     unit = unit_columns(x)
     return unit.T @ unit
 
 
-@jit(static_argnames=("ddof", "strips"))
+@kernel(static_argnames=("ddof", "strips"))
 def column_cosine_moments(
     x: Float[AnyArray, "row column"], *, ddof: int = 1, strips: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -79,6 +79,7 @@ def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column co
     return jnp.stack([(column[:, None] < column[None, :]) & same, head[:, None] < head[None, :]])
 
 
+@kernel(compiled=False)
 def head_pair_densities(
     x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:

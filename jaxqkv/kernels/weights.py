@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
-from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 # Cells of equal probability: the Kolmogorov–Smirnov distance is known to half of one.
@@ -26,7 +26,7 @@ class DistributionShape(NamedTuple):
     kurtosis: Float[Array, ""]
 
 
-@jit
+@kernel()
 def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
     """Mean, population standard deviation, skewness and excess kurtosis, by central moments.
 
@@ -47,7 +47,7 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
     return DistributionShape(values.mean(), std, (units**3).mean(), (units**4).mean() - 3)
 
 
-@jit
+@kernel()
 def ks_normal(
     values: Float[AnyArray, "*shape"], mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
 ) -> Float[Array, ""]:
@@ -78,7 +78,7 @@ def ks_normal(
     return jnp.where(jnp.isnan(normal).any() | (values.size == 0), jnp.nan, distance)
 
 
-@jit
+@kernel()
 def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
     """Pearson's correlation of every row with the next, in −1…1; NaN beside a constant row."""
     centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
@@ -88,7 +88,7 @@ def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "ro
     return jnp.clip((unit[:-1] * unit[1:]).sum(axis=1), -1, 1)
 
 
-@jit
+@kernel()
 def principal_components(
     x: Float[AnyArray, "row column"],
 ) -> tuple[Float[Array, "component"], Float[Array, "row 2"]]:
@@ -124,7 +124,7 @@ def principal_components(
     return squares / jnp.where(total > 0, total, 1), scores * jnp.where(largest < 0, -1, 1)
 
 
-@jit
+@kernel()
 def spectrum(x: Float[AnyArray, "row column"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Effective rank and largest singular value of a matrix.
 

@@ -24,6 +24,7 @@ from jaxqkv.model import microbatches
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import PlainParameters, Source
+from jaxqkv.runtime.arrays import is_concrete
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit, place_batch
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.typing import AnyArray
@@ -245,10 +246,12 @@ def _check_reducer(source: Source, batch: Batch, config: Architecture, request: 
     """Refuses a reducer whose results change with other sequences or, where there are no inputs, with pads.
 
     Raises:
-      JaxqkvError: if they do.
+      JaxqkvError: if they do, and inside `jax.jit`, where there are no results to compare.
     """
     request = dataclasses.replace(request, check=False, memory=None, mesh=None, progress=None)
     whole = collect(source, batch, config, request)
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(whole)):
+        raise JaxqkvError("`check` compares values, and there are none inside jax.jit and the like; try it outside")
     alone = collect(source, batch, config, dataclasses.replace(request, memory=1))
     microbatches.check_same(whole, alone, request.layers, "other sequences of the batch")
     if request.inputs is None and batch.ids.shape[1] < config.n_positions:

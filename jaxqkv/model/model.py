@@ -267,6 +267,7 @@ class Model:
 def load(
     spec: Any,
     *,
+    config: Any = None,
     revision: str | None = None,
     seed: int = 0,
     dtype: Any = jnp.float32,
@@ -277,18 +278,25 @@ def load(
     """Opens a checkpoint for running; weights are read when they are first needed.
 
     Args:
-      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; or an open `Checkpoint`.
+      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; or an open `Checkpoint`. Or a GPT-2, BERT,
+        RoBERTa or DistilBERT model of transformers, with a head or without: its config and its tensors are copied, so
+        that later changes of them are not seen; its code, hooks and dropout have no effect. Or a mapping of such
+        tensors by name, as its `state_dict()` returns: arrays of PyTorch, NumPy, or any library with `__array__` or
+        `__dlpack__`.
+      config: of such a mapping: what its config.json holds, a config of transformers, or one of this package.
       revision: branch, tag or commit on the hub.
       seed: of the fresh weights of `random:SPEC`.
       dtype: of the arithmetic.
       stream: read each layer's weights anew at every run, instead of keeping them in memory from
         their second use on; decided by their size (2 GiB) unless given.
-      tokenizer: a folder with tokenizer files, instead of the checkpoint's own.
+      tokenizer: instead of the checkpoint's own: a folder with tokenizer files, a `tokenizers.Tokenizer`, or a fast
+        tokenizer of transformers. An object is copied, and its padding and truncation are not taken over.
       mesh: from `make_mesh`, to run on several devices.
 
     Raises:
       CheckpointError: naming file, key and reason.
+      JaxqkvError: for a tokenizer of transformers that runs in Python.
     """
-    checkpoint = open_checkpoint(spec, revision=revision, seed=seed)
-    own = None if tokenizer is None else Tokenizer.from_folder(tokenizer, checkpoint.config)
+    checkpoint = open_checkpoint(spec, config=config, revision=revision, seed=seed)
+    own = None if tokenizer is None else Tokenizer.of(tokenizer, checkpoint.config)
     return Model(checkpoint, dtype=dtype, stream=stream, tokenizer=own, mesh=mesh)

@@ -7,12 +7,13 @@ from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxqkv.architectures.activations import FIELDS, OUTPUTS
 from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.model.reducers import Bound, Reducer
-from jaxqkv.runtime.arrays import snapshot
+from jaxqkv.runtime.arrays import is_concrete, snapshot
 from jaxqkv.runtime.sizes import memory_limit
 from jaxqkv.typing import AnyArray
 
@@ -124,6 +125,8 @@ def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
     """Returns the layers in the order given; those of a set, which has none, ascending."""
     if layers is None:
         return tuple(range(n_layer))
+    if isinstance(layers, jax.Array) and is_concrete(layers):
+        layers = np.asarray(layers)  # whose numbers are numbers inside `jax.jit` too
     single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
     several: Any = [layers] if single else layers
     given: list[Any] = list(several)

@@ -1,9 +1,12 @@
-"""Arrays of the caller: their values at the time of a call."""
+"""Arrays of the caller: those of other libraries as NumPy's, and their values at the time of a call."""
 
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
+
+from jaxqkv.errors import JaxqkvError, first_line
 
 
 def snapshot(tree: Any) -> Any:
@@ -12,7 +15,7 @@ def snapshot(tree: Any) -> Any:
     A run on a CPU computes from host memory in place, and may return before it has read it.
 
     Args:
-      tree: of NumPy's arrays, JAX's, tracers, or anything that `numpy.asarray` takes.
+      tree: of NumPy's arrays, JAX's, tracers, or anything that `to_numpy` takes.
     """
     return jax.tree.map(_owned, tree)
 
@@ -20,6 +23,37 @@ def snapshot(tree: Any) -> Any:
 def _owned(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return leaf
-    copy = np.array(leaf)
+    copy = np.array(to_numpy(leaf, "an array"))
     copy.flags.writeable = False
     return copy
+
+
+def to_numpy(values: Any, name: str, error: type[JaxqkvError] = JaxqkvError) -> Shaped[np.ndarray, "..."]:
+    """Returns values as an array of NumPy, which may share memory with them.
+
+    Args:
+      values: lists of numbers, or an array of any library that has `__array__` or `__dlpack__`; PyTorch's from any
+        device and in any dtype, without their gradients.
+      name: what an error calls them.
+      error: the kind of error to raise.
+
+    Raises:
+      JaxqkvError: or the given kind of it, for what cannot be read as an array.
+    """
+    try:
+        if hasattr(values, "detach") and hasattr(values, "cpu"):  # PyTorch's, which need not be installed
+            values = values.detach().cpu()
+            if str(values.dtype).endswith(".bfloat16"):
+                import ml_dtypes
+
+                return values.float().numpy().astype(ml_dtypes.bfloat16)  # exactly the same numbers
+        if not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
+            return np.from_dlpack(values)
+        return np.asarray(values)
+    except Exception as reason:  # of whatever kind the other library raises
+        raise error(f"{name} cannot be read as an array ({first_line(reason)})") from None
+
+
+def is_concrete(values: Any) -> bool:
+    """Whether the numbers are there to be looked at; not those that JAX traces."""
+    return not isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct)

@@ -1,14 +1,17 @@
 """Where and how programs run: several devices, the precision of matrix products, early compilation, its cache."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxqkv.errors import JaxqkvError, first_line, printable
@@ -205,19 +208,35 @@ def precision() -> str:
     return same.get(name, name if name in PRECISIONS else "default")
 
 
-def enable_compilation_cache() -> None:
-    """Keeps XLA's compiled programs in the user's cache folder, small and quick ones too.
+def cache(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Keeps XLA's compiled programs in a folder from now on, small and quick ones too, and returns the folder.
 
-    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead; one that cannot be
-    written is said, and left alone.
+    The next process that calls it reads a program there instead of compiling it again.
+
+    Args:
+      folder: unless given, the one that JAX was told of (`JAX_COMPILATION_CACHE_DIR`), or else the command's, in
+        the user's cache folder; see `cache_folder`.
+
+    Raises:
+      JaxqkvError: when it cannot be written.
     """
-    if setting("jax_compilation_cache_dir") is None:
-        folder = cache_folder() / "xla"
+    told = setting("jax_compilation_cache_dir") if folder is None else None
+    place = Path(told or folder or cache_folder() / "xla").expanduser()
+    if told is None:
         try:
-            make_writable(folder)
+            make_writable(place)
         except OSError as error:
-            print(f"jaxqkv: compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+            raise JaxqkvError(f"compiled programs are not kept: {place}: {error.strerror}") from None
+        jax.config.update("jax_compilation_cache_dir", str(place.absolute()))
+        compilation_cache.reset_cache()  # which would otherwise stay where it was
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return place
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs as `cache` does; a folder that cannot be written is said, and left alone."""
+    try:
+        cache()
+    except JaxqkvError as error:
+        print(f"jaxqkv: {error}", file=sys.stderr)

@@ -10,9 +10,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxqkv.errors import JaxqkvError, first_line
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime import showing
-from jaxqkv.runtime.arrays import snapshot
+from jaxqkv.runtime.arrays import is_concrete, snapshot, to_numpy
 from jaxqkv.typing import AnyArray
 
 
@@ -111,7 +111,7 @@ class Batch(showing.Arrays):
         mask = np.ones(ids.shape, bool) if mask is None else _array(mask, "mask")
         types = np.zeros(ids.shape, np.int32) if token_types is None else _array(token_types, "token_types")
         if np.issubdtype(mask.dtype, np.integer):
-            if not isinstance(mask, jax.core.Tracer) and not ((mask == 0) | (mask == 1)).all():
+            if is_concrete(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
                 raise JaxqkvError("an integer mask is 1 at real tokens and 0 at pads, and this one has other values")
             mask = mask.astype(bool)
         _check_parts(ids, mask, types)
@@ -194,16 +194,10 @@ def _array(values: Any, name: str) -> AnyArray:
     """Returns values as an array of JAX, or else of NumPy; rows of several lengths filled up with zeros."""
     if isinstance(values, jax.Array):
         return values
-    try:
-        lengths = _lengths(values)
-        if lengths is not None and len(set(lengths)) > 1:
-            filled = [[*row, *[0] * (max(lengths) - len(row))] for row in values]
-            return np.asarray(filled)
-        if not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
-            return np.from_dlpack(values)
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # of whatever the other library raises
-        raise JaxqkvError(f"{name} cannot be read as an array ({first_line(error)})") from None
+    lengths = _lengths(values)
+    if lengths is not None and len(set(lengths)) > 1:
+        values = [[*row, *[0] * (max(lengths) - len(row))] for row in values]
+    return to_numpy(values, name)
 
 
 def _check_kind(ids: AnyArray) -> None:
@@ -223,16 +217,23 @@ def _check_parts(ids: AnyArray, mask: AnyArray, token_types: AnyArray) -> None:
 
 
 def _check_ids(ids: AnyArray, config: Sizes) -> None:
-    if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
-        raise JaxqkvError(
-            f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
-        )
+    if not is_concrete(ids):
+        return
+    smallest, largest = _ends(ids)
+    if smallest < 0 or largest >= config.vocab_size:
+        raise JaxqkvError(f"token ids reach from {smallest} to {largest}; the model's are 0 to {config.vocab_size - 1}")
+
+
+def _ends(values: AnyArray) -> tuple[int, int]:
+    """Returns the smallest and the largest value, by NumPy: inside `jax.jit`, JAX would trace even concrete arrays."""
+    host = np.asarray(values)
+    return int(host.min()), int(host.max())
 
 
 def _check_token_types(token_types: AnyArray, config: Sizes) -> None:
-    if isinstance(token_types, jax.core.Tracer):
+    if not is_concrete(token_types):
         return
-    smallest, largest = token_types.min(), token_types.max()
+    smallest, largest = _ends(token_types)
     if smallest < 0 or largest >= config.token_types:
         theirs = f"0 to {config.token_types - 1}" if config.token_types > 1 else f"0 alone ({config.model_type})"
         raise JaxqkvError(f"token_types reach from {smallest} to {largest}; the model's are {theirs}")

@@ -76,16 +76,31 @@ class Tokenizer:
             raise
         except BaseException as error:
             raise _as_error(error, f"{folder}: tokenizer files cannot be read") from None
-        tokens = backend.get_vocab_size(with_added_tokens=False)
-        if tokens > config.vocab_size:
-            warnings.warn(
-                JaxqkvWarning(
-                    f"{folder}: the tokenizer has {tokens} tokens, the model only {config.vocab_size}; if they do not "
-                    "belong together, all ids are wrong"
-                ),
-                stacklevel=2,
-            )
+        _warn_of_size(backend, str(folder), config)
         return cls(backend, str(folder), config.vocab_size, truncation_side)
+
+    @classmethod
+    def of(cls, given: Any, config: ModelSizes) -> "Tokenizer":
+        """From a folder, or from an object of `tokenizers` or a fast tokenizer of `transformers`, which is copied.
+
+        The token ids are those that the object gives, without padding and truncation: both are for `batch` to do. What
+        is changed in the object afterwards is not seen.
+
+        Raises:
+          JaxqkvError: for what is no tokenizer, and one of `transformers` in Python; and as `from_folder` does.
+
+        Warns:
+          JaxqkvWarning: when it cuts texts that the model has room for, and when it has more tokens than the model.
+        """
+        if isinstance(given, Tokenizer):
+            return cls(given.backend, given.where, config.vocab_size, given.truncation_side)
+        if isinstance(given, str | os.PathLike):
+            return cls.from_folder(given, config)
+        from jaxqkv.text.tokenizer_objects import copied  # its library takes time to import
+
+        backend, name, truncation_side = copied(given, config.n_positions)
+        _warn_of_size(backend, name, config)
+        return cls(backend, name, config.vocab_size, truncation_side)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -245,6 +260,18 @@ class Tokenizer:
             )
         text = text[:room] if self.truncation_side == "right" else text[-room:]
         return [*ids[:before], *text, *ids[len(ids) - after :]]
+
+
+def _warn_of_size(backend: "tokenizers.Tokenizer", where: str, config: ModelSizes) -> None:
+    tokens = backend.get_vocab_size(with_added_tokens=False)
+    if tokens > config.vocab_size:
+        warnings.warn(
+            JaxqkvWarning(
+                f"{where}: the tokenizer has {tokens} tokens, the model only {config.vocab_size}; if they do not "
+                "belong together, all ids are wrong"
+            ),
+            stacklevel=3,
+        )
 
 
 def _as_error(error: BaseException, what: str) -> BaseException:

@@ -9,6 +9,25 @@ SCORE_EDGES, PATTERN_EDGES = np.linspace(-20, 20, 101), np.linspace(0, 1, 91)
 CORRELATION_EDGES = np.linspace(-1, 1, 101)
 
 
+def hook_everything(blocks, keep):
+    """Hooks on GPT-2's blocks for `keep(name, tensor)` of all that a cache of a pass has; patterns are an output."""
+
+    def output_of(module, *names):
+        def hook(module, inputs, output):
+            whole = output[0] if isinstance(output, tuple) else output
+            for name, part in zip(names, whole.chunk(len(names), dim=-1), strict=True):
+                keep(name, part)
+
+        return module.register_forward_hook(hook)
+
+    handles = []
+    for block in blocks:
+        handles += [output_of(block.attn.c_attn, "q", "k", "v"), output_of(block.attn.c_proj, "attn_out")]
+        handles.append(block.attn.c_proj.register_forward_pre_hook(lambda module, inputs: keep("z", inputs[0])))
+        handles += [output_of(block.mlp, "mlp_out"), output_of(block, "resid_post")]
+    return handles
+
+
 def study(side, name):
     """The function of a study of the notebook or the tuned side."""
     return getattr(import_module(f"baselines.{side}_studies"), name.replace("-", "_"))

@@ -10,6 +10,8 @@ import itertools
 import numpy as np
 import torch
 
+from baselines import hook_everything
+
 
 def load(folder):
     """The whole model, with logits, as the studies load it; of BERT what the study of it loads."""
@@ -17,6 +19,29 @@ def load(folder):
 
     kind = AutoModelForCausalLM if AutoConfig.from_pretrained(folder).model_type == "gpt2" else BertModel
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_with_logits(folder):
+    """The whole model, with attention whose patterns are there."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def cached(model, ids, mask):
+    """Logits, and of everything else one NumPy array of all layers, from one pass."""
+    kept = {}
+
+    def keep(name, x):
+        kept.setdefault(name, []).append(x.cpu().numpy())
+
+    handles = hook_everything(model.transformer.h, keep)
+    with torch.no_grad():
+        output = model(ids, attention_mask=mask, output_attentions=True)
+    for handle in handles:
+        handle.remove()
+    kept["pattern"] = [x.cpu().numpy() for x in output.attentions]
+    return {name: np.array(layers) for name, layers in kept.items()} | {"logits": output.logits.cpu().numpy()}
 
 
 def _hooked(model, ids, mask, keep):

@@ -5,6 +5,8 @@ The same functions as in `notebook.py`, with the same results.
 
 import torch
 
+from baselines import hook_everything
+
 # Sentences of 512 that are fastest together on a CPU.
 PIECE = 8
 
@@ -17,6 +19,24 @@ def load(folder):
     if AutoConfig.from_pretrained(folder).model_type == "gpt2":
         return GPT2Model.from_pretrained(folder, **options).eval()
     return BertModel.from_pretrained(folder, add_pooling_layer=False, **options).eval()
+
+
+def load_with_logits(folder):
+    """GPT-2 with its logits, and with attention whose patterns are there."""
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@torch.inference_mode()
+def cached(model, ids, mask):
+    """Logits, and a list by layer of everything else, from one pass: what TransformerLens' `run_with_cache` gives."""
+    kept = {}
+    handles = hook_everything(model.transformer.h, lambda name, x: kept.setdefault(name, []).append(x))
+    output = model(ids, attention_mask=mask, use_cache=False, output_attentions=True)
+    for handle in handles:
+        handle.remove()
+    return kept | {"pattern": output.attentions, "logits": output.logits}
 
 
 class Done(Exception):

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 Spec = dict[str, Any]
+# What a pass with a cache keeps of each layer, besides the logits.
+CACHED = ("q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 
 
 @dataclasses.dataclass
@@ -101,7 +103,10 @@ def _product(side: str, spec: Spec) -> Work:
 
 
 def _forward(side: str, spec: Spec) -> Work:
-    """Q, K and V of every layer; or, with `norms`, their lengths by token, where all of them would not fit."""
+    """Q, K and V of every layer; or, with `norms`, their lengths by token, where all of them would not fit.
+
+    With `cache`, logits and everything of every layer, from one pass.
+    """
     import json
 
     config = json.loads((Path(spec["folder"]) / "config.json").read_text())
@@ -114,13 +119,21 @@ def _forward(side: str, spec: Spec) -> Work:
     run, as_array, *settle = build(side, spec, ids, mask)
 
     def compared(value: Any) -> np.ndarray:
-        """First, middle and last layer, `[layer, 3, batch, pos, …]`, with nothing at pads."""
+        """First, middle and last layer, `[layer, 3, batch, pos, …]`, with nothing at pads; of a cache one long row."""
         array = as_array(value)
+        if spec.get("cache"):
+            return array
         real = mask if spec.get("norms") else mask[..., None]
         return np.where(real, array, 0)
 
     made = _jax_work(run, compared) if side == "jaxqkv" else _torch_work(run, spec, compared)
     return dataclasses.replace(made, settle=settle[0]) if settle else made
+
+
+def _row(parts: dict[str, Any], logits: Any) -> np.ndarray:
+    """Each part of a cache as a share of its largest value, at first, middle and last layer, in one row."""
+    chosen = [_host(parts[name][layer]) for name in CACHED for layer in _ends(len(parts["q"]))]
+    return np.concatenate([(x / np.abs(x).max()).ravel() for x in (*chosen, _host(logits))])
 
 
 def _ends(layers: int) -> list[int]:
@@ -150,6 +163,19 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
 
         run = lambda: jaxqkv.forward(params, tokens, model.config, reduce=norms, memory=2 << 30)  # noqa: E731
         return run, lambda x: np.asarray(x)[_ends(x.shape[0])].swapaxes(1, 2)
+    elif spec.get("cache"):
+        model = jaxqkv.load(spec["folder"], stream=False)
+        params = model.params()
+        run = lambda: jaxqkv.forward(params, tokens, model.config, capture={*CACHED, "logits"})  # noqa: E731
+
+        def row(acts: Any) -> np.ndarray:
+            parts = {name: np.asarray(acts[name]) for name in CACHED}
+            for name in ("q", "k", "v", "z"):  # as PyTorch has them, heads side by side
+                x = parts[name].swapaxes(2, 3)
+                parts[name] = x.reshape(*x.shape[:3], -1)
+            return _row(parts, np.asarray(acts.logits))
+
+        return run, row
     else:
         model = jaxqkv.load(spec["folder"], stream=False)
         params = model.params()
@@ -172,7 +198,11 @@ def _forward_torch(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> 
     transformers.logging.disable_progress_bar()
     baseline = importlib.import_module(f"baselines.{side}")
     put, synchronise, _ = _on_torch(spec["device"])
-    model = baseline.load(spec["folder"]).to(spec["device"])
+    cache = spec.get("cache", False)
+    model = (baseline.load_with_logits if cache else baseline.load)(spec["folder"]).to(spec["device"])
+    if cache:
+        arguments = (put(ids).long(), put(mask).long())
+        return lambda: baseline.cached(model, *arguments), lambda x: _row(x, x["logits"])
     function = baseline.qkv_norms if spec.get("norms") else baseline.qkv
     arguments = (put(ids).long(), put(mask).long())
 

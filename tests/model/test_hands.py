@@ -88,6 +88,15 @@ def test_nothing_that_is_returned_is_a_view_of_an_argument(model, config):
     np.testing.assert_array_equal(kept[1], np.ones((config.n_layer, 2)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inputs_of_pytorch(model, config, dtype):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    shift = torch.tensor([1.0, 2.0], dtype=getattr(torch, dtype), requires_grad=True)
+    kept = model.run(random_ids(config, 2, 5), reduce=lambda attention, mask, shift: shift, inputs=shift, layers=0)
+    assert kept.dtype == dtype
+    assert kept.astype(jnp.float32).tolist() == [[1.0, 2.0]]
+
+
 def test_host_parameters_are_those_at_the_time_of_the_call(model, config):
     ids = random_ids(config, 2, 5)
     params = jax.tree.map(np.array, model.params())

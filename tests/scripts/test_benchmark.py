@@ -55,7 +55,10 @@ def test_forward_passes_agree(spec, batch, pos, extra):
     case = benchmark.forward_case(spec, batch, pos, extra)
     ours, *peers = all_sides(case.spec).values()
     lengths_only = extra.get("norms", False)
-    assert ours.shape == (3, 3, batch, pos) + (() if lengths_only else (128,))
+    if extra.get("cache"):
+        assert ours.shape == (3 * batch * pos * (7 * 128 + 8 * pos) + batch * pos * 4096,)
+    else:
+        assert ours.shape == (3, 3, batch, pos) + (() if lengths_only else (128,))
     for peer in peers:
         assert measuring.array_difference(ours, peer) < MODEL_LIMIT
 
@@ -170,6 +173,17 @@ def test_the_work_of_a_forward_pass_is_counted():
             weights += width * width + 2 * width * inner
     assert case.flops == 3 * total
     assert case.moved == 4 * (weights + 3 * layers * 3 * 7 * width)
+
+
+def test_the_work_of_a_pass_with_a_cache_is_counted():
+    case = benchmark.forward_case("demo-gpt2", 3, 7, {"cache": True})
+    width, inner, layers, vocab, heads = 128, 512, 8, 4096, 8
+    products = 4 * width * width + 2 * width * inner  # of Q, K, V and the output; of the MLP
+    total = layers * (2 * 7 * products + 2 * 2 * 7 * 7 * width) + 2 * 7 * width * vocab
+    assert case.flops == 3 * total
+    numbers = layers * (7 * 3 * 7 * width + 3 * heads * 7 * 7) + 3 * 7 * vocab
+    assert case.moved == 4 * (layers * products + width * vocab + numbers)
+    assert case.name == "forward demo-gpt2, 3 × 7, logits and cache"
 
 
 def test_long_cases_are_run_less_often():

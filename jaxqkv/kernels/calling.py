@@ -1,0 +1,111 @@
+"""`kernel`: what all kernels have in common in how they are called."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Key
+
+from jaxqkv.errors import KernelError
+from jaxqkv.runtime.arrays import is_concrete, snapshot, to_numpy
+from jaxqkv.runtime.devices import jit
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+# What annotations of floats, of masks and of JAX's random keys have in common, each in all versions of jaxtyping.
+_ANNOTATIONS: tuple[Any, ...] = (Float[jax.Array, ""], Bool[jax.Array, ""], Key[jax.Array, ""])
+FLOATS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
+# Kinds of NumPy's dtypes that are no numbers.
+NO_NUMBERS = "OSUMm"
+
+
+def kernel(
+    *, compiled: bool = True, **options: Any
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+    """Returns a decorator that makes a kernel of a function of arrays.
+
+    The kernel takes arrays of any library, and lists of numbers. Each array has the axes that its annotation names, and
+    an axis has one length in all of them. What the caller changes in an array after the call is not seen.
+
+    Args:
+      compiled: by `jit`; a function that is not compiled runs on the host, or calls others that are.
+      options: of `jax.jit`.
+    """
+
+    def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+        run: Callable[..., Any] = jit(function, **options) if compiled else function
+        signature = inspect.signature(function)
+        positional = [each for each in signature.parameters.values() if each.kind is not each.KEYWORD_ONLY]
+        annotations = {each.name: _shaped(each.annotation) for each in positional}
+
+        @functools.wraps(function)
+        def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments
+            arrays = {name: _array(given[name], name, annotations[name]) for name in annotations if name in given}
+            _check_axes(function.__name__, arrays, annotations)
+            given.update(arrays)
+            return run(*bound.args, **bound.kwargs)
+
+        return call
+
+    return decorate
+
+
+def _shaped(annotation: Any) -> Any:
+    """Returns the first array type of jaxtyping in an annotation, or None; JAX's random keys are no such arrays."""
+    types = typing.get_args(annotation) or (annotation,)
+    return next((each for each in types if hasattr(each, "dim_str") and each.dtypes != KEYS), None)
+
+
+def _array(value: Any, name: str, annotation: Any) -> Any:
+    """Returns a value as an array of JAX, or as one of NumPy that no one else changes; a mask as booleans."""
+    dtypes = getattr(annotation, "dtypes", None)
+    if value is None or not is_concrete(value):
+        return value
+    if not isinstance(value, jax.Array) or getattr(annotation, "array_type", None) is np.ndarray:
+        value = to_numpy(value, name, KernelError)
+        if value.dtype.kind in NO_NUMBERS:
+            raise KernelError(f"{name} is no array of numbers but of {value.dtype}")
+        if dtypes == FLOATS and value.dtype.kind in "iub":
+            value = value.astype(np.float64)  # which becomes float32 where JAX has no other
+    if dtypes == BOOLS and value.dtype != bool:
+        if not np.issubdtype(value.dtype, np.integer) or not np.isin(np.asarray(value), (0, 1)).all():
+            raise KernelError(f"{name} is boolean, True at the values that count, or 1 and 0; not {value.dtype}")
+        value = value.astype(bool)
+    return snapshot(value) if isinstance(value, np.ndarray) and value.flags.writeable else value
+
+
+def _check_axes(kernel: str, arrays: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    """Refuses arrays with other axes than their annotations name, or of different lengths.
+
+    Raises:
+      KernelError: naming the array and the axes.
+    """
+    lengths: dict[str, tuple[str, int]] = {}
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, array in arrays.items():
+        if array is None or annotations[name] is None:
+            continue
+        axes, shape = annotations[name].dim_str.split(), np.shape(array)
+        if axes and axes[0].startswith("*"):
+            other, whole = shapes.setdefault(axes[0].lstrip("*#"), (name, shape))
+            if shape != whole and not ("#" in axes[0] and _broadcasts(shape, whole)):
+                raise KernelError(f"{kernel}: {name} {list(shape)} does not go with {other} {list(whole)}")
+            continue
+        if len(shape) != len(axes):
+            raise KernelError(f"{kernel}: {name} has the axes [{', '.join(axes)}], got {list(shape)}")
+        for axis, length in zip(axes, shape, strict=True):
+            other, known = lengths.setdefault(axis, (name, length))
+            if length != known:
+                raise KernelError(f"{kernel}: {axis} is {known} in {other} and {length} in {name}")
+
+
+def _broadcasts(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return len(shape) <= len(whole) and all(
+        one in (1, other) for one, other in zip(shape[::-1], whole[::-1], strict=False)
+    )

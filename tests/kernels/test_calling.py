@@ -1,0 +1,151 @@
+"""How kernels are called: with arrays of any library, whose axes are checked by name and whose values are taken."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxqkv import kernels
+from jaxqkv.errors import KernelError
+
+GENERATOR = np.random.default_rng(0)
+MATRIX = GENERATOR.normal(size=(11, 15)).astype(np.float32)
+EDGES = np.linspace(-1, 1, 8)
+Q, K = GENERATOR.normal(size=(2, 2, 3, 5, 7)).astype(np.float32)
+MASK = np.array([[True] * 5, [False] * 2 + [True] * 3])
+PATTERN = np.tril(GENERATOR.random((2, 3, 5, 5))).astype(np.float32)
+# The arrays and the settings that each kernel is called with.
+CALLS = {
+    "bin_index": ((MATRIX, EDGES), {}),
+    "binned_moments": ((MATRIX[0], np.arange(15, dtype=np.int32) % 4), {"n_bin": 3}),
+    "causal_samples": ((PATTERN, MASK), {}),
+    "column_correlation": ((MATRIX,), {}),
+    "column_cosine": ((MATRIX,), {}),
+    "column_cosine_moments": ((MATRIX,), {"strips": 2}),
+    "counts": ((MATRIX, EDGES, MATRIX > 0), {}),
+    "density": ((MATRIX, EDGES, MATRIX > 0), {}),
+    "density_by_group": ((MATRIX, EDGES, (MATRIX > 0).astype(np.int32)), {"n_group": 2}),
+    "distribution_shape": ((MATRIX,), {}),
+    "first_and_last": ((MASK,), {}),
+    "freedman_diaconis_histogram": ((MATRIX,), {}),
+    "group_densities": ((MATRIX, EDGES), {"centred": True}),
+    "head_pair_densities": ((MATRIX, EDGES), {"n_head": 3}),
+    "ks_normal": ((MATRIX, np.float32(0.1), np.float32(0.9)), {}),
+    "last_token_scores": ((Q, K, MASK), {}),
+    "moments": ((MATRIX, MATRIX > 0), {"ddof": 1}),
+    "neighbour_correlations": ((MATRIX,), {}),
+    "pearson": ((MATRIX, MATRIX**2, MATRIX > 0), {}),
+    "percentile_edges": ((MATRIX,), {"n_bin": 5}),
+    "permute_entries": ((MATRIX, jax.random.key(3)), {}),
+    "principal_components": ((MATRIX,), {}),
+    "require_finite": ((MATRIX,), {}),
+    "spectrum": ((MATRIX,), {}),
+    "upper_density": ((MATRIX, EDGES), {}),
+}
+ARRAYS = [n for n in kernels.__all__ if callable(f := getattr(kernels, n)) and not inspect.isclass(f)]
+
+
+def test_every_kernel_of_arrays_is_here():
+    assert set(ARRAYS) - CALLS.keys() == {"head_pair_masks"}  # which takes none
+
+
+def same(one, two):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("library", ["torch", "jax", "lists", "dlpack"])
+def test_arrays_of_other_libraries(name, library):
+    """The same numbers as of NumPy's arrays, whatever an array is made of."""
+
+    class Dlpack:
+        def __init__(self, values):
+            self.__dlpack__, self.__dlpack_device__ = values.__dlpack__, values.__dlpack_device__
+
+    torch = pytest.importorskip("torch", exc_type=ImportError) if library == "torch" else None
+    make = {"jax": jnp.asarray, "lists": lambda x: x.tolist(), "dlpack": Dlpack}
+    convert = (lambda x: torch.tensor(x, requires_grad=x.dtype.kind == "f")) if torch else make[library]
+    arrays, settings = CALLS[name]
+    kernel = getattr(kernels, name)
+    expected = kernel(*arrays, **settings)
+    if library == "jax":
+        # On the device, edges are rounded to float32, and those of lists and NumPy are not.
+        expected = kernel(*(x.astype(np.float32) if x is EDGES else x for x in arrays), **settings)
+    given = [convert(x) if isinstance(x, np.ndarray) else x for x in arrays]
+    if library == "lists" and name in ("percentile_edges", "require_finite", "freedman_diaconis_histogram"):
+        arrays = [x.astype(np.float64) for x in arrays]  # as lists are, where float64 decides
+        expected = kernel(*arrays, **settings)
+    names = list(inspect.signature(kernel).parameters)
+    same(jax.tree.map(np.asarray, kernel(*given, **settings)), jax.tree.map(np.asarray, expected))
+    by_name = dict(zip(names[1:], given[1:], strict=False))
+    same(jax.tree.map(np.asarray, kernel(given[0], **by_name, **settings)), jax.tree.map(np.asarray, expected))
+
+
+def test_bfloat16_and_whole_numbers():
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    narrow = torch.tensor(MATRIX).bfloat16()
+    same(kernels.moments(narrow), kernels.moments(narrow.float().numpy()))
+    assert kernels.column_cosine(narrow).dtype == jnp.bfloat16
+    whole = [[1, 2, 3], [4, 5, 7]]
+    same(kernels.column_cosine(whole), kernels.column_cosine(np.array(whole, np.float32)))
+    same(kernels.moments([True, False, False]), kernels.moments(np.array([1.0, 0, 0])))
+
+
+def test_masks_of_whole_numbers():
+    expected = kernels.last_token_scores(Q, K, MASK)
+    for mask in (MASK.astype(np.int64), MASK.astype(int).tolist(), jnp.asarray(MASK.astype(np.int32))):
+        same(kernels.last_token_scores(Q, K, mask), expected)
+    for mask in (MASK.astype(np.float32), 2 * MASK.astype(np.int32)):
+        with pytest.raises(KernelError, match="mask is boolean, True at the values that count, or 1 and 0; not"):
+            kernels.last_token_scores(Q, K, mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kernels.column_cosine(MATRIX[0]), r"column_cosine: x has the axes \[row, column\], got \[15\]"),
+        (lambda: kernels.column_cosine([[[1.0]]]), r"column_cosine: x has the axes \[row, column\], got \[1, 1, 1\]"),
+        (lambda: kernels.last_token_scores(Q, K[..., :5], MASK), "head_dim is 7 in q and 5 in k"),
+        (lambda: kernels.last_token_scores(Q, K, MASK[:1]), "batch is 2 in q and 1 in mask"),
+        (lambda: kernels.pearson(MATRIX, MATRIX[:3]), r"pearson: y \[3, 15\] does not go with x \[11, 15\]"),
+        (lambda: kernels.moments(MATRIX, MATRIX[:, :2] > 0), r"where \[11, 2\] does not go with values \[11, 15\]"),
+        (lambda: kernels.moments([[1.0], [1.0, 2.0]]), "values cannot be read as an array"),
+        (lambda: kernels.moments(["a"]), "values is no array of numbers but of <U1"),
+        (lambda: kernels.moments(object()), "values is no array of numbers but of object"),
+        (lambda: jax.jit(kernels.column_cosine)(MATRIX[0]), r"x has the axes \[row, column\]"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(KernelError, match=message):
+        call()
+
+
+def test_masks_may_broadcast():
+    same(kernels.moments(MATRIX, MATRIX[:1] > 0), kernels.moments(MATRIX, np.tile(MATRIX[:1] > 0, (11, 1))))
+
+
+def test_what_the_caller_changes_after_a_call_is_not_seen():
+    """A kernel may return before it has read its arguments."""
+    large = GENERATOR.normal(size=(900, 900)).astype(np.float32)
+    expected = np.asarray(kernels.column_cosine(jnp.asarray(large)))
+    for _ in range(4):
+        given = large.copy()
+        result = kernels.column_cosine(given)
+        given[:] = 0
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_concrete_arrays_inside_other_transformations():
+    """A mask and edges that are known, in a program of other arrays."""
+    edges, mask = jnp.asarray(EDGES, jnp.float32), jnp.asarray(MASK.astype(np.int32))
+    inside = jax.jit(lambda x: kernels.density(x, edges))(MATRIX)
+    np.testing.assert_allclose(inside, kernels.density(MATRIX, EDGES), rtol=1e-6)
+    scores = jax.jit(lambda q: kernels.last_token_scores(q, K, mask)[0].values.sum())
+    np.testing.assert_allclose(scores(Q), kernels.last_token_scores(Q, K, MASK)[0].values.sum(), rtol=1e-5)
+    assert np.isfinite(jax.grad(scores)(jnp.asarray(Q))).all()
+    many = jax.vmap(lambda q: kernels.first_and_last(mask)[1] + q)(jnp.arange(3, dtype=jnp.int32))
+    assert many.tolist() == [[4, 4], [5, 5], [6, 6]]
