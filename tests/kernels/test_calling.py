@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROUNDING
 
 from jaxqkv import kernels
 from jaxqkv.errors import KernelError
@@ -122,6 +123,20 @@ def test_masks_of_whole_numbers():
 def test_what_is_refused(call, message):
     with pytest.raises(KernelError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_without_compilation(name):
+    """As one debugs: the same numbers, to the rounding of other sums; a principal component may point either way."""
+    value = np.abs if name == "principal_components" else np.asarray
+    arrays, settings = CALLS[name]
+    kernel = getattr(kernels, name)
+    expected = kernel(*arrays, **settings)
+    with jax.disable_jit():
+        actual = kernel(*arrays, **settings)
+    for one, two in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_allclose(value(one), value(two), rtol=0, atol=100 * ROUNDING * np.abs(two).max())
 
 
 def test_masks_may_broadcast():

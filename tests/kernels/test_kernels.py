@@ -37,13 +37,6 @@ def within_and_across(similarity):
     return np.array(within), np.array(across)
 
 
-@pytest.fixture(params=["jit", "no jit"])
-def maybe_jit(request):
-    with jax.disable_jit(request.param == "no jit"):
-        yield
-
-
-@pytest.mark.usefixtures("maybe_jit")
 class TestMoments:
     @pytest.mark.parametrize("ddof", [0, 1])
     def test_definition(self, matrix, ddof):
@@ -74,7 +67,6 @@ class TestMoments:
 EDGES = [np.linspace(-0.8, 0.8, 81), np.linspace(-0.4, 0.4, 101), np.linspace(0, 1, 91), np.linspace(-15, 15, 201)]
 
 
-@pytest.mark.usefixtures("maybe_jit")
 class TestHistograms:
     @pytest.mark.parametrize("edges", EDGES, ids=len)
     def test_counts_are_numpys_to_the_last_one(self, edges):
@@ -149,7 +141,6 @@ class TestHistograms:
         np.testing.assert_array_equal(found, [0, 1])
 
 
-@pytest.mark.usefixtures("maybe_jit")
 class TestSimilarity:
     def test_column_cosine(self, matrix):
         similarity = np.asarray(kernels.column_cosine(matrix))
@@ -206,7 +197,6 @@ class TestSimilarity:
             assert std[index] == pytest.approx(sample.std(), rel=1e-5)
 
 
-@pytest.mark.usefixtures("maybe_jit")
 class TestPearson:
     def test_definition(self, matrix):
         x, y = matrix[:, 0], matrix[:, 1] + 0.5 * matrix[:, 0]
@@ -271,7 +261,6 @@ class TestBins:
         np.testing.assert_allclose(std, [np.nan, np.nan, np.sqrt(1.25), 0, np.sqrt(2 / 3)], rtol=1e-6)
 
     @pytest.mark.parametrize("size", [1, 5, 511, 899, 1031])
-    @pytest.mark.usefixtures("maybe_jit")
     def test_moments_by_loops(self, size):
         generator = np.random.default_rng(size)
         values = generator.normal(100, 3, size).astype(np.float32)
@@ -308,7 +297,6 @@ class TestBins:
             assert std[b] == pytest.approx(chosen.std(), rel=1e-5)
 
 
-@pytest.mark.usefixtures("maybe_jit")
 class TestWeights:
     def test_shape_of_a_distribution(self, matrix):
         from scipy import stats
