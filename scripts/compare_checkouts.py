@@ -33,6 +33,7 @@ RUNS: dict[str, list[list[str]]] = {
         ["--model", "demo-bert"],
         ["--model", "random:demo-gpt2", "--measure", "cosine"],
     ],
+    "adjustment-magnitudes": [["--demo"], ["--model", "demo-bert", "--corpus", "python-docs", "--batch", "3"]],
 }
 
 

@@ -12,6 +12,7 @@ MODULES = (
     "token_frequency",
     "weight_tour",
     "token_similarity",
+    "adjustment_magnitudes",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

@@ -22,6 +22,7 @@ STIMULI = {
     "token-frequency": ["--corpus", "texts", "--tokens", "50", "--batch", "2", "--length", "7", "--no-cache"],
     "weight-tour": [],
     "token-similarity": ["--sentences", "sentences.txt"],
+    "adjustment-magnitudes": ["--corpus", "texts", "--batch", "3"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -365,6 +366,7 @@ NOT_DRAWN = {
     "token-frequency": set(),
     "weight-tour": {"head-clusters"},
     "token-similarity": {"cosine", "correlation"},
+    "adjustment-magnitudes": {"2"},
 }
 
 

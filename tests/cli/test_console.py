@@ -35,6 +35,7 @@ def lines(folder, tmp_path):
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
         "weight-tour": ["--compare", f"random:{folder}"],
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
+        "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
@@ -241,6 +242,7 @@ class TestBars:
             ("attention-scores", {"layers": 3, "figures": 10}),
             ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
             ("token-similarity", {"layers": 3, "figures": 8}),
+            ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
             ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
         ],
     )
