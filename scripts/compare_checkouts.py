@@ -34,6 +34,7 @@ RUNS: dict[str, list[list[str]]] = {
         ["--model", "random:demo-gpt2", "--measure", "cosine"],
     ],
     "adjustment-magnitudes": [["--demo"], ["--model", "demo-bert", "--corpus", "python-docs", "--batch", "3"]],
+    "prediction-divergence": [["--demo"], ["--demo", "--as-published", "--skip-first", "--length", "97"]],
 }
 
 

@@ -124,7 +124,7 @@ class Line:
     marker: str = ""
     linestyle: LineStyle = "-"
     alpha: float = 1.0
-    face: float = 0.45  # opacity of the markers' faces
+    face: float = 0.45  # opacity of the markers' faces; 0 hides the line behind them too
     size: float | None = None  # of the markers, in points; by their number unless given
     band: np.ndarray | None = None  # half-width of a shaded band around y
     error: np.ndarray | None = None  # half-length of an error bar at each point
@@ -153,6 +153,7 @@ class Lines(Panel):
         for line in self.lines:
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
             face = None if color is None else to_rgba(color, line.face * line.alpha)
+            face = face if line.face else ax.get_facecolor()
             size = line.size or (7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3)
             many: dict[str, Any] = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(

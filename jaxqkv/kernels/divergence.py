@@ -4,14 +4,14 @@ Source: study prediction-divergence (Cohen, 50 ML projects to understand LLMs, p
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float, Shaped
 
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
 @jit
-def jensen_shannon(p: Num[AnyArray, "bin"], q: Num[AnyArray, "bin"]) -> Num[Array, ""]:
+def jensen_shannon(p: Shaped[AnyArray, "bin"], q: Shaped[AnyArray, "bin"]) -> Float[Array, ""]:
     """Jensen and Shannon's divergence of two histograms, in nats; in 0…ln 2.
 
         JS = ½ Σ p ln(p / m) + ½ Σ q ln(q / m),    m = (p + q) / 2

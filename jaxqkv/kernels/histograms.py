@@ -99,7 +99,7 @@ def _densities(
 
 
 def freedman_diaconis_histogram(
-    values: Float[np.ndarray, "*shape"], *, density: bool = False
+    values: Shaped[np.ndarray, "*shape"], *, density: bool = False
 ) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
     """Heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
 
@@ -108,7 +108,7 @@ def freedman_diaconis_histogram(
     bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
 
     Args:
-      values: any shape, any unit.
+      values: any shape, any unit; bins of whole numbers are not narrower than 1.
       density: heights in 1/unit of `values`; else counts.
 
     Raises:
@@ -127,7 +127,7 @@ def freedman_diaconis_histogram(
     return heights, edges
 
 
-def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def require_finite(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """The values, for a histogram between the smallest and the largest of them.
 
     Raises:

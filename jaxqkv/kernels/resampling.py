@@ -5,6 +5,7 @@ product of labels or weights with fixed arrays becomes one matrix product for al
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,10 @@ TIES = 64
 @jit(static_argnames=("statistic", "permutations", "together"))
 def permutation_null(
     labels: Shaped[AnyArray, "unit"],
-    data: PyTree[AnyArray],
+    data: PyTree[Shaped[AnyArray, "..."]],
     key: Key[Array, ""],
     *,
-    statistic: Callable[..., Array],
+    statistic: Callable[..., Any],
     permutations: int = 1000,
     together: int = 1000,
 ) -> Shaped[Array, "permutation *shape"]:
@@ -86,11 +87,11 @@ def weighted_mean(weights: Float[Array, "unit"], data: Float[Array, "unit *shape
 
 @jit(static_argnames=("n_unit", "statistic", "samples", "level", "together"))
 def bootstrap_interval(
-    data: PyTree[AnyArray],
+    data: PyTree[Shaped[AnyArray, "..."]],
     key: Key[Array, ""],
     *,
     n_unit: int,
-    statistic: Callable[..., Array] = weighted_mean,
+    statistic: Callable[..., Any] = weighted_mean,
     samples: int = 1000,
     level: float = 0.95,
     together: int = 1000,

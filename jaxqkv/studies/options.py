@@ -245,6 +245,15 @@ class Documents:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """Tests by permutation and intervals by bootstrap."""
+
+    permutations: int = option(
+        1000, "random permutations of a test, and resamples of an interval", parse=whole_number(1), metavar="N"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
     """Several devices of this machine."""
 

@@ -13,6 +13,7 @@ MODULES = (
     "weight_tour",
     "token_similarity",
     "adjustment_magnitudes",
+    "prediction_divergence",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

@@ -23,6 +23,7 @@ STIMULI = {
     "weight-tour": [],
     "token-similarity": ["--sentences", "sentences.txt"],
     "adjustment-magnitudes": ["--corpus", "texts", "--batch", "3"],
+    "prediction-divergence": ["--text-file", "texts/0.txt", "--permutations", "19"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -367,6 +368,7 @@ NOT_DRAWN = {
     "weight-tour": {"head-clusters"},
     "token-similarity": {"cosine", "correlation"},
     "adjustment-magnitudes": {"2"},
+    "prediction-divergence": {"2b", "3", "4", "5", "6"},
 }
 
 

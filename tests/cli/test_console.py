@@ -13,6 +13,8 @@ from jaxqkv.runtime import console
 from jaxqkv.studies.registry import names, study
 
 SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
+# The checkpoint predicts some of its words, and not all.
+PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat home cat her"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def lines(folder, tmp_path):
     """A command of each study on a tiny checkpoint."""
     (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    (tmp_path / "predicted.txt").write_text(PREDICTED * 2)
     corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
     extra = {
         "attention-scores": ["--text", "a cat saw her run home"],
@@ -36,6 +39,7 @@ def lines(folder, tmp_path):
         "weight-tour": ["--compare", f"random:{folder}"],
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
         "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
+        "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
@@ -243,6 +247,7 @@ class TestBars:
             ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
             ("token-similarity", {"layers": 3, "figures": 8}),
             ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
+            ("prediction-divergence", {"layers": 3, "figures": 6}),
             ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
         ],
     )

@@ -40,7 +40,7 @@ def by_layer(values: Float[np.ndarray, " layer"], marker: str, title: str, ylabe
 @STUDY.define("1", "which positions are real, and how long the texts are")
 def figure_1(run: AdjustmentMagnitudesRun) -> Display:
     mask = np.asarray(run.batch.mask)
-    counts, edges = freedman_diaconis_histogram(run.lengths.astype(np.float64))
+    counts, edges = freedman_diaconis_histogram(run.lengths)
     panels = [
         Image(
             values=mask.astype(float), cmap="gray", xlabel="Token position", ylabel="Text", title="A) Real positions"
