@@ -35,6 +35,7 @@ RUNS: dict[str, list[list[str]]] = {
     ],
     "adjustment-magnitudes": [["--demo"], ["--model", "demo-bert", "--corpus", "python-docs", "--batch", "3"]],
     "prediction-divergence": [["--demo"], ["--demo", "--as-published", "--skip-first", "--length", "97"]],
+    "category-selectivity": [["--demo"], ["--model", "demo-bert"], ["--demo", "--as-published"]],
 }
 
 

@@ -64,6 +64,7 @@ class Image(Panel):
     aspect: Literal["auto", "equal"] = "auto"
     colorbar: str = ""  # its label; pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
+    hlines: Sequence[float] = ()
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
@@ -84,6 +85,8 @@ class Image(Panel):
         )
         for x in self.vlines:
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
+        for y in self.hlines:
+            ax.axhline(y, linestyle="--", color="w", linewidth=1)
         shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
@@ -127,6 +130,7 @@ class Line:
     face: float = 0.45  # opacity of the markers' faces; 0 hides the line behind them too
     size: float | None = None  # of the markers, in points; by their number unless given
     band: np.ndarray | None = None  # half-width of a shaded band around y
+    interval: tuple[np.ndarray, np.ndarray] | None = None  # its lower and upper edge instead
     error: np.ndarray | None = None  # half-length of an error bar at each point
 
 
@@ -170,6 +174,8 @@ class Lines(Panel):
             )
             if line.band is not None:
                 ax.fill_between(line.x, line.y - line.band, line.y + line.band, color=color, alpha=0.25, linewidth=0)
+            if line.interval is not None:
+                ax.fill_between(line.x, *line.interval, color=color, alpha=0.25, linewidth=0)
             if line.error is not None:
                 ax.errorbar(line.x, line.y, line.error, fmt="none", color=color)
         if any(line.label for line in self.lines):

@@ -14,6 +14,7 @@ MODULES = (
     "token_similarity",
     "adjustment_magnitudes",
     "prediction_divergence",
+    "category_selectivity",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

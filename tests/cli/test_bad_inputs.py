@@ -24,6 +24,7 @@ STIMULI = {
     "token-similarity": ["--sentences", "sentences.txt"],
     "adjustment-magnitudes": ["--corpus", "texts", "--batch", "3"],
     "prediction-divergence": ["--text-file", "texts/0.txt", "--permutations", "19"],
+    "category-selectivity": ["--words", "words.txt", "--permutations", "19"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -47,6 +48,7 @@ def place(tmp_path, monkeypatch):
         words = np.random.default_rng(number).choice(WORDS[1:], 30)
         (tmp_path / "texts" / f"{number}.txt").write_text("I" + "".join(words))
     (tmp_path / "sentences.txt").write_text("I saw her cat\nI told her word1\nI saw word2 her word3\n")
+    (tmp_path / "words.txt").write_text("a word1\na word2\na cat\nb word3\nb word4\n")
     for name in names():
         folder = tmp_path / "out" / name
         folder.mkdir(parents=True)
@@ -369,6 +371,7 @@ NOT_DRAWN = {
     "token-similarity": {"cosine", "correlation"},
     "adjustment-magnitudes": {"2"},
     "prediction-divergence": {"2b", "3", "4", "5", "6"},
+    "category-selectivity": {"5"},
 }
 
 

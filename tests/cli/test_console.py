@@ -31,6 +31,7 @@ def lines(folder, tmp_path):
     """A command of each study on a tiny checkpoint."""
     (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    (tmp_path / "words.txt").write_text("a cat\na saw\na her\nb run\nb home\n")
     (tmp_path / "predicted.txt").write_text(PREDICTED * 2)
     corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
     extra = {
@@ -40,6 +41,7 @@ def lines(folder, tmp_path):
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
         "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
         "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
+        "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
@@ -248,6 +250,7 @@ class TestBars:
             ("token-similarity", {"layers": 3, "figures": 8}),
             ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
             ("prediction-divergence", {"layers": 3, "figures": 6}),
+            ("category-selectivity", {"layers": 3, "figures": 11}),
             ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
         ],
     )
