@@ -34,6 +34,7 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.studies.attention_scores.figures
     import jaxqkv.studies.category_selectivity.categories
     import jaxqkv.studies.prediction_divergence.figures
+    import jaxqkv.studies.qkv_activations.figures
     import jaxqkv.studies.qkv_weights.figures
     import jaxqkv.studies.token_frequency.adjustments
     import jaxqkv.studies.token_frequency.scores

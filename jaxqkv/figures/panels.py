@@ -31,6 +31,7 @@ class Panel:
     xlim: tuple[float, float] | None = None
     ylim: tuple[float | None, float | None] | None = None
     xticks: Sequence[float] | None = None
+    xnames: Sequence[str] | None = None  # of these ticks
     yticks: Sequence[float] | None = None
     wide: bool = False  # alone in its row, as wide as all columns
 
@@ -43,7 +44,7 @@ class Panel:
         if self.ylim is not None:
             ax.set_ylim(*self.ylim)
         if self.xticks is not None:
-            ax.set_xticks(self.xticks)
+            ax.set_xticks(self.xticks, self.xnames)
         if self.yticks is not None:
             ax.set_yticks(self.yticks)
 

@@ -12,6 +12,7 @@ MODULES = (
     "token_frequency",
     "weight_tour",
     "token_similarity",
+    "qkv_activations",
     "adjustment_magnitudes",
     "prediction_divergence",
     "category_selectivity",

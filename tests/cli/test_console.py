@@ -39,6 +39,7 @@ def lines(folder, tmp_path):
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
         "weight-tour": ["--compare", f"random:{folder}"],
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
+        "qkv-activations": ["--text-file", str(tmp_path / "predicted.txt"), "--target", " her", "--permutations", "19"],
         "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
         "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
         "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
@@ -248,6 +249,7 @@ class TestBars:
             ("attention-scores", {"layers": 3, "figures": 10}),
             ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
             ("token-similarity", {"layers": 3, "figures": 8}),
+            ("qkv-activations", {"layers": 3, "figures": 8}),
             ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
             ("prediction-divergence", {"layers": 3, "figures": 6}),
             ("category-selectivity", {"layers": 3, "figures": 11}),

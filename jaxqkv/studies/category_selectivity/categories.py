@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, rows_of
@@ -44,7 +44,9 @@ def figure_5(run: CategorySelectivityRun, shown: Reduced) -> Display:
     )
 
 
-def tested(run: CategorySelectivityRun, layers: Reduced) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "layer qkv"]]:
+def tested(
+    run: CategorySelectivityRun, layers: Reduced
+) -> tuple[dict[str, Shaped[np.ndarray, "layer qkv"]], Bool[np.ndarray, "layer qkv"]]:
     """Returns the arrays of figures 6a and 6b, and where the difference is marked."""
     similarity = layers["similarity"]
     found = selectivity(similarity, run.words)
