@@ -5,7 +5,7 @@ They take one matrix or sample unless they say otherwise, and jit and vmap over 
 Histograms, moments, correlations of samples, statistics in bins, tests, and what describes weights are float32 whatever
 comes in: float64 is rounded, also with `jax_enable_x64`. `column_cosine`, `column_cosine_moments`,
 `column_correlation`, `permute_entries`, `last_token_scores` and `causal_samples` keep the dtype that they get, float64
-with `jax_enable_x64`; `permutation_null` and `bootstrap_interval` that of the statistic.
+with `jax_enable_x64`; `permutation_null`, `exchange_null` and `bootstrap_interval` that of the statistic.
 
 On the host run only `freedman_diaconis_histogram`, the size of whose result depends on the data, and
 `percentile_edges` and `bin_index`, for which float64 decides.
@@ -18,7 +18,7 @@ from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, p
 from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram, require_finite
 from jaxqkv.kernels.moments import moments
 from jaxqkv.kernels.regression import linear_regression
-from jaxqkv.kernels.resampling import bootstrap_interval, permutation_null, permutation_p
+from jaxqkv.kernels.resampling import bootstrap_interval, exchange_null, permutation_null, permutation_p
 from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
 from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head_pair_densities, head_pair_masks
 from jaxqkv.kernels.t_tests import student_t, welch_t
@@ -46,6 +46,7 @@ __all__ = [
     "density",
     "density_by_group",
     "distribution_shape",
+    "exchange_null",
     "first_and_last",
     "fisher_z",
     "freedman_diaconis_histogram",

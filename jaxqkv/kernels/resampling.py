@@ -51,6 +51,41 @@ def permutation_null(
     return _mapped(one, jax.random.split(key, permutations), together)
 
 
+@jit(static_argnames=("n_unit", "statistic", "permutations", "together"))
+def exchange_null(
+    data: PyTree[Shaped[AnyArray, "..."]],
+    key: Key[Array, ""],
+    *,
+    n_unit: int,
+    statistic: Callable[..., Any],
+    permutations: int = 1000,
+    together: int = 100,
+) -> Shaped[Array, "permutation *shape"]:
+    """Values of a statistic when the two conditions of each unit are exchanged or not, with probability ½.
+
+    For paired samples, of which `permutation_null` would mix the units.
+    Source: Fisher 1935, "The design of experiments".
+
+    Args:
+      data: arrays that stay as they are.
+      key: from `jax.random.key`; the same one gives the same exchanges, whatever the data.
+      n_unit: number of units.
+      statistic: `statistic(exchanged, data)`, with `exchanged [unit]` True where a unit's conditions are exchanged.
+        It is compiled once for each function: give one that is defined once.
+      permutations: how many.
+      together: those that are in memory at a time.
+
+    Returns:
+      The statistic of each, in its own shape and unit.
+    """
+    data = jax.tree.map(jnp.asarray, data)
+
+    def one(key: Key[Array, ""]) -> Array:
+        return statistic(jax.random.bernoulli(key, shape=(n_unit,)), data)
+
+    return _mapped(one, jax.random.split(key, permutations), together)
+
+
 @jit(static_argnames="two_sided")
 def permutation_p(
     null: Float[AnyArray, "permutation *shape"], observed: Float[AnyArray, "*shape"], *, two_sided: bool = True

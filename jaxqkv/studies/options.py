@@ -254,6 +254,15 @@ class Resampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Significance(Resampling):
+    """Tests that the original does not have."""
+
+    significance: bool = option(
+        False, "test what the original compares by eye: p and q are saved, and q < 0.05 is marked"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
     """Several devices of this machine."""
 

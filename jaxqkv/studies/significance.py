@@ -27,6 +27,14 @@ def q_values(*p: Float[np.ndarray, "..."]) -> list[Float[np.ndarray, "..."]]:
     return [part.reshape(each.shape) for part, each in zip(parts, p, strict=True)]
 
 
+def stars(
+    x: Shaped[np.ndarray, "point"], y: Float[np.ndarray, "point"], q: Float[np.ndarray, "point"], color: str
+) -> Line:
+    """Returns a star at every point that is significant, to be drawn over a curve of the original."""
+    chosen = q < LEVEL
+    return Line(x=x[chosen], y=y[chosen], color=color, marker="*", size=13, linestyle="", face=1.0)
+
+
 def marked(
     x: Shaped[np.ndarray, "point"], y: Float[np.ndarray, "point"], significant: Bool[np.ndarray, "point"], **look: Any
 ) -> list[Line]:

@@ -366,3 +366,35 @@ class TestBootstrap:
             low, high = kernels.bootstrap_interval((x, y), jax.random.key(0), n_unit=31, statistic=statistic)
             assert (low > 0) == related
             assert low < kernels.representational_similarity(x, y) < high
+
+
+def paired_difference(exchanged, data):
+    return (jnp.where(exchanged, -data, data)).mean()
+
+
+class TestExchangeNull:
+    def test_values_are_those_of_a_loop(self):
+        (x,) = samples(0, 13)
+        how = {"n_unit": 13, "permutations": 31}
+        exchanged = kernels.exchange_null((), jax.random.key(1), statistic=lambda e, _: e, **how)
+        null = kernels.exchange_null(x, jax.random.key(1), statistic=paired_difference, together=7, **how)
+        expected = [np.where(each, -x, x).mean(dtype=np.float64) for each in np.asarray(exchanged)]
+        np.testing.assert_allclose(null, expected, atol=13 * ROUNDING)
+        share = kernels.exchange_null((), jax.random.key(2), statistic=lambda e, _: e, n_unit=101)
+        assert np.asarray(share).mean() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(101_000))
+
+    def test_p_is_uniform_without_an_effect_and_small_with_one(self):
+        from scipy import stats
+
+        def p(seed, shift):
+            data, null = jax.random.split(jax.random.key(seed))
+            x = jax.random.laplace(data, (17,)) + shift
+            values = kernels.exchange_null(x, null, n_unit=17, statistic=paired_difference, permutations=PERMUTATIONS)
+            return kernels.permutation_p(values, x.mean())
+
+        every = jax.jit(jax.vmap(p, in_axes=(0, None)))
+        without = np.asarray(every(jnp.arange(SEEDS), 0.0))
+        jittered = without - np.random.default_rng(0).uniform(0, 1 / (PERMUTATIONS + 1), SEEDS)
+        assert stats.kstest(jittered, "uniform").pvalue > 0.01
+        # 2 is 1.4 standard deviations of each difference, and six standard errors of their mean.
+        assert (np.asarray(every(jnp.arange(SEEDS), 2.0)) < 0.05).mean() > 0.95
