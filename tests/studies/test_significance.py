@@ -41,24 +41,27 @@ def assert_q(*pairs):
     np.testing.assert_allclose(q, false_discovery_control(p.astype(np.float64)), rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def tensors():
+    """Of W_Q in layer 1 the columns of a head have a direction in common."""
+    tensors = random_tensors(CONFIG)
+    directions = np.random.default_rng(7).normal(0, 0.15, (EMBED, HEADS)).repeat(HEAD_DIM, axis=1)
+    tensors["h.1.attn.c_attn.weight"][:, :EMBED] += directions.astype(np.float32)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tensors, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG, tensors)
+
+
+@pytest.fixture(scope="module")
+def arrays(folder, tmp_path_factory):
+    base = tmp_path_factory.mktemp("study")
+    return figures_of("qkv-weights", base, folder, "--model", str(folder), f"random:{folder}", *OPTIONS)
+
+
 class TestOfHeads:
-    @pytest.fixture(scope="class")
-    def tensors(self):
-        """Of W_Q in layer 1 the columns of a head have a direction in common."""
-        tensors = random_tensors(CONFIG)
-        directions = np.random.default_rng(7).normal(0, 0.15, (EMBED, HEADS)).repeat(HEAD_DIM, axis=1)
-        tensors["h.1.attn.c_attn.weight"][:, :EMBED] += directions.astype(np.float32)
-        return tensors
-
-    @pytest.fixture(scope="class")
-    def folder(self, tensors, tmp_path_factory):
-        return write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG, tensors)
-
-    @pytest.fixture(scope="class")
-    def arrays(self, folder, tmp_path_factory):
-        base = tmp_path_factory.mktemp("study")
-        return figures_of("qkv-weights", base, folder, f"random:{folder}", *OPTIONS)
-
     def expected(self, tensors, layer, matrix):
         """Null and observed difference of the mean cosines, by masks of pairs."""
         wide = tensors[f"h.{layer}.attn.c_attn.weight"]
@@ -119,24 +122,26 @@ SENTENCES = ("a cat saw her run home", "her cat saw her", "a cat saw her home", 
 GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
 
 
+@pytest.fixture(scope="module")
+def word_folder(tmp_path_factory):
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sentences") / "sentences.txt"
+    path.write_text("\n".join(SENTENCES))
+    return str(path)
+
+
 class TestOfTargets:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
-
-    @pytest.fixture(scope="class")
-    def sentences(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("sentences") / "sentences.txt"
-        path.write_text("\n".join(SENTENCES))
-        return str(path)
-
     @pytest.mark.parametrize("measure", ["correlation", "cosine"])
-    def test_every_group(self, folder, sentences, tmp_path, measure):
+    def test_every_group(self, word_folder, sentences, tmp_path, measure):
         from jaxqkv import load
 
         more = ["--sentences", sentences, "--measure", measure]
-        arrays = figures_of("token-similarity", tmp_path, folder, "distributions", "laminar", *more, *OPTIONS)
-        model = load(folder)
+        arrays = figures_of("token-similarity", tmp_path, word_folder, "distributions", "laminar", *more, *OPTIONS)
+        model = load(word_folder)
         batch = model.tokenize(list(SENTENCES))
         acts = model.run(batch)
         places = [sentence.split().index("her", 1) for sentence in SENTENCES]
@@ -150,8 +155,9 @@ class TestOfTargets:
             pair = wide[rows, places], wide[rows, np.array(places) - 1]
 
             def means(x, measure=measure):
-                similarity = cosine(x - x.mean(axis=0)) if measure == "correlation" else cosine(x)
-                blocks = similarity.reshape(3, EMBED, 3, EMBED)
+                x = x - x.mean(axis=0) if measure == "correlation" else x
+                unit = x / np.linalg.norm(x, axis=0)
+                blocks = (unit.T @ unit).reshape(3, EMBED, 3, EMBED)
                 upper = np.triu_indices(EMBED, 1)
                 return np.array([blocks[a, :, b][upper if a == b else ...].mean() for a, b in GROUPS.values()])
 
@@ -159,13 +165,9 @@ class TestOfTargets:
                 swapped = [np.where(exchanged[:, None], b, a) for a, b in (pair, pair[::-1])]
                 return means(swapped[0]) - means(swapped[1])
 
-            null, observed = np.array([difference(each) for each in exchanges[:60]]), difference(np.zeros(7, bool))
-            found = arrays["laminar"]["p"][layer] * (1 + PERMUTATIONS) - 1
-            larger = (np.abs(null) >= np.abs(observed) - 1e-5).sum(axis=0)
-            surely = (np.abs(null) >= np.abs(observed) + 1e-5).sum(axis=0)
-            # Of the first 60 exchanges by loops; the others can add at most one each.
-            assert (surely - 1e-3 <= found).all()
-            assert (found <= larger + PERMUTATIONS - 60 + 1e-3).all()
+            null, observed = np.array([difference(each) for each in exchanges]), difference(np.zeros(7, bool))
+            for group in range(6):
+                assert_p(arrays["laminar"]["p"][layer, group], null[:, group], observed[group], 1e-5)
         np.testing.assert_array_equal(arrays["distributions"]["p"], arrays["laminar"]["p"][1])
         assert_q((arrays["laminar"]["p"], arrays["laminar"]["q_value"]))
         assert_q((arrays["distributions"]["p"], arrays["distributions"]["q_value"]))
@@ -180,8 +182,8 @@ class TestOfTargets:
             expected = [similarity[a, :, b][upper if a == b else ...].mean() for a, b in GROUPS.values()]
             np.testing.assert_allclose(group_means(x, centred=centred), expected, atol=15 * ROUNDING)
 
-    def test_only_where_it_is_asked_for(self, folder, sentences, tmp_path):
-        plain = token_similarity.figure(["distributions", "laminar"], model=folder, sentences=sentences, dpi=20)
+    def test_only_where_it_is_asked_for(self, word_folder, sentences, tmp_path):
+        plain = token_similarity.figure(["distributions", "laminar"], model=word_folder, sentences=sentences, dpi=20)
         assert not {"p", "q_value"} & {*plain[0].arrays, *plain[1].arrays}
         assert "exchanged" not in plain[0].caption + plain[1].caption
 
