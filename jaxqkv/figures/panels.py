@@ -157,8 +157,9 @@ class Lines(Panel):
 
         for line in self.lines:
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
-            face = None if color is None else to_rgba(color, line.face * line.alpha)
-            face = face if line.face else ax.get_facecolor()
+            face: Any = None if color is None else to_rgba(color, line.face * line.alpha)
+            if not line.face:
+                face = ax.get_facecolor()
             size = line.size or (7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3)
             many: dict[str, Any] = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(

@@ -86,7 +86,7 @@ def scatter(found: Selectivity, what: str) -> list[list[Panel]]:
     panels: list[Panel] = []
     for values, xlabel in ((found.difference, f"{what[0].upper()}{what[1:]}, within − across"), (found.t, "t")):
         for index, name in enumerate(NAMES):
-            lines = layer_lines(values[:, index, None], found.average[:, index, None])
+            lines = layer_lines(np.asarray(values)[:, index, None], np.asarray(found.average)[:, index, None])
             for line in lines:
                 line.marker = style.MARKERS[name]
             panels.append(

@@ -39,7 +39,7 @@ def _selectivity(
         means = [jnp.where(mask, x, 0).sum() / mask.sum().astype(x.dtype) for mask in (within, across)]
         return Selectivity(means[0] - means[1], student_t(x, x, within, across)[0], (means[0] + means[1]) / 2)
 
-    return jax.vmap(jax.vmap(one))(similarity)
+    return jax.vmap(jax.vmap(one))(jnp.asarray(similarity))
 
 
 def selectivity(similarity: Similarity, words: Words) -> Selectivity:
@@ -48,16 +48,20 @@ def selectivity(similarity: Similarity, words: Words) -> Selectivity:
     return Selectivity(*map(np.asarray, _selectivity(similarity, masks["within"], masks["across"])))
 
 
-def _difference(label: Int[Array, "word"], pairs: Float[Array, "layer qkv pair"]) -> Float[Array, "layer qkv"]:
+def _difference(label: Int[AnyArray, "word"], pairs: Float[AnyArray, "layer qkv pair"]) -> Float[Array, "layer qkv"]:
     """Returns mean within − mean across categories, from sums over pairs of words.
 
     The sum over pairs within is a product of flags and similarities, so that all permutations are one matrix product.
     """
+    label, pairs = jnp.asarray(label), jnp.asarray(pairs)
     one, other = np.triu_indices(label.shape[0], 1)
     within = (label[one] == label[other]).astype(jnp.float32)
     n, flat = within.sum(), pairs.reshape(-1, pairs.shape[-1])
     inside = flat @ within
     return (inside / n - (flat.sum(axis=1) - inside) / (within.size - n)).reshape(pairs.shape[:2])
+
+
+_observed = jit(_difference)
 
 
 def difference_tests(
@@ -70,7 +74,7 @@ def difference_tests(
     pairs = similarity[..., *np.triu_indices(len(words.label), 1)]
     pairs = pairs - pairs.mean(axis=-1, keepdims=True)  # so that sums keep their digits
     null = permutation_null(words.label, pairs, jax.random.key(seed), statistic=_difference, permutations=permutations)
-    p = np.asarray(permutation_p(null, jit(_difference)(words.label, pairs), two_sided=False))
+    p = np.asarray(permutation_p(null, _observed(words.label, pairs), two_sided=False))
     return p, q_values(p)[0]
 
 

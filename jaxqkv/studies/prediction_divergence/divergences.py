@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxqkv.kernels import bin_index, jensen_shannon, permutation_null, permutation_p
 from jaxqkv.runtime.devices import jit
@@ -23,7 +23,7 @@ PUBLISHED_OFFSET = 1e-15
 
 def edges_between(values: Float[np.ndarray, "pos"], count: int) -> Float[np.ndarray, "edge"]:
     """Returns `count` equally spaced edges from the smallest to the largest value."""
-    return np.linspace(*np.array([values.min(), values.max()], np.float64), count)
+    return np.linspace(float(values.min()), float(values.max()), count)
 
 
 def one_hot(values: Float[np.ndarray, "pos"], n_bin: int) -> Float[np.ndarray, "pos bin"]:
@@ -48,7 +48,7 @@ def right_divergence(p: Float[Array, "bin"], q: Float[Array, "bin"], bins: Float
     return jensen_shannon(p, q)
 
 
-Divergence = Callable[[Array, Array, Array], Array]
+Divergence = Callable[..., Array]
 
 
 class Norms(NamedTuple):
@@ -88,17 +88,17 @@ OBSERVED = {how: jit(each) for how, each in STATISTICS.items()}
 
 @jit(static_argnames="as_published")
 def _shifted(
-    flags: Float[Array, "pos"], shifts: Array, data: Norms, *, as_published: bool
+    flags: Float[AnyArray, "pos"], shifts: Int[AnyArray, "shift"], data: Norms, *, as_published: bool
 ) -> Float[Array, "shift layer"]:
-    shifted = jax.vmap(jnp.roll, in_axes=(None, 0))(flags, shifts)
+    shifted = jax.vmap(jnp.roll, in_axes=(None, 0))(jnp.asarray(flags), jnp.asarray(shifts))
     return jax.vmap(STATISTICS[as_published], in_axes=(0, None))(shifted, data)[:, 0]
 
 
 @jit(static_argnames="as_published")
 def _of_edge_counts(
-    correct: Float[Array, "count bin"],
-    incorrect: Float[Array, "count bin"],
-    bins: Float[Array, "count"],
+    correct: Float[AnyArray, "count bin"],
+    incorrect: Float[AnyArray, "count bin"],
+    bins: Float[AnyArray, "count"],
     *,
     as_published: bool,
 ) -> Float[Array, "count"]:
@@ -114,7 +114,8 @@ def by_edge_count(
         edges = edges_between(norm, int(count))
         for side, chosen in zip(sides, (correct, ~correct), strict=True):
             side[row, : count - 1] = np.histogram(norm[chosen], edges)[0]
-    return np.asarray(_of_edge_counts(*sides, (EDGE_COUNTS - 1).astype(np.float32), as_published=as_published))
+    first, second = sides
+    return np.asarray(_of_edge_counts(first, second, (EDGE_COUNTS - 1).astype(np.float32), as_published=as_published))
 
 
 class LayerTests(NamedTuple):

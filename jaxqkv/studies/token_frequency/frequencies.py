@@ -15,20 +15,20 @@ class TokenSums(NamedTuple):
     """Of the distinct tokens of a batch.
 
     Attributes:
-      count: occurrences of each.
-      total: sum of the adjustments of each, less the mean of all occurrences times `count`.
+      occurrences: of each.
+      total: sum of the adjustments of each, less the mean of all occurrences times `occurrences`.
       squares: of the adjustments about their mean, summed over all occurrences.
     """
 
-    count: Float[Array, "token"]
+    occurrences: Float[Array, "token"]
     total: Float[Array, "token layer"]
     squares: Float[Array, "layer"]
 
 
 def _correlations(log_frequency: Float[Array, "token"], data: TokenSums) -> Float[Array, "layer"]:
     """Returns Pearson's r over all occurrences, from sums by token."""
-    x = log_frequency - data.count @ log_frequency / data.count.sum()
-    return jnp.clip(x @ data.total / jnp.sqrt(data.count @ x**2 * data.squares), -1, 1)
+    x = log_frequency - data.occurrences @ log_frequency / data.occurrences.sum()
+    return jnp.clip(x @ data.total / jnp.sqrt(data.occurrences @ x**2 * data.squares), -1, 1)
 
 
 def frequency_tests(

@@ -154,9 +154,10 @@ class TokenSimilarityRun(OfOneLayer, Run):
         if "group_densities" in names:
             target, non_target = computed["samples"]["target"], computed["samples"]["non_target"]
             by_group = dict(zip(("target", "non_target"), np.asarray(densities(target, non_target)), strict=True))
-            computed["group_densities"] = by_group | {"random": np.asarray(random_density(target, self.key))}
+            by_group["random"] = np.asarray(random_density(target, self.key))
             if self.significance:
-                computed["group_densities"] |= {"p": np.asarray(self._p(target, non_target))}
+                by_group["p"] = np.asarray(self._p(target, non_target))
+            computed["group_densities"] = by_group
         if results:
             stacked = (np.stack(leaves) for leaves in zip(*results, strict=True))
             names_of = ("densities", "mean", "variance", *(("p",) if self.significance else ()))
@@ -165,8 +166,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
 
     def _p(self, target: Samples, non_target: Samples) -> Float[Array, " group"]:
         """Returns p of target against non-target by group."""
-        how = {"centred": self.centred, "permutations": self.permutations}
-        return exchange_p(target, non_target, self.key, **how)
+        return exchange_p(target, non_target, self.key, centred=self.centred, permutations=self.permutations)
 
     def similarity(self, samples: Samples) -> Float[np.ndarray, "three_embed three_embed"]:
         """Returns the measure between all dimensions of the samples."""
