@@ -33,6 +33,10 @@ RUNS: dict[str, list[list[str]]] = {
         ["--model", "demo-bert"],
         ["--model", "random:demo-gpt2", "--measure", "cosine"],
     ],
+    "qkv-activations": [["--demo"], ["--model", "demo-bert", "--target", "like", "--context", "30"]],
+    "adjustment-magnitudes": [["--demo"], ["--model", "demo-bert", "--corpus", "python-docs", "--batch", "3"]],
+    "prediction-divergence": [["--demo"], ["--demo", "--as-published", "--skip-first", "--length", "97"]],
+    "category-selectivity": [["--demo"], ["--model", "demo-bert"], ["--demo", "--as-published"]],
 }
 
 

@@ -31,7 +31,11 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv
     import jaxqkv.kernels
     import jaxqkv.pages.view
+    import jaxqkv.studies.adjustment_magnitudes.figures
     import jaxqkv.studies.attention_scores.figures
+    import jaxqkv.studies.category_selectivity.categories
+    import jaxqkv.studies.prediction_divergence.figures
+    import jaxqkv.studies.qkv_activations.figures
     import jaxqkv.studies.qkv_weights.figures
     import jaxqkv.studies.token_frequency.adjustments
     import jaxqkv.studies.token_frequency.scores

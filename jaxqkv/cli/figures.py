@@ -57,7 +57,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.refuse_unknown(rest)
     given.ids = [*getattr(given, "ids", ()), *rest]
     given.study, given.studies = named, [study] if study else registry.studies()
-    given.words = words
+    given.typed = words
     return given
 
 
@@ -104,7 +104,7 @@ def command_for(given: argparse.Namespace, study: Study, id: str, before: Sequen
       id: of the figure.
       before: the words before `figures`.
     """
-    kept = [word for word in given.words if not any(word is each for each in given.ids)]
+    kept = [word for word in given.typed if not any(word is each for each in given.ids)]
     place = next(index for index, word in enumerate(kept) if word is given.study)
     return shlex.join(["jaxqkv", *before, "figures", *kept[:place], study.name, id, *kept[place + 1 :]])
 

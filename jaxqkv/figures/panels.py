@@ -31,6 +31,7 @@ class Panel:
     xlim: tuple[float, float] | None = None
     ylim: tuple[float | None, float | None] | None = None
     xticks: Sequence[float] | None = None
+    xnames: Sequence[str] | None = None  # of these ticks
     yticks: Sequence[float] | None = None
     wide: bool = False  # alone in its row, as wide as all columns
 
@@ -43,7 +44,7 @@ class Panel:
         if self.ylim is not None:
             ax.set_ylim(*self.ylim)
         if self.xticks is not None:
-            ax.set_xticks(self.xticks)
+            ax.set_xticks(self.xticks, self.xnames)
         if self.yticks is not None:
             ax.set_yticks(self.yticks)
 
@@ -64,6 +65,7 @@ class Image(Panel):
     aspect: Literal["auto", "equal"] = "auto"
     colorbar: str = ""  # its label; pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
+    hlines: Sequence[float] = ()
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
@@ -84,6 +86,8 @@ class Image(Panel):
         )
         for x in self.vlines:
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
+        for y in self.hlines:
+            ax.axhline(y, linestyle="--", color="w", linewidth=1)
         shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
@@ -124,9 +128,10 @@ class Line:
     marker: str = ""
     linestyle: LineStyle = "-"
     alpha: float = 1.0
-    face: float = 0.45  # opacity of the markers' faces
+    face: float = 0.45  # opacity of the markers' faces; 0 hides the line behind them too
     size: float | None = None  # of the markers, in points; by their number unless given
     band: np.ndarray | None = None  # half-width of a shaded band around y
+    interval: tuple[np.ndarray, np.ndarray] | None = None  # its lower and upper edge instead
     error: np.ndarray | None = None  # half-length of an error bar at each point
 
 
@@ -152,7 +157,9 @@ class Lines(Panel):
 
         for line in self.lines:
             color = colormaps[self.cmap](line.color) if isinstance(line.color, float) else line.color
-            face = None if color is None else to_rgba(color, line.face * line.alpha)
+            face: Any = None if color is None else to_rgba(color, line.face * line.alpha)
+            if not line.face:
+                face = ax.get_facecolor()
             size = line.size or (7 if line.x.size <= 24 else 5 if line.x.size <= DENSE else 3)
             many: dict[str, Any] = {"rasterized": True} if line.marker and line.x.size > DENSE else {}
             ax.plot(
@@ -169,6 +176,8 @@ class Lines(Panel):
             )
             if line.band is not None:
                 ax.fill_between(line.x, line.y - line.band, line.y + line.band, color=color, alpha=0.25, linewidth=0)
+            if line.interval is not None:
+                ax.fill_between(line.x, *line.interval, color=color, alpha=0.25, linewidth=0)
             if line.error is not None:
                 ax.errorbar(line.x, line.y, line.error, fmt="none", color=color)
         if any(line.label for line in self.lines):

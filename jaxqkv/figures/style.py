@@ -8,6 +8,7 @@ FORMATS = ("png", "svg", "pdf")
 Q, K, V = "#d1495b", "#3a9d5d", "#4a78c9"
 WITHIN, ACROSS = "#8457b3", "#e08a1e"
 TARGET, NON_TARGET = "#1f9e9e", "#b5651d"
+CORRECT, INCORRECT = "#2f8f4e", "#b03a6b"
 MEAN, STD = "#2b6cb0", "#c05621"
 POINTS, FIRST = "0.45", "#d62728"
 QKV = {"Q": Q, "K": K, "V": V}

@@ -2,22 +2,26 @@
 
 They take one matrix or sample unless they say otherwise, and jit and vmap over layers or heads.
 
-Histograms, moments, correlations of samples, statistics in bins, and what describes weights are float32 whatever comes
-in: float64 is rounded, also with `jax_enable_x64`. `column_cosine`, `column_cosine_moments`, `column_correlation`,
-`permute_entries`, `last_token_scores` and `causal_samples` keep the dtype that they get, float64 with
-`jax_enable_x64`.
+Histograms, moments, correlations of samples, statistics in bins, tests, and what describes weights are float32 whatever
+comes in: float64 is rounded, also with `jax_enable_x64`. `column_cosine`, `column_cosine_moments`,
+`column_correlation`, `permute_entries`, `last_token_scores` and `causal_samples` keep the dtype that they get, float64
+with `jax_enable_x64`; `permutation_null`, `exchange_null` and `bootstrap_interval` that of the statistic.
 
 On the host run only `freedman_diaconis_histogram`, the size of whose result depends on the data, and
 `percentile_edges` and `bin_index`, for which float64 decides.
 """
 
 from jaxqkv.kernels.binned import bin_index, binned_moments, percentile_edges
-from jaxqkv.kernels.correlation import pearson
+from jaxqkv.kernels.correlation import fisher_z, pearson, representational_similarity
+from jaxqkv.kernels.divergence import jensen_shannon
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, permute_entries, upper_density
 from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram, require_finite
 from jaxqkv.kernels.moments import moments
+from jaxqkv.kernels.regression import linear_regression
+from jaxqkv.kernels.resampling import bootstrap_interval, exchange_null, permutation_null, permutation_p
 from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
 from jaxqkv.kernels.similarity import column_cosine, column_cosine_moments, head_pair_densities, head_pair_masks
+from jaxqkv.kernels.t_tests import student_t, welch_t
 from jaxqkv.kernels.weights import (
     DistributionShape,
     distribution_shape,
@@ -33,6 +37,7 @@ __all__ = [
     "Sample",
     "bin_index",
     "binned_moments",
+    "bootstrap_interval",
     "causal_samples",
     "column_correlation",
     "column_cosine",
@@ -41,20 +46,29 @@ __all__ = [
     "density",
     "density_by_group",
     "distribution_shape",
+    "exchange_null",
     "first_and_last",
+    "fisher_z",
     "freedman_diaconis_histogram",
     "group_densities",
     "head_pair_densities",
     "head_pair_masks",
+    "jensen_shannon",
     "ks_normal",
     "last_token_scores",
+    "linear_regression",
     "moments",
     "neighbour_correlations",
     "pearson",
     "percentile_edges",
+    "permutation_null",
+    "permutation_p",
     "permute_entries",
     "principal_components",
+    "representational_similarity",
     "require_finite",
     "spectrum",
+    "student_t",
     "upper_density",
+    "welch_t",
 ]

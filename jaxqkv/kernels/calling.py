@@ -63,7 +63,12 @@ def _shaped(annotation: Any) -> Any:
 
 
 def _array(value: Any, name: str, annotation: Any) -> Any:
-    """Returns a value as an array of JAX, or as one of NumPy that no one else changes; a mask as booleans."""
+    """Returns a value as an array of JAX, or as one of NumPy that no one else changes; a mask as booleans.
+
+    Of a tree of arrays, each.
+    """
+    if annotation is None and not jax.tree_util.all_leaves([value]):
+        return jax.tree.map(lambda leaf: _array(leaf, name, None), value)
     dtypes = getattr(annotation, "dtypes", None)
     if value is None or not is_concrete(value):
         return value
@@ -92,11 +97,12 @@ def _check_axes(kernel: str, arrays: Mapping[str, Any], annotations: Mapping[str
         if array is None or annotations[name] is None:
             continue
         axes, shape = annotations[name].dim_str.split(), np.shape(array)
-        if axes and axes[0].startswith("*"):
-            other, whole = shapes.setdefault(axes[0].lstrip("*#"), (name, shape))
-            if shape != whole and not ("#" in axes[0] and _broadcasts(shape, whole)):
-                raise KernelError(f"{kernel}: {name} {list(shape)} does not go with {other} {list(whole)}")
-            continue
+        *named, last = axes or [""]
+        if last.startswith("*"):  # any axes from here on
+            axes, shape, rest = named, shape[: len(named)], shape[len(named) :]
+            other, whole = shapes.setdefault(last.lstrip("*#"), (name, rest))
+            if rest != whole and not ("#" in last and _broadcasts(rest, whole)):
+                raise KernelError(f"{kernel}: {name} {list(rest)} does not go with {other} {list(whole)}")
         if len(shape) != len(axes):
             raise KernelError(f"{kernel}: {name} has the axes [{', '.join(axes)}], got {list(shape)}")
         for axis, length in zip(axes, shape, strict=True):

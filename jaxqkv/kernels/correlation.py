@@ -1,6 +1,7 @@
-"""Pearson's correlation of two samples."""
+"""Correlations: of two samples, and of two similarity matrices."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv.kernels.calling import kernel
@@ -31,3 +32,48 @@ def pearson(
     x, y = (d / jnp.abs(d).max() for d in (deviations(x, mask), deviations(y, mask)))
     r = (x * y).sum() / jnp.sqrt((x * x).sum() * (y * y).sum())
     return jnp.clip(r, -1, 1)
+
+
+@kernel()
+def representational_similarity(
+    x: Float[AnyArray, "item item"],
+    y: Float[AnyArray, "item item"],
+    weights: Float[AnyArray, "item"] | None = None,
+) -> Float[Array, ""]:
+    """Pearson's correlation of the upper triangles of two similarity matrices, without their diagonals.
+
+        r = Σ w (x − x̄)(y − ȳ) / √(Σ w (x − x̄)² · Σ w (y − ȳ)²),    over pairs i < j, with w = wᵢ wⱼ
+
+    Source: Kriegeskorte, Mur and Bandettini 2008, "Representational similarity analysis".
+
+    Args:
+      x, y: symmetric similarities of the same items.
+      weights: how often each item is there, for resamples of the items; once unless given. Pairs of two copies of an
+        item do not count.
+
+    Returns:
+      A float32 scalar in −1…1; NaN where it is undefined.
+    """
+    one, other = np.triu_indices(x.shape[0], 1)
+    copies = jnp.ones(x.shape[0], jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
+    x, y = (deviations(jnp.asarray(each, jnp.float32)[one, other]) for each in (x, y))
+    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant.
+    x, y = (each / jnp.abs(each).max() for each in (x, y))
+    # The only product with weights: of many resamples, one matrix product.
+    terms = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    n, sx, sy, sxx, sxy, syy = (copies[one] * copies[other]) @ terms
+    r = (sxy - sx * sy / n) / jnp.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
+    return jnp.clip(r, -1, 1)
+
+
+@kernel()
+def fisher_z(r: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Fisher's z of correlations or cosines: artanh(r) = ½ ln((1 + r) / (1 − r)), in float32 and without a unit.
+
+    Source: Fisher 1915, "Frequency distribution of the values of the correlation coefficient".
+
+    Args:
+      r: −1…1. ±1, and what rounding puts beyond, count as the float32 number next to it, whose z is ±8.66.
+    """
+    largest = jnp.nextafter(jnp.float32(1), jnp.float32(0))
+    return jnp.arctanh(jnp.clip(jnp.asarray(r, jnp.float32), -largest, largest))

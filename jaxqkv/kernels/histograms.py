@@ -104,7 +104,7 @@ def _densities(
 
 @kernel(compiled=False)
 def freedman_diaconis_histogram(
-    values: Float[np.ndarray, "*shape"], *, density: bool = False
+    values: Shaped[np.ndarray, "*shape"], *, density: bool = False
 ) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
     """Heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
 
@@ -113,7 +113,7 @@ def freedman_diaconis_histogram(
     bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
 
     Args:
-      values: any shape, any unit.
+      values: any shape, any unit; bins of whole numbers are not narrower than 1.
       density: heights in 1/unit of `values`; else counts.
 
     Raises:
@@ -133,7 +133,7 @@ def freedman_diaconis_histogram(
 
 
 @kernel(compiled=False)
-def require_finite(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def require_finite(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """The values, for a histogram between the smallest and the largest of them.
 
     Raises:

@@ -24,6 +24,8 @@ def deviations(
     n = jnp.maximum(mask.sum(axis=axis, keepdims=True), 1).astype(x.dtype)
     x = jnp.where(mask, x, 0)
     largest = jnp.abs(x).max(axis=axis, keepdims=True)
+    # One of the values first: what a compiler fuses into the subtraction of a mean is then no larger than the spread.
+    x = jnp.where(mask, x - jnp.where(mask, x, -largest).max(axis=axis, keepdims=True), 0)
     for _ in range(2):  # twice: the rounding of the mean itself, the same in every difference, drops out
         x = jnp.where(mask, x - x.sum(axis=axis, keepdims=True) / n, 0)
     constant = jnp.abs(x).max(axis=axis, keepdims=True) <= jnp.finfo(x.dtype).eps * largest

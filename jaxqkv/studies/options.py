@@ -245,6 +245,24 @@ class Documents:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """Tests by permutation and intervals by bootstrap."""
+
+    permutations: int = option(
+        1000, "random permutations of a test, and resamples of an interval", parse=whole_number(1), metavar="N"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Significance(Resampling):
+    """Tests that the original does not have."""
+
+    significance: bool = option(
+        False, "test what the original compares by eye: p and q are saved, and q < 0.05 is marked"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
     """Several devices of this machine."""
 

@@ -12,6 +12,10 @@ MODULES = (
     "token_frequency",
     "weight_tour",
     "token_similarity",
+    "qkv_activations",
+    "adjustment_magnitudes",
+    "prediction_divergence",
+    "category_selectivity",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

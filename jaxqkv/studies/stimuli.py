@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxqkv.text.reading import read_lines
+from jaxqkv.text.reading import read_lines, read_text
 
 FOLDER = Path(__file__).parent
 
@@ -10,3 +10,8 @@ FOLDER = Path(__file__).parent
 def stimuli(name: str) -> list[str]:
     """Returns the lines of a data file of a study, as `attention_scores/purple.txt`, without its heading."""
     return [line for line in read_lines(FOLDER / name) if line and not line.startswith("#")]
+
+
+def alice() -> str:
+    """Returns "Alice's Adventures in Wonderland"."""
+    return read_text(FOLDER / "texts" / "alice.txt")

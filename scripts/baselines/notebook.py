@@ -208,3 +208,18 @@ def spectrum(w):
     values = np.linalg.svd(w.cpu().numpy(), compute_uv=False)
     p = values / values.sum()
     return np.array([np.exp(-(p * np.log(p)).sum()), values[0]])
+
+
+def permuted_divergences(flags, values, bins):
+    """`[permutation, layer]`: divergences of each layer's values where a flag is 1 from those where it is 0."""
+    layers = [layer.cpu().numpy() for layer in values]
+    results = np.zeros((len(flags), len(layers)))
+    for row, chosen in enumerate(flags.cpu().numpy() == 1):
+        for column, layer in enumerate(layers):
+            edges = np.linspace(layer.min(), layer.max(), bins + 1)
+            one, other = (np.histogram(sample, edges)[0] for sample in (layer[chosen], layer[~chosen]))
+            one, other = one / one.sum(), other / other.sum()
+            middle = (one + other) / 2
+            parts = [part[part > 0] * np.log(part[part > 0] / middle[part > 0]) for part in (one, other)]
+            results[row, column] = sum(part.sum() for part in parts) / 2
+    return results

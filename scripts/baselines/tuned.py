@@ -232,3 +232,17 @@ def spectrum(w):
     values = torch.linalg.svdvals(w)
     p = values / values.sum()
     return torch.stack([(-(p * p.log()).sum()).exp(), values[0]])
+
+
+@torch.inference_mode()
+def permuted_divergences(flags, values, bins):
+    """Bins found once; the histograms of all permutations are one product with the one-hot bins."""
+    low, high = (end[:, None].double() for end in values.aminmax(dim=1))
+    edges = low + (high - low) * torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)
+    index = torch.searchsorted(edges[:, 1:-1].contiguous(), values.double(), right=True)
+    hot = torch.nn.functional.one_hot(index, bins).to(flags.dtype)
+    one = torch.einsum("np,lpb->nlb", flags, hot)
+    other = hot.sum(dim=1) - one
+    one, other = (each / each.sum(dim=-1, keepdim=True) for each in (one, other))
+    middle = ((one + other) / 2).clamp(min=torch.finfo(one.dtype).tiny)
+    return sum(torch.xlogy(each, each / middle).sum(dim=-1) for each in (one, other)) / 2

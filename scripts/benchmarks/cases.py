@@ -235,6 +235,7 @@ KERNELS = {
     "distance from normal": "ks_normal",
     "neighbouring positions": "neighbour_correlations",
     "singular values": "spectrum",
+    "permuted histograms": "permuted_divergences",
 }
 
 
@@ -260,6 +261,11 @@ def kernel_arguments(name: str, small: bool) -> tuple[Any, ...]:
         return sums, normal(layers, length, length), np.percentile(sums, np.linspace(0, 100, bins + 1))
     if name in ("column cosines", "singular values"):
         return (normal(width, width, scale=0.1),)
+    if name == "permuted histograms":
+        permutations, layers, length, bins = (37, 2, 31, 8) if small else (1000, 36, 1024, 30)
+        flags = np.arange(length) < 0.4 * length
+        permuted = np.array([generator.permutation(flags) for _ in range(permutations)])
+        return permuted.astype(np.float32), normal(layers, length), bins
     if name == "neighbouring positions":
         return (normal(4 * width // 3, width),)
     return (normal(width, 3 * width, scale=0.1),)
@@ -312,6 +318,18 @@ def _jaxqkv_kernel(name: str, *arguments: Any) -> Callable[[], Any]:
             return jax.lax.map(lambda layer: jnp.stack(moments(layer)[1:]), scores)
 
         return lambda: binned(on_device, kernels.bin_index(sums, edges).ravel())
+
+    if name == "permuted histograms":
+        _, values, bins = arguments
+        index = [kernels.bin_index(row, np.linspace(row.min(), row.max(), bins + 1)) for row in values]
+        hot = jnp.asarray(np.stack(index)[..., None] == np.arange(bins), jnp.float32)
+
+        @jit
+        def divergences(flags: Any) -> Any:
+            one = jnp.einsum("np,lpb->nlb", flags, hot)
+            return jax.vmap(jax.vmap(kernels.jensen_shannon))(one, hot.sum(axis=1)[None] - one)
+
+        return lambda: divergences(first)
 
     def shares_and_scores(w: Any) -> Any:
         shares, scores = kernels.principal_components(w)

@@ -22,6 +22,10 @@ STIMULI = {
     "token-frequency": ["--corpus", "texts", "--tokens", "50", "--batch", "2", "--length", "7", "--no-cache"],
     "weight-tour": [],
     "token-similarity": ["--sentences", "sentences.txt"],
+    "qkv-activations": ["--corpus", "texts", "--target", " her", "--context", "2", "--permutations", "19"],
+    "adjustment-magnitudes": ["--corpus", "texts", "--batch", "3"],
+    "prediction-divergence": ["--text-file", "texts/0.txt", "--permutations", "19"],
+    "category-selectivity": ["--words", "words.txt", "--permutations", "19"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -45,6 +49,7 @@ def place(tmp_path, monkeypatch):
         words = np.random.default_rng(number).choice(WORDS[1:], 30)
         (tmp_path / "texts" / f"{number}.txt").write_text("I" + "".join(words))
     (tmp_path / "sentences.txt").write_text("I saw her cat\nI told her word1\nI saw word2 her word3\n")
+    (tmp_path / "words.txt").write_text("a word1\na word2\na cat\nb word3\nb word4\n")
     for name in names():
         folder = tmp_path / "out" / name
         folder.mkdir(parents=True)
@@ -365,6 +370,10 @@ NOT_DRAWN = {
     "token-frequency": set(),
     "weight-tour": {"head-clusters"},
     "token-similarity": {"cosine", "correlation"},
+    "qkv-activations": set(),
+    "adjustment-magnitudes": {"2"},
+    "prediction-divergence": {"2b", "3", "4", "5", "6"},
+    "category-selectivity": {"5"},
 }
 
 

@@ -13,6 +13,8 @@ from jaxqkv.runtime import console
 from jaxqkv.studies.registry import names, study
 
 SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
+# The checkpoint predicts some of its words, and not all.
+PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat home cat her"
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,18 @@ def lines(folder, tmp_path):
     """A command of each study on a tiny checkpoint."""
     (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    (tmp_path / "words.txt").write_text("a cat\na saw\na her\nb run\nb home\n")
+    (tmp_path / "predicted.txt").write_text(PREDICTED * 2)
     corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
     extra = {
         "attention-scores": ["--text", "a cat saw her run home"],
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
         "weight-tour": ["--compare", f"random:{folder}"],
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
+        "qkv-activations": ["--text-file", str(tmp_path / "predicted.txt"), "--target", " her", "--permutations", "19"],
+        "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
+        "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
+        "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
@@ -241,6 +249,10 @@ class TestBars:
             ("attention-scores", {"layers": 3, "figures": 10}),
             ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
             ("token-similarity", {"layers": 3, "figures": 8}),
+            ("qkv-activations", {"layers": 3, "figures": 8}),
+            ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
+            ("prediction-divergence", {"layers": 3, "figures": 6}),
+            ("category-selectivity", {"layers": 3, "figures": 11}),
             ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
         ],
     )

@@ -16,9 +16,22 @@ MATRIX = GENERATOR.normal(size=(11, 15)).astype(np.float32)
 EDGES = np.linspace(-1, 1, 8)
 Q, K = GENERATOR.normal(size=(2, 2, 3, 5, 7)).astype(np.float32)
 MASK = np.array([[True] * 5, [False] * 2 + [True] * 3])
+SQUARE = MATRIX @ MATRIX.T
+KEY = jax.random.key(3)
+
+
+def difference(labels, data):
+    return labels @ data
+
+
+def exchanged(swaps, data):
+    return swaps.astype(data.dtype) @ data
+
+
 PATTERN = np.tril(GENERATOR.random((2, 3, 5, 5))).astype(np.float32)
 # The arrays and the settings that each kernel is called with.
 CALLS = {
+    "bootstrap_interval": ((MATRIX, KEY), {"n_unit": 11, "samples": 19}),
     "bin_index": ((MATRIX, EDGES), {}),
     "binned_moments": ((MATRIX[0], np.arange(15, dtype=np.int32) % 4), {"n_bin": 3}),
     "causal_samples": ((PATTERN, MASK), {}),
@@ -29,19 +42,28 @@ CALLS = {
     "density": ((MATRIX, EDGES, MATRIX > 0), {}),
     "density_by_group": ((MATRIX, EDGES, (MATRIX > 0).astype(np.int32)), {"n_group": 2}),
     "distribution_shape": ((MATRIX,), {}),
+    "exchange_null": ((MATRIX, KEY), {"n_unit": 11, "statistic": exchanged, "permutations": 19}),
     "first_and_last": ((MASK,), {}),
+    "fisher_z": ((MATRIX / 9,), {}),
     "freedman_diaconis_histogram": ((MATRIX,), {}),
     "group_densities": ((MATRIX, EDGES), {"centred": True}),
     "head_pair_densities": ((MATRIX, EDGES), {"n_head": 3}),
+    "jensen_shannon": ((PATTERN[0, 0, 4], PATTERN[1, 2, 4]), {}),
     "ks_normal": ((MATRIX, np.float32(0.1), np.float32(0.9)), {}),
     "last_token_scores": ((Q, K, MASK), {}),
+    "linear_regression": ((MATRIX[:, :3], MATRIX[:, 3], MATRIX[:, 4] > -1), {}),
     "moments": ((MATRIX, MATRIX > 0), {"ddof": 1}),
     "neighbour_correlations": ((MATRIX,), {}),
     "pearson": ((MATRIX, MATRIX**2, MATRIX > 0), {}),
     "percentile_edges": ((MATRIX,), {"n_bin": 5}),
-    "permute_entries": ((MATRIX, jax.random.key(3)), {}),
+    "permutation_null": ((MATRIX[:, 0], MATRIX, KEY), {"statistic": difference, "permutations": 19}),
+    "permutation_p": ((MATRIX, MATRIX[3]), {}),
+    "permute_entries": ((MATRIX, KEY), {}),
     "principal_components": ((MATRIX,), {}),
+    "representational_similarity": ((SQUARE, SQUARE**3), {}),
     "require_finite": ((MATRIX,), {}),
+    "student_t": ((MATRIX[:, 0], MATRIX[:, 1]), {}),
+    "welch_t": ((MATRIX[:, 0], MATRIX[:, 1]), {}),
     "spectrum": ((MATRIX,), {}),
     "upper_density": ((MATRIX, EDGES), {}),
 }
@@ -58,8 +80,13 @@ def same(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("library", ["torch", "jax", "lists", "dlpack"])
+# Whose data are trees of arrays, where a list is a tree of numbers.
+OF_TREES = ("bootstrap_interval", "exchange_null", "permutation_null")
+LIBRARIES = [(library, name) for library in ("torch", "jax", "lists", "dlpack") for name in CALLS
+             if library != "lists" or name not in OF_TREES]  # fmt: skip
+
+
+@pytest.mark.parametrize(("library", "name"), LIBRARIES)
 def test_arrays_of_other_libraries(name, library):
     """The same numbers as of NumPy's arrays, whatever an array is made of."""
 

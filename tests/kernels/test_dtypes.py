@@ -19,6 +19,13 @@ ROUNDED = {
     "ks_normal": lambda: kernels.ks_normal(X, 0.0, 1.0),
     "neighbour_correlations": lambda: kernels.neighbour_correlations(X),
     "spectrum": lambda: kernels.spectrum(X),
+    "jensen_shannon": lambda: kernels.jensen_shannon(abs(X[0]), abs(X[1])),
+    "student_t": lambda: kernels.student_t(X[0], X[1]),
+    "welch_t": lambda: kernels.welch_t(X[0], X[1]),
+    "linear_regression": lambda: kernels.linear_regression(X[:, :2], X[:, 2]),
+    "representational_similarity": lambda: kernels.representational_similarity(X[:, :5], X[:, :5]),
+    "fisher_z": lambda: kernels.fisher_z(X / 9),
+    "permutation_p": lambda: kernels.permutation_p(X, X[0]),
 }
 KEPT = {
     "column_cosine": lambda: kernels.column_cosine(X),

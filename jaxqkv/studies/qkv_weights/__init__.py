@@ -5,12 +5,12 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weigh
 
 import dataclasses
 
-from jaxqkv.studies.options import Comparison, Options
+from jaxqkv.studies.options import Comparison, Options, Significance
 from jaxqkv.studies.study import Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QKVWeightsOptions(Options, Comparison):
+class QKVWeightsOptions(Options, Comparison, Significance):
     """Options of `qkv-weights`."""
 
 

@@ -12,7 +12,9 @@ from jaxqkv.figures.panels import Image, Line, Lines, Panel, plain
 from jaxqkv.figures.tables import Table
 from jaxqkv.kernels import column_cosine, freedman_diaconis_histogram, head_pair_masks, require_finite
 from jaxqkv.studies.qkv_weights import STUDY
+from jaxqkv.studies.qkv_weights.heads import head_tests
 from jaxqkv.studies.qkv_weights.run import COSINE_EDGES, WEIGHT_EDGES, QKVWeightsRun, Reduced
+from jaxqkv.studies.significance import stars
 
 ORIGINAL_GRID = (3, 4)
 MATRICES = ("Q", "K", "V")
@@ -285,10 +287,18 @@ def figure_5c(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
             for group in (0, 1)
         ]
         panels.append(Lines(lines=lines, xlabel="Transformer layer", ylabel=ylabel, title=title, integer_x=True))
+    arrays = {"mean": mean, "std": std}
+    if run.significance:
+        (found,) = head_tests([run.first], 2, run.seed, run.permutations)
+        arrays |= found._asdict()
+        for (matrix, group), q in zip(np.ndindex(2, 2), found.q_value.T.repeat(2, axis=0), strict=True):
+            color = (style.WITHIN, style.ACROSS)[group]
+            panels[0].lines = [*panels[0].lines, stars(np.arange(len(q)), mean[:, matrix, group], q, color)]
     return Display(
-        arrays={"mean": mean, "std": std},
+        arrays=arrays,
         panels=[panels],
-        caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.name}.",
+        caption=f"Mean and population standard deviation of figure 5b's samples in each layer of {run.name}."
+        f"{run.tested}",
         title=run.label,
         size=(12, 4.4),
         legend=True,
@@ -297,9 +307,20 @@ def figure_5c(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
 
 @STUDY.define("6", "cosine similarities of all columns by layer, every model")
 def figure_6(run: QKVWeightsRun, column_cosines_of_models: Sequence[Reduced]) -> Display:
-    return _across_models(
+    display = _across_models(
         run,
         column_cosines_of_models,
         "Mean and sample standard deviation of the cosine similarities of all pairs of columns of W_Q, W_K and W_V "
-        "in each layer, one row a model.",
+        f"in each layer, one row a model.{run.tested}",
     )
+    if not run.significance:
+        return display
+    arrays = dict(display.arrays)
+    tests = head_tests(run.weights, 3, run.seed, run.permutations)
+    for name, (panel, _), found in zip(run.names, display.panels, tests, strict=True):
+        arrays |= {f"{key}_{name}": values for key, values in found._asdict().items()}
+        assert isinstance(panel, Lines)  # as `_across_models` makes them
+        x, mean = np.arange(len(found.q_value)), arrays[f"mean_{name}"]
+        marks = [stars(x, mean[:, i], found.q_value[:, i], style.QKV[matrix]) for i, matrix in enumerate(MATRICES)]
+        panel.lines = [*panel.lines, *marks]
+    return dataclasses.replace(display, arrays=arrays)

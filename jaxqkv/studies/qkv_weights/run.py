@@ -103,6 +103,7 @@ class QKVWeightsRun(OfOneLayer, Run):
         self.first, self.name = self.weights[0], self.names[0]
         self.config = self.first.config
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
+        self.seed, self.significance, self.permutations = options.seed, options.significance, options.permutations
 
     def describe(self) -> dict[str, Any]:
         """Returns what the manifest says of this run."""
@@ -154,6 +155,16 @@ class QKVWeightsRun(OfOneLayer, Run):
     def in_model(self) -> str:
         """How a title names the model, when there is one alone."""
         return "" if self.compared else f" in {self.label}"
+
+    @property
+    def tested(self) -> str:
+        """What the captions of figures 5c and 6 say of their tests."""
+        if not self.significance:
+            return ""
+        return (
+            f" Stars: the means within and across heads differ, q < 0.05 of two-sided tests in which the columns are "
+            f"permuted over the heads ({self.permutations:,} times, seed {self.seed})."
+        )
 
     @property
     def beside(self) -> str:

@@ -7,12 +7,12 @@ adjustments, and QK^T.
 import dataclasses
 
 from jaxqkv.runtime.sizes import size_in_bytes
-from jaxqkv.studies.options import Devices, Documents, Job, Options, Running, option, whole_number
+from jaxqkv.studies.options import Devices, Documents, Job, Options, Running, Significance, option, whole_number
 from jaxqkv.studies.study import Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenFrequencyOptions(Options, Running, Documents, Devices, Job):
+class TokenFrequencyOptions(Options, Running, Documents, Significance, Devices, Job):
     """Tokens that are counted, and the batch that is run."""
 
     tokens: int = option(1_000_000, "tokens to count at least", parse=whole_number(1), metavar="N")

@@ -7,6 +7,7 @@ from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines
 from jaxqkv.figures.tables import Table
+from jaxqkv.studies.significance import stars
 from jaxqkv.studies.token_frequency import STUDY
 from jaxqkv.studies.token_frequency.run import TokenFrequencyRun, undefined
 from jaxqkv.text.counting import TokenCounts
@@ -110,8 +111,15 @@ def figure_4a(
 
 @STUDY.define("4b", "correlation of adjustment and log frequency by layer")
 def figure_4b(run: TokenFrequencyRun, layer_correlations: Float[np.ndarray, " layer"], left_out: int) -> Display:
+    tests, marks, tested = run.correlation_tests(layer_correlations), [], ""
+    if tests:
+        marks = [stars(np.arange(len(layer_correlations)), layer_correlations, tests["q_value"], style.FIRST)]
+        tested = (
+            " Stars: q < 0.05 of two-sided tests in which the frequencies of the batch's distinct tokens are permuted "
+            f"({run.permutations:,} times, seed {run.seed})."
+        )
     panel = Lines(
-        lines=layer_points(layer_correlations, "s"),
+        lines=[*layer_points(layer_correlations, "s"), *marks],
         xlabel="Transformer layer",
         ylabel="Correlation coefficient",
         title="Attention adjustment magnitudes vs. token frequency",
@@ -119,11 +127,11 @@ def figure_4b(run: TokenFrequencyRun, layer_correlations: Float[np.ndarray, " la
         zero_y=True,
     )
     return Display(
-        arrays={"r": layer_correlations, "left_out": left_out},
+        arrays={"r": layer_correlations, "left_out": left_out, **tests},
         panels=[[panel]],
         title=run.label,
         caption=f"Figure 4a's correlation in each layer of {run.name}.{undefined(layer_correlations)}"
-        f"{run.of_batch(left_out)}",
+        f"{run.of_batch(left_out)}{tested}",
         size=(8, 3.3),
     )
 

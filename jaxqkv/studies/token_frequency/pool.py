@@ -20,7 +20,7 @@ from jaxqkv.runtime.files import replacing
 from jaxqkv.text.counting import Place, TokenCounts
 
 # Names of arrays: by token or layer, summed over sequences; and smallest values.
-LEFT_OUT, ENDS, MOMENTS, BINS, LOWEST = "left out", "ends", "moments", "bins", "lowest"
+LEFT_OUT, ENDS, MOMENTS, BINS, TOKENS, LOWEST = "left out", "ends", "moments", "bins", "tokens", "lowest"
 # What reading a file raises that is no saved state, or half of one.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -32,11 +32,14 @@ class Pool:
       place: from where reading finds what comes after them.
       numbers: of this process's sequences among all.
       sums: LEFT_OUT, tokens without a frequency; ENDS `[2, pos]`, the ids of the first and last
-        sequence; MOMENTS `[layer, 6]` and BINS `[layer, 4, bin]`, see `add_moments` and `add_bins`.
+        sequence; MOMENTS `[layer, 6]` and BINS `[layer, 4, bin]`, see `add_moments` and `add_bins`; TOKENS
+        `[1 + layer, vocab]`, see `add_tokens`.
       lowest: `[layer, 4]`, the smallest x, −x, y and −y of MOMENTS, which tell what is constant.
     """
 
-    def __init__(self, layers: int, bins: int, length: int, each: Mapping[str, tuple[tuple[int, ...], type]]):
+    def __init__(
+        self, layers: int, bins: int, length: int, each: Mapping[str, tuple[tuple[int, ...], type]], vocab: int = 0
+    ):
         self.place = Place()
         self.numbers = np.zeros(0, np.int64)
         self.sums = {
@@ -44,6 +47,7 @@ class Pool:
             ENDS: np.zeros((2, length), np.int64),
             MOMENTS: np.zeros((layers, 6)),
             BINS: np.zeros((layers, 4, bins)),
+            TOKENS: np.zeros((1 + layers, vocab)),
         }
         self.lowest = np.full((layers, 4), np.inf)
         self._each: dict[str, list[np.ndarray]] = {
@@ -78,6 +82,19 @@ class Pool:
         if len(x):
             extremes = [np.broadcast_to(each, len(y)) for each in (x.min(), -x.max())] + [y.min(axis=1), -y.max(axis=1)]
             self.lowest = np.minimum(self.lowest, np.stack(extremes, axis=1))
+
+    def add_tokens(
+        self,
+        ids: Int[np.ndarray, "sequence pos"],
+        x: Float[np.ndarray, "sequence pos"],
+        y: Float[np.ndarray, "layer sequence pos"],
+    ) -> None:
+        """How often each token occurs, and Σy of each layer by token, over the pairs whose x is known."""
+        known = ~np.isnan(x)
+        vocab = self.sums[TOKENS].shape[1]
+        self.sums[TOKENS][0] += np.bincount(ids[known], minlength=vocab)
+        for layer, values in enumerate(y, start=1):
+            self.sums[TOKENS][layer] += np.bincount(ids[known], values[known].astype(np.float64), minlength=vocab)
 
     def add_bins(
         self,

@@ -23,7 +23,8 @@ from jaxqkv.studies.opening import load_model
 from jaxqkv.studies.study import Run
 from jaxqkv.studies.token_frequency import STUDY, TokenFrequencyOptions
 from jaxqkv.studies.token_frequency.chunks import Chunk, ahead, chunks
-from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, Pool, saved_key
+from jaxqkv.studies.token_frequency.frequencies import frequency_tests
+from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, MOMENTS, TOKENS, Pool, saved_key
 from jaxqkv.studies.token_frequency.reductions import ADJUSTMENT, BINNED, BINS, PAIRS, pair_count, reducer
 from jaxqkv.text.corpora import DEFAULT, PYTHON_DOCS, open_corpus
 from jaxqkv.text.counting import Place, Row, TokenCounts, count_and_rows
@@ -74,6 +75,7 @@ class TokenFrequencyRun(Run):
         self.binned_layer, self.binned_note = pick_layer(options, BINNED_LAYER, depth, self.name)
         self.shown = [0, depth // 2, depth - 1]
         self.resume = options.resume
+        self.seed, self.significance, self.permutations = options.seed, options.significance, options.permutations
         self.state = None if folder is None else folder / _state_name()
         self.key: dict[str, Any] = {}
         self.numbers: dict[str, Any] = {}
@@ -91,6 +93,8 @@ class TokenFrequencyRun(Run):
             "processes": distributed.count(),
             "mesh": None if self.model.mesh is None else dict(self.model.mesh.shape),
         }
+        if self.significance:
+            about |= {"permutations": self.permutations}
         return about | self.numbers | {"notes": self.notes}
 
     def compute(self, names: Collection[str]) -> dict[str, Any]:
@@ -116,7 +120,8 @@ class TokenFrequencyRun(Run):
         counted = not COUNTED.isdisjoint(names)
         reductions = tuple(sorted({kept for name, kept in (OF_SHOWN_LAYERS | OF_EVERY_LAYER).items() if name in names}))
         self.layers = self._layers(names, reductions)
-        self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(names))
+        vocab = self.config.vocab_size if self.significance and "layer_correlations" in names else 0
+        self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(names), vocab)
         self.key = self._key(names)
         self._note_other_state(batched)
         counts = self._resumed(self.state) if self.resume and self.state is not None else None
@@ -169,7 +174,7 @@ class TokenFrequencyRun(Run):
         return kept
 
     def _results(self, names: Collection[str], counts: TokenCounts | None) -> dict[str, Any]:
-        pool = self.pool
+        pool, self.counts = self.pool, counts
 
         def correlations(layers: Sequence[int]) -> Float[np.ndarray, " layer"]:
             return pool.correlations()[[self.layers.index(layer) for layer in layers]].astype(np.float32)
@@ -187,6 +192,15 @@ class TokenFrequencyRun(Run):
             "layer_bins": lambda: BinMoments(*pool.binned()),
         }
         return {name: results[name]() for name in names}
+
+    def correlation_tests(self, r: Float[np.ndarray, " layer"]) -> dict[str, Float[np.ndarray, " layer"]]:
+        """Returns `p` and `q_value` of the correlations of every layer, with `--significance`."""
+        if not self.significance or self.counts is None:
+            return {}
+        sums = self.pool.sums
+        how = {"seed": self.seed, "permutations": self.permutations}
+        tests = frequency_tests(sums[TOKENS], sums[MOMENTS][:, 5], self.counts.log_frequency, r, **how)
+        return dict(zip(("p", "q_value"), tests, strict=True))
 
     # --- the batch, in parts ---
 
@@ -245,6 +259,8 @@ class TokenFrequencyRun(Run):
         if ADJUSTMENT in reduced:
             adjustment = reduced[ADJUSTMENT]
             self.pool.add_moments(chunk.log_frequency[:, 1:], adjustment[:, :, 1:])
+            if self.pool.sums[TOKENS].size:
+                self.pool.add_tokens(chunk.ids[:, 1:], chunk.log_frequency[:, 1:], adjustment[:, :, 1:])
             each["adjustments"] = adjustment[[at(layer) for layer in self.shown]].swapaxes(0, 1)
         if PAIRS in reduced:
             each["pairs"] = reduced[PAIRS][at(self.score_layer)]

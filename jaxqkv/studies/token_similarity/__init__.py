@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxqkv.studies.options import Options, Running, option
+from jaxqkv.studies.options import Options, Running, Significance, option
 from jaxqkv.studies.study import Study
 
 
@@ -20,7 +20,7 @@ def _are_texts(value: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenSimilarityOptions(Options, Running):
+class TokenSimilarityOptions(Options, Running, Significance):
     """Options of `token-similarity`."""
 
     # A file, or texts; `run` refuses anything else than a text among them.

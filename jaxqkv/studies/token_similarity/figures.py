@@ -1,5 +1,6 @@
 """The figures of the study."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxqkv.figures.distributions import Bars
 from jaxqkv.figures.panels import Image, Line, Lines
 from jaxqkv.kernels import GROUPS, column_correlation, column_cosine, require_finite
 from jaxqkv.studies.layers import nearest_index
+from jaxqkv.studies.significance import LEVEL, q_values
 from jaxqkv.studies.token_similarity import STUDY
 from jaxqkv.studies.token_similarity.run import EDGES, Reduced, TokenSimilarityRun
 
@@ -126,6 +128,11 @@ def _group_lines(densities: np.ndarray, groups: Collection[str]) -> list[Line]:
     return [Line(x=CENTRES, y=densities[order.index(g)], label=g, color=style.GROUPS[g]) for g in groups]
 
 
+def _starred(line: Line, significant: bool) -> Line:
+    """Returns a line with a star in the legend where it is significant."""
+    return dataclasses.replace(line, label=f"{line.label} *") if significant else line
+
+
 @STUDY.define("distributions", "similarities by group, target and non-target")
 def figure_distributions(run: TokenSimilarityRun, group_densities: Reduced) -> Display:
     target, non_target, random = (group_densities[name] for name in ("target", "non_target", "random"))
@@ -148,13 +155,21 @@ def figure_distributions(run: TokenSimilarityRun, group_densities: Reduced) -> D
         )
         for densities, groups, extra, title in places
     ]
+    arrays, tested = {"edges": EDGES, "target": target, "non_target": non_target, "random": random}, ""
+    if run.significance:
+        p = group_densities["p"]
+        arrays |= {"p": p, "q_value": q_values(p)[0]}
+        tested = f" A star in the legend: {run.tested}"
+        significant = [group for group, q in zip(GROUPS, arrays["q_value"], strict=True) if q < LEVEL]
+        for panel in panels:
+            panel.lines = [_starred(line, line.label in significant) for line in panel.lines]
     return Display(
-        arrays={"edges": EDGES, "target": target, "non_target": non_target, "random": random},
+        arrays=arrays,
         panels=rows_of(panels, 2),
         title=run.heading,
         caption=f"Densities of the {run.measure} between dimensions over {len(run.sentences)} sentences, by group, for "
         f"the target {run.target_text!r} and the token before it; dashed, the cosine similarity after all entries of "
-        f"the target were shuffled (seed {run.seed}), divided by 3; {run.where}.{run.layer_note}{run.left_out}",
+        f"the target were shuffled (seed {run.seed}), divided by 3; {run.where}.{run.layer_note}{run.left_out}{tested}",
         size=(14, 6.7),
     )
 
@@ -244,18 +259,27 @@ def figure_laminar(run: TokenSimilarityRun, laminar: Reduced) -> Display:
             for values, ylabel in ((mean, "Mean"), (variance, "Variance"))
         ]
     )
+    arrays = {
+        "edges": EDGES,
+        "target": densities[:, 0],
+        "non_target": densities[:, 1],
+        "mean": mean,
+        "variance": variance,
+    }
+    tested = ""
+    if run.significance:
+        arrays |= {"p": laminar["p"], "q_value": q_values(laminar["p"])[0]}
+        for row in rows[:2]:
+            for place, group in ((1, "QQ"), (3, "KV")):
+                count = int((arrays["q_value"][:, order.index(group)] < LEVEL).sum())
+                row[place].title += f" (* in {count} of {n_layer} layers)"
+        tested = f" Stars: {run.tested}"
     return Display(
-        arrays={
-            "edges": EDGES,
-            "target": densities[:, 0],
-            "non_target": densities[:, 1],
-            "mean": mean,
-            "variance": variance,
-        },
+        arrays=arrays,
         panels=rows,
         title=run.label,
         caption=f"Densities of the {run.measure} between Q dimensions (QQ) and between K and V dimensions (KV) in "
         f"every layer of {run.name}, for the target {run.target_text!r} and the token before it, over "
-        f"{len(run.sentences)} sentences; mean and variance of the target's Q, K and V.{run.left_out}",
+        f"{len(run.sentences)} sentences; mean and variance of the target's Q, K and V.{run.left_out}{tested}",
         size=(18, 11),
     )

@@ -20,6 +20,7 @@ from jaxqkv.studies.opening import load_model
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
 from jaxqkv.studies.token_similarity import STUDY, TokenSimilarityOptions
+from jaxqkv.studies.token_similarity.exchanges import exchange_p
 from jaxqkv.text.reading import read_sentences
 from jaxqkv.text.tokenizers import find_token
 from jaxqkv.typing import AnyArray
@@ -71,6 +72,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
         self.config = self.model.config
         self.name = self.model.checkpoint.name
         self.seed, self.measure, self.target_text = options.seed, options.measure, options.target
+        self.significance, self.permutations = options.significance, options.permutations
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
         self.sentences = _sentences(options)
         self.skip_missing = options.skip_missing
@@ -124,6 +126,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
           (`non_target`).
           `group_densities`: densities of their similarities by group, and the `random` control's.
           `laminar`: `densities` `[layer, two, group, bin]`, `mean` and `variance` `[layer, qkv]`.
+          With `--significance` the last two have `p` of target against non-target, by group.
         """
         if not names:
             return {}
@@ -144,17 +147,26 @@ class TokenSimilarityRun(OfOneLayer, Run):
                     computed["samples"] = {"target": np.asarray(target), "non_target": np.asarray(non_target)}
                 if "laminar" in names:
                     mean, variance = _mean_and_variance(target)
-                    results.append((densities(target, non_target), mean, variance))
+                    tests = (self._p(target, non_target),) if self.significance else ()
+                    results.append((densities(target, non_target), mean, variance, *tests))
                     jax.block_until_ready(results[-1])
                 progress.update()
         if "group_densities" in names:
             target, non_target = computed["samples"]["target"], computed["samples"]["non_target"]
             by_group = dict(zip(("target", "non_target"), np.asarray(densities(target, non_target)), strict=True))
-            computed["group_densities"] = by_group | {"random": np.asarray(random_density(target, self.key))}
+            by_group["random"] = np.asarray(random_density(target, self.key))
+            if self.significance:
+                by_group["p"] = np.asarray(self._p(target, non_target))
+            computed["group_densities"] = by_group
         if results:
             stacked = (np.stack(leaves) for leaves in zip(*results, strict=True))
-            computed["laminar"] = dict(zip(("densities", "mean", "variance"), stacked, strict=True))
+            names_of = ("densities", "mean", "variance", *(("p",) if self.significance else ()))
+            computed["laminar"] = dict(zip(names_of, stacked, strict=True))
         return computed
+
+    def _p(self, target: Samples, non_target: Samples) -> Float[Array, " group"]:
+        """Returns p of target against non-target by group."""
+        return exchange_p(target, non_target, self.key, centred=self.centred, permutations=self.permutations)
 
     def similarity(self, samples: Samples) -> Float[np.ndarray, "three_embed three_embed"]:
         """Returns the measure between all dimensions of the samples."""
@@ -164,6 +176,14 @@ class TokenSimilarityRun(OfOneLayer, Run):
     def key(self) -> Key[Array, ""]:
         """Of the shuffled control."""
         return jax.random.key(self.seed)
+
+    @property
+    def tested(self) -> str:
+        """What captions say of tests, after what is marked."""
+        return (
+            f"the means of target and non-target differ, q < 0.05 of two-sided tests in which both tokens of a "
+            f"sentence are exchanged or not ({self.permutations:,} times, seed {self.seed})."
+        )
 
     @property
     def embed(self) -> int:

@@ -1,0 +1,50 @@
+"""Least squares."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.moments import deviations
+from jaxqkv.typing import AnyArray
+
+# A column that the others leave less of than this share of its length has no coefficient of its own.
+COLLINEAR = 1e-5
+
+
+@kernel()
+def linear_regression(
+    x: Float[AnyArray, "observation variable"],
+    y: Float[AnyArray, "observation"],
+    where: Bool[AnyArray, "observation"] | None = None,
+) -> Float[Array, "coefficient"]:
+    """Coefficients of the least-squares fit of y by the columns of x and a constant.
+
+        y ≈ β₀ + Σ βᵢ xᵢ
+
+    By QR of the centred columns at unit length, which does not square their condition number as XᵀX does.
+
+    Args:
+      x: one variable a column, any unit.
+      y: what is fitted, any unit.
+      where: the observations that count; all of them unless given. The others may hold anything, NaN too.
+
+    Returns:
+      Float32 `[variable + 1]`: the constant first, in the unit of `y`; then the slopes, in its unit by that of the
+      variable. NaN where the observations do not determine them: too few, a constant column, or one that the others
+      give.
+    """
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    mask = jnp.broadcast_to(True if where is None else where, y.shape)
+    columns = jax.vmap(deviations, in_axes=(1, None), out_axes=1)(x, mask)
+    largest = jnp.abs(columns).max(axis=0)
+    scaled = columns / jnp.where(largest > 0, largest, 1)[None]
+    length = jnp.sqrt((scaled**2).sum(axis=0))
+    q, r = jnp.linalg.qr(scaled / jnp.where(length > 0, length, 1)[None])
+    target = deviations(y, mask)
+    slopes = jax.scipy.linalg.solve_triangular(r, q.T @ target) / (largest * length)
+    determined = (jnp.abs(jnp.diagonal(r)) > COLLINEAR).all() & (mask.sum() > x.shape[1])
+    n = jnp.maximum(mask.sum(), 1).astype(y.dtype)
+    x_mean, y_mean = jnp.where(mask[:, None], x, 0).sum(axis=0) / n, jnp.where(mask, y, 0).sum() / n
+    beta = jnp.concatenate([(y_mean - x_mean @ slopes)[None], slopes])
+    return jnp.where(determined, beta, jnp.nan)

@@ -1,0 +1,175 @@
+"""Permutation tests and bootstrap intervals: what chance alone gives, and how sure a number is.
+
+The statistic is a function of one permutation or one resample, and is vmapped over all of them. What it computes as a
+product of labels or weights with fixed arrays becomes one matrix product for all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from jaxqkv.kernels.calling import kernel
+from jaxqkv.typing import AnyArray
+
+# Roundings by which a value of the null may be below the observed one and still count as equal to it.
+TIES = 64
+
+
+@kernel(static_argnames=("statistic", "permutations", "together"))
+def permutation_null(
+    labels: Shaped[AnyArray, "unit"],
+    data: PyTree[Shaped[AnyArray, "..."]],
+    key: Key[Array, ""],
+    *,
+    statistic: Callable[..., Any],
+    permutations: int = 1000,
+    together: int = 1000,
+) -> Shaped[Array, "permutation *shape"]:
+    """Values of a statistic when labels and units do not belong together.
+
+    Source: Pitman 1937, "Significance tests which may be applied to samples from any populations".
+
+    Args:
+      labels: of the units, such as which condition each belongs to.
+      data: arrays that stay as they are.
+      key: from `jax.random.key`; the same one gives the same permutations, whatever the data.
+      statistic: `statistic(labels, data)`, compiled once for each function: give one that is defined once.
+      permutations: how many.
+      together: permutations that are in memory at a time.
+
+    Returns:
+      The statistic of each permutation, in its own shape and unit.
+    """
+    labels, data = jax.tree.map(jnp.asarray, (labels, data))
+
+    def one(key: Key[Array, ""]) -> Array:
+        return statistic(jax.random.permutation(key, labels), data)
+
+    return _mapped(one, jax.random.split(key, permutations), together)
+
+
+@kernel(static_argnames=("n_unit", "statistic", "permutations", "together"))
+def exchange_null(
+    data: PyTree[Shaped[AnyArray, "..."]],
+    key: Key[Array, ""],
+    *,
+    n_unit: int,
+    statistic: Callable[..., Any],
+    permutations: int = 1000,
+    together: int = 100,
+) -> Shaped[Array, "permutation *shape"]:
+    """Values of a statistic when the two conditions of each unit are exchanged or not, with probability ½.
+
+    For paired samples, of which `permutation_null` would mix the units.
+    Source: Fisher 1935, "The design of experiments".
+
+    Args:
+      data: arrays that stay as they are.
+      key: from `jax.random.key`; the same one gives the same exchanges, whatever the data.
+      n_unit: number of units.
+      statistic: `statistic(exchanged, data)`, with `exchanged [unit]` True where a unit's conditions are exchanged.
+        It is compiled once for each function: give one that is defined once.
+      permutations: how many.
+      together: those that are in memory at a time.
+
+    Returns:
+      The statistic of each, in its own shape and unit.
+    """
+    data = jax.tree.map(jnp.asarray, data)
+
+    def one(key: Key[Array, ""]) -> Array:
+        return statistic(jax.random.bernoulli(key, shape=(n_unit,)), data)
+
+    return _mapped(one, jax.random.split(key, permutations), together)
+
+
+@kernel(static_argnames="two_sided")
+def permutation_p(
+    null: Float[AnyArray, "permutation *shape"], observed: Float[AnyArray, "*shape"], *, two_sided: bool = True
+) -> Float[Array, "*shape"]:
+    """Share of the null that is as large as what was observed.
+
+        p = (1 + #{null ≥ observed}) / (1 + permutations)
+
+    never 0, since what was observed is one of the permutations. A value that is lower by roundings alone counts as
+    equal.
+    Source: Phipson and Smyth 2010, "Permutation P-values should never be zero".
+
+    Args:
+      null: from `permutation_null`.
+      observed: the statistic of the labels as they are.
+      two_sided: whether magnitudes are compared.
+
+    Returns:
+      Float32 in 1/(1 + permutations)…1; NaN where `observed` is NaN.
+    """
+    null, observed = jnp.asarray(null, jnp.float32), jnp.asarray(observed, jnp.float32)
+    if two_sided:
+        null, observed = jnp.abs(null), jnp.abs(observed)
+    limit = observed - TIES * jnp.finfo(jnp.float32).eps * jnp.abs(observed)
+    larger = (null >= limit[None]).sum(axis=0).astype(jnp.float32)
+    return jnp.where(jnp.isnan(observed), jnp.nan, (1 + larger) / (1 + null.shape[0]))
+
+
+def weighted_mean(weights: Float[Array, "unit"], data: Float[Array, "unit *shape"]) -> Float[Array, "*shape"]:
+    """Mean over units, each as often as its weight says."""
+    flat = data.reshape(data.shape[0], -1)
+    return (weights @ flat / weights.sum()).reshape(data.shape[1:])
+
+
+@kernel(static_argnames=("n_unit", "statistic", "samples", "level", "together"))
+def bootstrap_interval(
+    data: PyTree[Shaped[AnyArray, "..."]],
+    key: Key[Array, ""],
+    *,
+    n_unit: int,
+    statistic: Callable[..., Any] = weighted_mean,
+    samples: int = 1000,
+    level: float = 0.95,
+    together: int = 1000,
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Percentile interval of a statistic over resamples of independent units.
+
+    A resample takes `n_unit` units with replacement; it is given by how often each of them was taken. The ends of the
+    interval are the percentiles 100·(1 − level)/2 and 100·(1 + level)/2.
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+
+    Args:
+      data: arrays that the statistic takes.
+      key: from `jax.random.key`; the same one gives the same resamples.
+      n_unit: number of units.
+      statistic: `statistic(weights, data)`, with `weights [unit]` of sum `n_unit`, the mean of `data [unit, …]` unless
+        given. It is compiled once for each function: give one that is defined once.
+      samples: number of resamples.
+      level: share of the resamples that are inside.
+      together: resamples that are in memory at a time.
+
+    Returns:
+      Lower and upper end, in the statistic's shape and unit. Resamples for which it is NaN are left out.
+    """
+    data = jax.tree.map(jnp.asarray, data)
+
+    def one(key: Key[Array, ""]) -> Array:
+        taken = jax.random.randint(key, (n_unit,), 0, n_unit)
+        return statistic(jnp.zeros(n_unit, jnp.float32).at[taken].add(1), data)
+
+    values = _mapped(one, jax.random.split(key, samples), together)
+    ends = jnp.array([50 * (1 - level), 50 * (1 + level)], values.dtype)
+    low, high = jnp.nanpercentile(values, ends, axis=0)
+    return low, high
+
+
+def _mapped(
+    function: Callable[[Key[Array, ""]], Array], keys: Key[Array, "sample"], together: int
+) -> Shaped[Array, "sample *shape"]:
+    """The function of every key, of some of them at a time."""
+    n = keys.shape[0]
+    if n <= together:
+        return jax.vmap(function)(keys)
+    steps = -(-n // together)
+    filled = keys[jnp.arange(steps * together) % n].reshape(steps, together)
+    values = jax.lax.map(jax.vmap(function), filled)
+    return values.reshape(steps * together, *values.shape[2:])[:n]

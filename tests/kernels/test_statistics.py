@@ -1,0 +1,400 @@
+"""Tests, intervals and distances between distributions: against SciPy, NumPy and loops, and over many seeds."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROUNDING
+
+from jaxqkv import kernels
+
+
+def samples(seed, *sizes, shift=0.0):
+    generator = np.random.default_rng(seed)
+    return [generator.normal(shift * index, 1 + index, size).astype(np.float32) for index, size in enumerate(sizes)]
+
+
+class TestJensenShannon:
+    # Two roundings of each share and of each of its logarithm's terms; shares add up to 2, terms are at most ln 2.
+    LIMIT = 2 * 6 * ROUNDING
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_as_scipy_has_it(self, seed):
+        from scipy.spatial.distance import jensenshannon
+
+        p, q = np.random.default_rng(seed).integers(0, 9, (2, 31))
+        assert kernels.jensen_shannon(p, q) == pytest.approx(jensenshannon(p, q) ** 2, abs=self.LIMIT)
+
+    def test_definition(self):
+        p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.0, 0.75])
+        m = (p + q) / 2
+        expected = 0.5 * sum(a * math.log(a / c) for a, c in zip(p, m, strict=True) if a)
+        expected += 0.5 * sum(b * math.log(b / c) for b, c in zip(q, m, strict=True) if b)
+        assert kernels.jensen_shannon(p, q) == pytest.approx(expected, abs=self.LIMIT)
+
+    def test_range(self):
+        p, q = np.array([3, 4, 0, 0]), np.array([0, 0, 5, 1])
+        assert kernels.jensen_shannon(p, p) == 0
+        assert kernels.jensen_shannon(p, 7 * p) < self.LIMIT
+        assert kernels.jensen_shannon(p, q) == pytest.approx(math.log(2), abs=self.LIMIT)
+        assert np.isnan(kernels.jensen_shannon(p, 0 * p))
+
+    def test_nearly_equal_distributions_keep_their_digits(self):
+        """From the second order, Σ (p − q)² / (8 m), of differences that float32 holds."""
+        p, q = np.full(4, 2.0**12), 2.0**12 + np.array([1, -1, 2, -2])
+        expected = ((p - q) ** 2 / (8 * (p + q) / 2)).sum() / p.sum()
+        assert kernels.jensen_shannon(p, q) == pytest.approx(expected, rel=1e-3)
+
+
+class TestT:
+    @pytest.mark.parametrize(("name", "equal"), [("student_t", True), ("welch_t", False)])
+    @pytest.mark.parametrize("shift", [0.0, 1e4])
+    def test_as_scipy_has_it(self, name, equal, shift):
+        from scipy import stats
+
+        x, y = samples(1, 23, 37)
+        x, y = x + np.float32(shift), y + np.float32(shift)
+        expected = stats.ttest_ind(x.astype(np.float64), y.astype(np.float64), equal_var=equal)
+        t, freedom = getattr(kernels, name)(x, y)
+        # Sums of 60 terms, of which each errs by at most 60 roundings of its magnitude; |x| / |x̄ − ȳ| is 10 or less.
+        assert t == pytest.approx(expected.statistic, rel=600 * ROUNDING)
+        assert freedom == pytest.approx(expected.df, rel=600 * ROUNDING)
+
+    @pytest.mark.parametrize("kernel", [kernels.student_t, kernels.welch_t])
+    def test_values_that_do_not_count_may_hold_anything(self, kernel):
+        (x,) = samples(2, (7, 13))
+        first, second = x > 0.5, x < 0.1
+        for mask in (first, second):
+            assert mask.sum() > 20
+        expected = kernel(x[first], x[second])
+        np.testing.assert_allclose(kernel(x, x, first, second), expected, rtol=200 * ROUNDING)
+        holed = np.where(first | second, x, np.nan)
+        np.testing.assert_allclose(kernel(holed, holed, first, second), expected, rtol=200 * ROUNDING)
+
+    def test_sizes_and_scales(self):
+        x, y = samples(3, 11, 17)
+        t, _ = kernels.student_t(x, y)
+        assert kernels.student_t(y, x)[0] == pytest.approx(-float(t), rel=100 * ROUNDING)
+        assert kernels.student_t(x * np.float32(1e30), y * np.float32(1e30))[0] == pytest.approx(float(t), rel=1e-5)
+        assert np.isnan(kernels.student_t(np.ones(3, np.float32), np.ones(5, np.float32))[0])
+        assert np.isnan(kernels.student_t(x[:1], y[:1])[0])
+
+
+class TestRegression:
+    def test_as_numpy_has_it(self):
+        generator = np.random.default_rng(0)
+        x = generator.normal(size=(41, 3)).astype(np.float32)
+        y = (2 + x @ [1, -3, 0.5] + generator.normal(size=41)).astype(np.float32)
+        wide = np.column_stack([np.ones(41), x]).astype(np.float64)
+        expected = np.linalg.lstsq(wide, y.astype(np.float64))[0]
+        # Backward stable: of the order of 41 roundings times the condition number of the unit columns.
+        np.testing.assert_allclose(kernels.linear_regression(x, y), expected, atol=41 * 5 * ROUNDING)
+
+    def test_nearly_collinear_columns_far_from_zero(self):
+        """The normal equations in float32 have no digit left here."""
+        generator = np.random.default_rng(1)
+        a = generator.normal(1000, 1, 1009)
+        x = np.column_stack([a, a + generator.normal(0, 0.05, 1009)]).astype(np.float32)
+        y = (3 + 2 * x[:, 0] - x[:, 1] + generator.normal(0, 0.1, 1009)).astype(np.float32)
+        wide = np.column_stack([np.ones(1009), x]).astype(np.float64)
+        expected = np.linalg.lstsq(wide, y.astype(np.float64))[0]
+        centred = wide[:, 1:] - wide[:, 1:].mean(axis=0)
+        condition = np.linalg.cond(centred / np.linalg.norm(centred, axis=0))
+        found = kernels.linear_regression(x, y)
+        np.testing.assert_allclose(found[1:], expected[1:], rtol=30 * condition * ROUNDING)
+        assert found[0] == pytest.approx(expected[0], abs=1000 * 60 * condition * ROUNDING)
+
+    def test_observations_that_do_not_count_may_hold_anything(self):
+        generator = np.random.default_rng(2)
+        x, y = generator.normal(size=(29, 2)).astype(np.float32), generator.normal(size=29).astype(np.float32)
+        where = np.arange(29) % 4 > 0
+        expected = kernels.linear_regression(x[where], y[where])
+        x[~where], y[~where] = np.nan, np.inf
+        np.testing.assert_allclose(kernels.linear_regression(x, y, where), expected, atol=29 * ROUNDING)
+
+    def test_a_line(self):
+        """The constant is the mean minus the slope times the other mean, both of size 29 and less."""
+        x = np.arange(30, dtype=np.float32)
+        np.testing.assert_allclose(kernels.linear_regression(x[:, None], 5 - 2 * x), [5, -2], atol=29 * 2 * ROUNDING)
+
+    @pytest.mark.parametrize(
+        "x",
+        [
+            np.ones((7, 1)),
+            np.arange(14).reshape(7, 2) * [[1, 0]],
+            np.outer(np.arange(7), [1, 3]),
+            np.arange(4).reshape(2, 2) ** 2,
+        ],
+        ids=["constant", "zeros", "collinear", "too few"],
+    )
+    def test_undetermined_coefficients_are_nan(self, x):
+        y = np.arange(len(x), dtype=np.float32)
+        assert np.isnan(kernels.linear_regression(x.astype(np.float32), y)).all()
+
+    def test_vmapped_over_layers(self):
+        (x,) = samples(4, (3, 19, 2))
+        y = x.sum(axis=2) ** 2
+        together = jax.vmap(kernels.linear_regression)(x, y)
+        alone = [kernels.linear_regression(*layer) for layer in zip(x, y, strict=True)]
+        np.testing.assert_allclose(together, np.stack(alone), atol=50 * ROUNDING * np.abs(y).max())
+
+
+def symmetric(seed, n):
+    x = np.random.default_rng(seed).normal(size=(n, n))
+    return (x + x.T).astype(np.float32)
+
+
+class TestSimilarityOfMatrices:
+    def test_definition(self):
+        x, y = symmetric(0, 13), symmetric(1, 13)
+        upper = np.triu_indices(13, 1)
+        expected = np.corrcoef(x[upper], y[upper])[0, 1]
+        assert kernels.representational_similarity(x, y) == pytest.approx(expected, abs=20 * ROUNDING)
+        assert kernels.representational_similarity(x, 3 * x + 7) == pytest.approx(1, abs=20 * ROUNDING)
+        assert np.isnan(kernels.representational_similarity(x, np.ones_like(x)))
+
+    def test_diagonal_and_lower_triangle_do_not_count(self):
+        x, y = symmetric(2, 7), symmetric(3, 7)
+        expected = kernels.representational_similarity(x, y)
+        assert kernels.representational_similarity(np.triu(x, 1), y + 9 * np.eye(7, dtype=np.float32)) == expected
+
+    def test_copies_of_an_item(self):
+        """As the matrices of a resample, of which the pairs of two copies are left out."""
+        x, y = symmetric(4, 11), symmetric(5, 11)
+        taken = np.random.default_rng(6).integers(0, 11, 11)
+        pairs = [(a, b) for a, b in itertools.combinations(taken, 2) if a != b]
+        first, second = ([each[a, b] for a, b in pairs] for each in (x, y))
+        weights = np.bincount(taken, minlength=11).astype(np.float32)
+        found = kernels.representational_similarity(x, y, weights)
+        # Second moments are differences of sums of magnitudes at most 1.
+        assert found == pytest.approx(np.corrcoef(first, second)[0, 1], abs=55 * ROUNDING)
+
+    def test_fisher_z(self):
+        r = np.linspace(-0.999, 0.999, 41, dtype=np.float32)
+        np.testing.assert_allclose(kernels.fisher_z(r), np.arctanh(r.astype(np.float64)), rtol=8 * ROUNDING)
+        ends = kernels.fisher_z(np.array([-1.0000001, -1, 1, 1.0000001], np.float32))
+        largest = np.arctanh(1 - 2.0**-24)
+        np.testing.assert_allclose(ends, largest * np.array([-1, -1, 1, 1]), rtol=8 * ROUNDING)
+        assert largest == pytest.approx(8.66, abs=5e-3)
+
+
+# --- permutations and resamples ---
+
+
+def difference_of_means(labels, values):
+    n = labels.sum()
+    return labels @ values / n - (1 - labels) @ values / (labels.size - n)
+
+
+def both_means(labels, data):
+    return jnp.stack([labels @ data["x"], labels @ data["y"]])
+
+
+class TestPermutationNull:
+    labels = (np.arange(23) < 9).astype(np.float32)
+
+    def test_each_value_is_the_statistic_of_a_permutation(self):
+        """Permutations show themselves as such when the statistic returns them."""
+        names = np.arange(11)
+        null = kernels.permutation_null(names, (), jax.random.key(3), statistic=lambda labels, _: labels)
+        assert null.shape == (1000, 11)
+        np.testing.assert_array_equal(np.sort(null, axis=1), np.tile(names, (1000, 1)))
+        # Every label is as often at every place: 91 ± 9 times, by a binomial distribution.
+        table = np.stack([np.bincount(column, minlength=11) for column in np.asarray(null).T])
+        assert np.abs(table - 1000 / 11).max() < 5 * math.sqrt(1000 / 11)
+
+    def test_values_are_those_of_a_loop(self):
+        (x,) = samples(0, (23, 3))
+        shuffled = kernels.permutation_null(
+            self.labels, (), jax.random.key(1), statistic=lambda labels, _: labels, permutations=19
+        )
+        null = kernels.permutation_null(
+            self.labels, x, jax.random.key(1), statistic=difference_of_means, permutations=19
+        )
+        for labels, value in zip(np.asarray(shuffled, bool), np.asarray(null), strict=True):
+            expected = x[labels].mean(axis=0, dtype=np.float64) - x[~labels].mean(axis=0, dtype=np.float64)
+            np.testing.assert_allclose(value, expected, atol=23 * ROUNDING)
+
+    @pytest.mark.parametrize("together", [1, 7, 19, 1000])
+    def test_how_many_are_in_memory_changes_nothing(self, together):
+        data = dict(zip("xy", samples(0, 23, 23), strict=True))
+        how = {"statistic": both_means, "permutations": 19}
+        expected = kernels.permutation_null(self.labels, data, jax.random.key(1), **how)
+        found = kernels.permutation_null(self.labels, data, jax.random.key(1), **how, together=together)
+        assert found.shape == (19, 2)
+        np.testing.assert_allclose(found, expected, atol=23 * ROUNDING)
+
+    def test_vmapped_over_layers(self):
+        (x,) = samples(0, (5, 23))
+        key = jax.random.key(0)
+
+        def null(x):
+            return kernels.permutation_null(self.labels, x, key, statistic=difference_of_means, permutations=17)
+
+        np.testing.assert_allclose(jax.vmap(null)(x), np.stack([null(layer) for layer in x]), atol=23 * ROUNDING)
+
+    def test_keys(self):
+        (x,) = samples(0, 23)
+        one, same, other = (
+            kernels.permutation_null(self.labels, x, jax.random.key(seed), statistic=difference_of_means)
+            for seed in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(one, same)
+        assert (np.asarray(one) != np.asarray(other)).any()
+
+    def test_one_program_for_all_labels_and_values(self, monkeypatch):
+        traced = []
+
+        def counted(labels, values):
+            traced.append(1)
+            return difference_of_means(labels, values)
+
+        for seed in range(3):
+            (x,) = samples(seed, 23)
+            kernels.permutation_null(self.labels, x, jax.random.key(seed), statistic=counted)
+        assert len(traced) == 1
+
+
+class TestP:
+    def test_definition(self):
+        null = np.array([[-3.0], [-1], [0], [2], [5]])
+        for observed, two, one in ((2.0, 4, 3), (-2.0, 4, 5), (6.0, 1, 1), (0.0, 6, 4), (5.0, 2, 2)):
+            observed = np.array([observed])
+            assert kernels.permutation_p(null, observed).tolist() == pytest.approx([two / 6])
+            assert kernels.permutation_p(null, observed, two_sided=False).tolist() == pytest.approx([one / 6])
+
+    def test_it_is_never_zero_and_of_nothing_nan(self):
+        null = np.zeros((999, 2), np.float32)
+        p = kernels.permutation_p(null, np.array([1e30, np.nan], np.float32))
+        assert p[0] == pytest.approx(1e-3)
+        assert np.isnan(p[1])
+
+    def test_values_that_differ_by_rounding_are_equal(self):
+        observed = np.array(0.3, np.float32)
+        null = np.array([np.nextafter(observed, np.float32(0)), observed, 0.29], np.float32)
+        assert kernels.permutation_p(null, observed) == 0.75
+
+
+SEEDS, PERMUTATIONS = 400, 199
+
+
+def p_values(effect):
+    """p of the difference of two groups' means, for many seeds."""
+    labels = (jnp.arange(31) < 14).astype(jnp.float32)
+
+    def p(seed):
+        data, null = jax.random.split(jax.random.key(seed))
+        values = jax.random.exponential(data, (31,)) + effect * labels
+        values_of_null = kernels.permutation_null(
+            labels, values, null, statistic=difference_of_means, permutations=PERMUTATIONS
+        )
+        return kernels.permutation_p(values_of_null, difference_of_means(labels, values))
+
+    return np.asarray(jax.jit(jax.vmap(p))(jnp.arange(SEEDS)))
+
+
+def test_p_is_uniform_without_an_effect():
+    """p is k / 200 with equal probability: by Kolmogorov and Smirnov's test with the steps' width added."""
+    from scipy import stats
+
+    p = p_values(0.0)
+    assert set(np.rint(p * (PERMUTATIONS + 1)).astype(int)) <= set(range(1, PERMUTATIONS + 2))
+    jittered = p - np.random.default_rng(0).uniform(0, 1 / (PERMUTATIONS + 1), SEEDS)
+    assert stats.kstest(jittered, "uniform").pvalue > 0.01
+
+
+def test_a_planted_effect_is_found():
+    """Of 1.5 standard deviations, with 31 values: the power of the t-test is 0.98."""
+    p = p_values(1.5)
+    assert (p < 0.05).mean() > 0.9
+    assert p.min() == pytest.approx(1 / (PERMUTATIONS + 1))
+
+
+class TestBootstrap:
+    def test_ends_are_the_percentiles_of_the_resampled_means(self):
+        """With weights that the statistic returns, the resamples can be looped over."""
+        (x,) = samples(0, (13, 3))
+        key = jax.random.key(2)
+        # An interval of level 0 is the median; one of level 1 has every resample inside.
+        low, high = kernels.bootstrap_interval(x, key, n_unit=13, samples=501)
+        weights = np.asarray(
+            jnp.stack(
+                [jnp.bincount(jax.random.randint(k, (13,), 0, 13), length=13) for k in jax.random.split(key, 501)]
+            )
+        )
+        means = weights @ x.astype(np.float64) / 13
+        np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5], axis=0), atol=13 * ROUNDING)
+        narrow = kernels.bootstrap_interval(x, key, n_unit=13, samples=501, level=0.5, together=100)
+        np.testing.assert_allclose(narrow, np.percentile(means, [25, 75], axis=0), atol=13 * ROUNDING)
+
+    def test_as_scipy_has_it(self):
+        from scipy import stats
+
+        (x,) = samples(1, 41)
+        low, high = kernels.bootstrap_interval(x, jax.random.key(0), n_unit=41, samples=9999)
+        theirs = stats.bootstrap((x.astype(np.float64),), np.mean, method="percentile", n_resamples=9999,
+                                 rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+        # Ends vary from key to key by √(0.025 · 0.975 / 9999) / density of the normal distribution at 1.96, 2.7 %.
+        deviation = x.std() / math.sqrt(41)
+        np.testing.assert_allclose([low, high], theirs, atol=6 * 0.027 * deviation)
+
+    def test_most_intervals_hold_the_true_mean(self):
+        x = np.random.default_rng(0).normal(size=(500, 40)).astype(np.float32)
+        key = jax.random.split(jax.random.key(0), 500)
+        ends = jax.vmap(lambda x, key: jnp.stack(kernels.bootstrap_interval(x, key, n_unit=40, samples=300)))(x, key)
+        inside = (ends[:, 0] < 0) & (ends[:, 1] > 0)
+        assert 0.9 < inside.mean() < 0.97
+
+    def test_undefined_resamples_are_left_out(self):
+        def over_the_first(weights, data):
+            return jnp.where(weights[0] > 0, data.sum(), jnp.nan)
+
+        ends = kernels.bootstrap_interval(np.ones(3, np.float32), jax.random.key(0), n_unit=3, statistic=over_the_first)
+        assert ends == (3, 3)
+
+    def test_of_a_correlation_of_matrices(self):
+        """The interval of unrelated matrices holds 0, of related ones it does not."""
+        x, noise = symmetric(0, 31), symmetric(1, 31)
+
+        def statistic(weights, data):
+            return kernels.representational_similarity(*data, weights)
+
+        for y, related in ((noise, False), (x + noise, True)):
+            low, high = kernels.bootstrap_interval((x, y), jax.random.key(0), n_unit=31, statistic=statistic)
+            assert (low > 0) == related
+            assert low < kernels.representational_similarity(x, y) < high
+
+
+def paired_difference(exchanged, data):
+    return (jnp.where(exchanged, -data, data)).mean()
+
+
+class TestExchangeNull:
+    def test_values_are_those_of_a_loop(self):
+        (x,) = samples(0, 13)
+        how = {"n_unit": 13, "permutations": 31}
+        exchanged = kernels.exchange_null((), jax.random.key(1), statistic=lambda e, _: e, **how)
+        null = kernels.exchange_null(x, jax.random.key(1), statistic=paired_difference, together=7, **how)
+        expected = [np.where(each, -x, x).mean(dtype=np.float64) for each in np.asarray(exchanged)]
+        np.testing.assert_allclose(null, expected, atol=13 * ROUNDING)
+        share = kernels.exchange_null((), jax.random.key(2), statistic=lambda e, _: e, n_unit=101)
+        assert np.asarray(share).mean() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(101_000))
+
+    def test_p_is_uniform_without_an_effect_and_small_with_one(self):
+        from scipy import stats
+
+        def p(seed, shift):
+            data, null = jax.random.split(jax.random.key(seed))
+            x = jax.random.laplace(data, (17,)) + shift
+            values = kernels.exchange_null(x, null, n_unit=17, statistic=paired_difference, permutations=PERMUTATIONS)
+            return kernels.permutation_p(values, x.mean())
+
+        every = jax.jit(jax.vmap(p, in_axes=(0, None)))
+        without = np.asarray(every(jnp.arange(SEEDS), 0.0))
+        jittered = without - np.random.default_rng(0).uniform(0, 1 / (PERMUTATIONS + 1), SEEDS)
+        assert stats.kstest(jittered, "uniform").pvalue > 0.01
+        # 2 is 1.4 standard deviations of each difference, and six standard errors of their mean.
+        assert (np.asarray(every(jnp.arange(SEEDS), 2.0)) < 0.05).mean() > 0.95
