@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.base import Architecture, Counterpart
 from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
 from jaxqkv.runtime.devices import Execution
@@ -48,13 +49,15 @@ class PostNormBlock(nn.Module):
         x: Float[Array, "batch pos embed"],
         visible: Bool[Array, "batch query key"],
         layer: Int[Array, ""],
+        edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
+        x = edit("resid_pre", x)
+        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer, edit)
         assert attention.attn_out is not None  # which SelfAttention fills
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
-        mlp_out = MLP(config, self.execution, name="mlp")(middle)
-        after = layer_norm(config, "ln_2")(middle + mlp_out)
+        mlp_out = edit("mlp_out", MLP(config, self.execution, name="mlp")(middle))
+        after = edit("resid_post", layer_norm(config, "ln_2")(middle + mlp_out))
         return after, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out, resid_post=after)
 
 

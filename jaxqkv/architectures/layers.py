@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import attend, merge_heads, score_dtype, split_heads
 from jaxqkv.architectures.base import Architecture
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints.config import ACTIVATIONS
 from jaxqkv.runtime.devices import Execution, rounded_product
 
@@ -53,12 +54,13 @@ class SelfAttention(nn.Module):
         x: Float[Array, "batch pos embed"],
         visible: Bool[Array, "batch query key"],
         layer: Int[Array, ""],
+        edit: Editing = UNEDITED,
     ) -> Attention:
         config, width = self.config, self.config.attention_width
-        q, k, v = (split_heads(dense(width, name, self.execution)(x), config.n_head) for name in "qkv")
+        q, k, v = (edit(name, split_heads(dense(width, name, self.execution)(x), config.n_head)) for name in "qkv")
         scale: Any = config.attention_scale(layer, score_dtype(q.dtype, config.upcast_attention))
-        scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, config.upcast_attention)
-        attn_out = dense(config.n_embd, "o", self.execution)(merge_heads(z))
+        scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, config.upcast_attention, edit)
+        attn_out = edit("attn_out", dense(config.n_embd, "o", self.execution)(merge_heads(z)))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
 
 

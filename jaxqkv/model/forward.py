@@ -19,8 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.architectures.sites import Editing, Site
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model import microbatches
+from jaxqkv.model import editing, microbatches
+from jaxqkv.model.editing import Edits, Placed
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import PlainParameters, Source
@@ -42,6 +44,7 @@ def _run_block(
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
     inputs: Any = None,
+    edit: Placed | None = None,
     *,
     layer: Int[AnyArray, ""] | np.int32,
     config: Architecture,
@@ -52,7 +55,8 @@ def _run_block(
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
     visible = visible_keys(mask, config.causal) & jnp.asarray(mask)[:, :, None]  # and pads see nothing
-    x, attention = config.block(params, x, visible, layer, execution)
+    site = Site(jnp.asarray(layer), mask, visible, inputs)
+    x, attention = config.block(params, x, visible, layer, execution, Editing(edit or {}, site))
     if reduce is None:
         result = attention.select(capture)
     else:
@@ -66,8 +70,8 @@ _block = jit(_run_block, static_argnames=STATIC)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _block_with(reduce: Bound) -> Callable[..., Any]:
-    """Returns `_block` with a reducer; compiled anew when the reducer is asked for again after many others."""
+def _block_with(reduce: Bound | None, structure: Any) -> Callable[..., Any]:
+    """Returns `_block` with a reducer and with edits of a structure; compiled anew when asked for after many others."""
     return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
 
 
@@ -97,6 +101,7 @@ def forward(
     capture: Collection[str] | None = None,
     layers: Layers | None = None,
     reduce: Reducer | None = None,
+    edit: Edits | None = None,
     inputs: Any = None,
     memory: float | str | None = None,
     progress: Progress | None = None,
@@ -120,7 +125,11 @@ def forward(
         compiled once for what its code, closure, arguments and the globals that it names hold, as
         `jaxqkv.model.reducers.Bound` says; what it finds in other ways, as an attribute of a global object, is that
         of the first call. What changes from call to call belongs in `inputs`, which compiles nothing anew.
-      inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
+      edit: field → what is changed there, before anything is computed from it: one of `jaxqkv.edits`, a function of
+        a layer's value and its `Site` (`layer`, `mask`, `visible`, `inputs`) that returns a value of that shape, or
+        several, applied one after another. What is captured is what was computed with. A function is compiled as a
+        reducer is; the arrays of `jaxqkv.edits` and of `jax.tree_util.Partial` are traced.
+      inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument and edits as `site.inputs`.
       memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in
         microbatches that fit. A reducer must then treat each sequence by itself, leave pads out with the mask, and
         return arrays whose first axis is the batch. Without it a reducer gets the whole batch, and what is captured
@@ -136,16 +145,17 @@ def forward(
       layer axis.
 
     Raises:
-      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, and a reducer that
-        cannot be compared, or does not treat each sequence by itself where it has to.
+      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, edits that cannot be
+        made, and a reducer that cannot be compared, or does not treat each sequence by itself where it has to.
     """
     batch = as_batch(batch, config)
     request = Request.of(
-        config.n_layer,
-        len(batch.ids),
+        config,
+        batch,
         capture,
         layers,
         reduce,
+        edit,
         inputs,
         memory=memory,
         progress=progress,
@@ -162,6 +172,8 @@ def layerwise(
     *,
     capture: Collection[str] | None = None,
     layers: Layers | None = None,
+    edit: Edits | None = None,
+    inputs: Any = None,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
@@ -170,7 +182,7 @@ def layerwise(
     whose errors it raises when the first layer is asked for.
     """
     batch = as_batch(batch, config)
-    request = Request.of(config.n_layer, len(batch.ids), capture, layers, mesh=mesh)
+    request = Request.of(config, batch, capture, layers, None, edit, inputs, mesh=mesh)
     yield from each_layer(PlainParameters(params, config), batch, config, request)
 
 
@@ -179,6 +191,8 @@ def hidden(
     batch: BatchLike,
     config: Architecture,
     *,
+    edit: Edits | None = None,
+    inputs: Any = None,
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos embed"]:
@@ -187,11 +201,11 @@ def hidden(
     Arguments as for `forward`; `memory` bounds the temporaries, not the result.
 
     Raises:
-      JaxqkvError: on ids that do not exist, and text longer than the positions.
+      JaxqkvError: on ids that do not exist, text longer than the positions, and edits that cannot be made.
     """
-    return final_hidden(
-        PlainParameters(params, config), as_batch(batch, config), config, Request.of_all_layers(memory, mesh)
-    )
+    batch = as_batch(batch, config)
+    request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
+    return final_hidden(PlainParameters(params, config), batch, config, request)
 
 
 def logits(
@@ -199,6 +213,8 @@ def logits(
     batch: BatchLike,
     config: Architecture,
     *,
+    edit: Edits | None = None,
+    inputs: Any = None,
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
@@ -207,10 +223,12 @@ def logits(
     Before the softmax, in nats up to a constant of each position. Arguments as for `forward`.
 
     Raises:
-      JaxqkvError: for an architecture without them, on ids that do not exist, and text longer than the positions.
+      JaxqkvError: for an architecture without them, on ids that do not exist, text longer than the positions, and
+        edits that cannot be made.
     """
-    request = Request.of_all_layers(memory, mesh)
-    return next_token_logits(PlainParameters(params, config), as_batch(batch, config), config, request)
+    batch = as_batch(batch, config)
+    request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
+    return next_token_logits(PlainParameters(params, config), batch, config, request)
 
 
 # --- the same, from any source of parameters ---
@@ -317,6 +335,7 @@ def run_layers(
         (whole, request.inputs), ids.shape, config, request.memory, parts, whole=reduce is not None
     )
     sizes = [len(piece.ids) for piece, _ in pieces]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
     if mesh is not None:
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
@@ -331,7 +350,7 @@ def run_layers(
         if layer == last:
             entering = list(stream)
         block = functools.partial(
-            _block_with(reduce) if wanted and reduce else functools.partial(_block, reduce=None),
+            _chosen_block(reduce if wanted else None, request.edit),
             source.layer(layer, after=(stream, results)),
             layer=np.int32(layer),
             config=config,
@@ -341,9 +360,10 @@ def run_layers(
         )
         if layer == first_wanted and reduce and (request.memory is not None or sizes[0] % parts):
             microbatches.check_batch_axis(block, stream[0], pieces[0][1])
-        results = []
+        results, edits = [], editing.of_layer(request.edit, np.int32(layer))
         for index, (piece, inputs) in enumerate(pieces):
-            stream[index], result = block(stream[index], piece.mask, inputs)
+            edit = editing.of_texts(edits, functools.partial(_of_piece, starts[index], sizes[index], mesh))
+            stream[index], result = block(stream[index], piece.mask, inputs, edit)
             results.append(microbatches.first(sizes[index], result, parts))
             if request.progress:
                 jax.block_until_ready((stream[index], result))
@@ -352,3 +372,15 @@ def run_layers(
             source.check(entering or stream, layer + 1, made=not entering)
         made = [microbatches.first(*pair, parts) for pair in zip(sizes, stream, strict=True)]
         yield Step(layer, made, microbatches.joined(results))
+
+
+def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., Any]:
+    if reduce is None and edit is None:
+        return functools.partial(_block, reduce=None)
+    return _block_with(reduce, editing.structure(edit))
+
+
+def _of_piece(start: int, size: int, mesh: Mesh | None, array: Any) -> Any:
+    """Returns a microbatch's part of an edit's array `[batch, …]`, on its devices."""
+    piece = array if size == len(array) else array[start : start + size]
+    return piece if mesh is None else place_batch(piece, mesh)

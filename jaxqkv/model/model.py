@@ -16,6 +16,7 @@ from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model.editing import Edits
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
 from jaxqkv.model.reducers import Reducer
 from jaxqkv.model.request import Layers, Progress, Request
@@ -117,6 +118,7 @@ class Model:
         capture: Collection[str] | None = None,
         layers: Layers | None = None,
         reduce: Reducer | None = None,
+        edit: Edits | None = None,
         inputs: Any = None,
         memory: float | str | None = None,
         progress: Progress | None = None,
@@ -140,7 +142,10 @@ class Model:
           reduce: instead of `capture`, `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which is
             compiled into the block: one layer's `Attention`, whose fields are those above without the layer axis and
             whose `layer` is its number → any pytree of arrays, returned with a leading layer axis.
-          inputs: a pytree of arrays `[batch, …]` for `reduce`; other values compile nothing anew.
+          edit: field → what is changed there before anything is computed from it: one of `jaxqkv.edits`, a function
+            `edit(value, site)`, or several of them.
+          inputs: a pytree of arrays `[batch, …]` for `reduce` and for edits, as `site.inputs`; other values compile
+            nothing anew.
           memory: bytes for the temporaries of a block, or a text such as "2GB"; the batch is cut to fit, and a reducer
             must treat each sequence by itself.
           progress: called with the number of microbatches done and that of all layers' together.
@@ -150,17 +155,17 @@ class Model:
           `Activations`, or the reducer's results.
 
         Raises:
-          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, and a reducer
-            that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
+          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, edits that cannot
+            be made, and a reducer that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
         """
         checked = as_batch(batch, self.config)
-        size = len(checked.ids)
         request = Request.of(
-            self.config.n_layer,
-            size,
+            self.config,
+            checked,
             capture,
             layers,
             reduce,
+            edit,
             inputs,
             memory=memory,
             progress=progress,
@@ -170,27 +175,38 @@ class Model:
         return collect(self._source(), checked, self.config, request)
 
     def layerwise(
-        self, batch: BatchLike, capture: Collection[str] | None = None, layers: Layers | None = None
+        self,
+        batch: BatchLike,
+        capture: Collection[str] | None = None,
+        layers: Layers | None = None,
+        edit: Edits | None = None,
+        inputs: Any = None,
     ) -> Iterator[tuple[int, Attention]]:
         """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
         In ascending order; arguments and shapes as for `run`, without the layer axis.
         """
         checked = as_batch(batch, self.config)
-        request = Request.of(self.config.n_layer, len(checked.ids), capture, layers, mesh=self.mesh)
+        request = Request.of(self.config, checked, capture, layers, None, edit, inputs, mesh=self.mesh)
         yield from each_layer(self._source(), checked, self.config, request)
 
-    def hidden(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos embed"]:
+    def hidden(
+        self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
+    ) -> Float[Array, "batch pos embed"]:
         """Returns the residual stream after the last block, GPT-2's after the final norm; arguments as for `run`."""
-        return final_hidden(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
+        checked = as_batch(batch, self.config)
+        return final_hidden(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
 
-    def logits(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos vocab"]:
+    def logits(
+        self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
+    ) -> Float[Array, "batch pos vocab"]:
         """Returns next-token logits, before the softmax; arguments as for `run`.
 
         Raises:
           JaxqkvError: for an architecture without them.
         """
-        return next_token_logits(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
+        checked = as_batch(batch, self.config)
+        return next_token_logits(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
 
     def params(self, *, copy: bool = True) -> dict[str, Any]:
         """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like.
@@ -214,8 +230,8 @@ class Model:
         shared = {"embed": self._embedding, "final": self._with_unembedding, "layers": [kept[i] for i in layers]}
         return jax.tree.map(lambda leaf: leaf, shared)  # in dicts of its own
 
-    def _all_layers(self, memory: float | str | None) -> Request:
-        return Request.of_all_layers(memory, self.mesh)
+    def _all_layers(self, batch: Batch, memory: float | str | None, edit: Edits | None, inputs: Any) -> Request:
+        return Request.of_all_layers(self.config, batch, edit, inputs, memory, self.mesh)
 
     def _source(self) -> StreamedParameters:
         """Parameters for one run, each layer read when the run comes to it.
