@@ -17,6 +17,8 @@ ORDER = (
     "figures",
     "kernels",
     "model",
+    "edits",
+    "metrics",
     "architectures",
     "checkpoints",
     "text",

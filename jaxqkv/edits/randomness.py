@@ -27,7 +27,8 @@ def as_key(key: Any) -> Any:
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
         return jax.random.wrap_key_data(jnp.asarray(key))
-    if isinstance(key, bool) or not jnp.issubdtype(jnp.result_type(key), jnp.integer) or jnp.ndim(key):
+    number: Any = key if isinstance(key, jax.Array) else np.asarray(key)
+    if number.ndim or not jnp.issubdtype(number.dtype, jnp.integer):
         raise JaxqkvError(f"the key of an edit is a seed, a whole number, or from jax.random.key, not {key!r}")
     return jax.random.key(key)
 

@@ -184,7 +184,7 @@ class Replace(Edit):
         several = jnp if is_traced(positions, source) else np
         pairs = [several.broadcast_to(each if each.ndim == 2 else each[None], (batch, each.shape[-1]))
                  for each in (positions, source)]  # fmt: skip
-        found = pairs[0][..., None] == several.arange(pos)  # [batch, n, pos]
+        found = pairs[0][..., None] == several.arange(pos)[None, None]  # [batch, n, pos]
         return (found * pairs[1][..., None]).max(1).astype(np.int32)
 
     def at(self, layer: Any) -> "Replace":

@@ -207,7 +207,7 @@ def _positions(given: Any, field: str, kind: str, shape: Sequence[int]) -> Any:
             raise JaxqkvError(f"the edit of {field} has a mask of {given.shape[-1]} {kind}s, and the batch has {pos}")
         mask = given
     elif is_traced(given):
-        mask = (given[..., None] == jnp.arange(pos)).any(-2)
+        mask = jax.nn.one_hot(given, pos, dtype=bool).any(-2)
     else:
         check_positions(given, field, kind, pos)
         mask = (np.asarray(given)[..., None] == np.arange(pos)).any(-2)

@@ -35,11 +35,11 @@ class Function:
         return self.bound(value, site)
 
 
-def place(edit: Edits | None, batch: Batch, config: Architecture, layers: Sequence[int]) -> Placed | None:
+def place(edit: Any, batch: Batch, config: Architecture, layers: Sequence[int]) -> Placed | None:
     """Returns the edits of a run as pytrees with arrays of all layers and texts; None if there are none.
 
     Args:
-      edit: as given.
+      edit: as given: `Edits` or None.
       batch: checked.
       config: of the model.
       layers: those that are returned; none if all are run.
@@ -63,9 +63,7 @@ def place(edit: Edits | None, batch: Batch, config: Architecture, layers: Sequen
     return {field: several for field, several in placed.items() if several} or None
 
 
-def _placed(
-    edit: Any, field: str, batch: Batch, mask: Any, config: Architecture, layers: Sequence[int]
-) -> Any:
+def _placed(edit: Any, field: str, batch: Batch, mask: Any, config: Architecture, layers: Sequence[int]) -> Any:
     if isinstance(edit, Edit):
         own: Edit = snapshot(edit)
         placed = own.placed(field, config, batch.ids.shape, mask)

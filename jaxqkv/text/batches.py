@@ -223,7 +223,10 @@ def _check_parts(ids: AnyArray, mask: AnyArray, token_types: AnyArray) -> None:
 
 
 def _check_ids(ids: AnyArray, config: Sizes) -> None:
-    if not isinstance(ids, jax.core.Tracer) and (ids.min() < 0 or ids.max() >= config.vocab_size):
+    if isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)  # also while something else is traced, which would trace operations of JAX
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
         raise JaxqkvError(
             f"token ids reach from {ids.min()} to {ids.max()}; the model's are 0 to {config.vocab_size - 1}"
         )
@@ -232,7 +235,7 @@ def _check_ids(ids: AnyArray, config: Sizes) -> None:
 def _check_token_types(token_types: AnyArray, config: Sizes) -> None:
     if isinstance(token_types, jax.core.Tracer):
         return
-    smallest, largest = token_types.min(), token_types.max()
+    smallest, largest = np.asarray(token_types).min(), np.asarray(token_types).max()
     if smallest < 0 or largest >= config.token_types:
         theirs = f"0 to {config.token_types - 1}" if config.token_types > 1 else f"0 alone ({config.model_type})"
         raise JaxqkvError(f"token_types reach from {smallest} to {largest}; the model's are {theirs}")
