@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -123,6 +124,18 @@ class Architecture(Config):
           JaxqkvError: when the architecture has no next-token logits.
         """
         raise JaxqkvError(f"{self.model_type} has no next-token logits; `hidden` gives its hidden states")
+
+    def head(self, params: Params) -> Params:
+        """Returns the parameters that make logits of the final hidden states, of all parameters.
+
+        Raises:
+          JaxqkvError: when the architecture or these parameters have none.
+        """
+        return {"embedding": self.unembedding(params)}
+
+    def logits(self, head: Params, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Returns the logits of final hidden states: their products with the output embedding."""
+        return jnp.einsum("...e,ve->...v", hidden, head["embedding"])
 
     @property
     def has_logits(self) -> bool:

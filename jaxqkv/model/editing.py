@@ -1,6 +1,5 @@
 """The edits of a run: checked against model and batch, then one layer's and one microbatch's part at a time."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

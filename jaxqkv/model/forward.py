@@ -82,12 +82,11 @@ def _final(
     return config.final(params, x)
 
 
-@jit
-def _unembed(
-    hidden: Float[Array, "batch pos embed"], embedding: Float[Array, "vocab embed"]
+@jit(static_argnames="config")
+def _logits(
+    head: Params, hidden: Float[Array, "batch pos embed"], *, config: Architecture
 ) -> Float[Array, "batch pos vocab"]:
-    """The product with the output embedding."""
-    return jnp.einsum("bpe,ve->bpv", hidden, embedding)
+    return config.logits(head, hidden)
 
 
 # --- pure functions of explicit parameters ---
@@ -238,7 +237,7 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     """Returns what `forward` returns."""
     if request.check:
         _check_reducer(source, batch, config, request)
-    embedding = source.unembedding(config) if "logits" in request.outputs else None  # an architecture may have none
+    head = source.head(config) if "logits" in request.outputs else None  # there may be none
     by_layer: dict[int, Any] = {}
     stream: Sequence[Array | None] = ()
     for step in run_layers(source, batch, config, request):
@@ -252,7 +251,7 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     if request.outputs:
         hidden = _final(source.final(), microbatches.joined(stream), config=config)
         fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
-        fields |= {} if embedding is None else {"logits": _unembed(hidden, embedding)}
+        fields |= {} if head is None else {"logits": _logits(head, hidden, config=config)}
     for name in sorted(request.capture):  # one after another, and each let go: no more than one is there twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
@@ -300,8 +299,8 @@ def next_token_logits(
     source: Source, batch: Batch, config: Architecture, request: Request
 ) -> Float[Array, "batch pos vocab"]:
     """Returns what `logits` returns."""
-    embedding = source.unembedding(config)  # before the run: an architecture may have none
-    return _unembed(final_hidden(source, batch, config, request), embedding)
+    head = source.head(config)  # before the run: there may be none
+    return _logits(head, final_hidden(source, batch, config, request), config=config)
 
 
 class Step(NamedTuple):

@@ -16,11 +16,13 @@ from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model.branches import EditOfHeads
 from jaxqkv.model.editing import Edits
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
 from jaxqkv.model.reducers import Reducer
 from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import StreamedParameters
+from jaxqkv.model.sweeping import Metrics, measure_run, sweep_heads
 from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.devices import setting
@@ -208,6 +210,76 @@ class Model:
         checked = as_batch(batch, self.config)
         return next_token_logits(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
 
+    def sweep(
+        self,
+        batch: BatchLike,
+        edit: EditOfHeads,
+        metric: Metrics,
+        field: str = "z",
+        *,
+        layers: Layers | None = None,
+        by_position: bool = False,
+        per_text: bool = False,
+        method: str = "exact",
+        memory: float | str | None = None,
+        progress: Progress | bool = True,
+    ) -> Any:
+        """Returns a metric after an edit of each head alone, `[layer, head]`, in one pass over the layers.
+
+        Args:
+          batch: as for `run`.
+          edit: one of the constructors of `jaxqkv.edits`, or a function from heads, pairs (layer, head), to an edit.
+          metric: one of `jaxqkv.metrics`, a function of the last token's logits `[batch, vocab]`, or several by name.
+          field: what is edited: q, k, v, scores, pattern or z.
+          layers: the layers whose heads are edited; all of them unless given.
+          by_position: edit each position of a head alone, `[layer, head, pos]`. The mean at a position is that of the
+            texts that have a token there.
+          per_text: return `[text, layer, head(, pos)]` instead of the mean over texts.
+          method: "exact", or "gradient" for the first-order approximation: the clean metric plus
+            Σ (edited value − value) · ∂metric/∂value, from one backward pass.
+          memory: bytes for the branches and the temporaries of a block, or a text such as "2GB"; the branches take as
+            many passes as they need to fit.
+          progress: whether a bar is drawn when it takes long, or a function that is called with the number of
+            microbatches done and that of all.
+
+        Returns:
+          An array, or what a metric's function returns with these axes in the place of the batch; a dict by name of
+          several metrics.
+
+        Raises:
+          JaxqkvError: for edits and metrics that cannot be made, and logits of a model without them.
+        """
+        return sweep_heads(
+            self._source(),
+            as_batch(batch, self.config),
+            self.config,
+            edit,
+            metric,
+            field=field,
+            layers=layers,
+            by_position=by_position,
+            per_text=per_text,
+            method=method,
+            memory=memory,
+            mesh=self.mesh,
+            progress=progress,
+        )
+
+    def measure(
+        self,
+        batch: BatchLike,
+        metric: Metrics,
+        edit: Edits | None = None,
+        *,
+        inputs: Any = None,
+        per_text: bool = False,
+        memory: float | str | None = None,
+    ) -> Any:
+        """Returns a metric of one run, clean or edited: the mean over texts, or `per_text` an axis of them."""
+        checked = as_batch(batch, self.config)
+        request = self._all_layers(checked, memory, edit, inputs)
+        return measure_run(self._source(), checked, self.config, metric, per_text, request)
+
     def params(self, *, copy: bool = True) -> dict[str, Any]:
         """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like.
 
@@ -248,18 +320,18 @@ class Model:
             self.weights,
             embedding=lambda: self._embedding,
             final=lambda: self._final,
-            unembedding=self._unembedding,
+            head=self._head,
             kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._used)),
             kept=self._kept,
             used=self._used,
             mesh=self.mesh,
         )
 
-    def _unembedding(self) -> Float[Array, "vocab embed"]:
-        """The output embedding: the checkpoint's own, or else the token embedding."""
+    def _head(self) -> Params:
+        """Parameters that make logits: the checkpoint's own output embedding, or else the token embedding."""
         final = self._with_unembedding if self.config.has_logits else {}
         embed = self._embedding if self.weights.tied else {}
-        return self.config.unembedding({"embed": embed, "final": final})
+        return self.config.head({"embed": embed, "final": final})
 
     @functools.cached_property
     def _embedding(self) -> Params:

@@ -92,7 +92,7 @@ class Request:
                 "`check` is for `reduce`, and none is given" if reduce is None else "`check` a reducer without `edit`"
             )
         _check_inputs(inputs, reduce, edit, len(batch.ids))
-        names, selected = _checked_capture(capture, reduce), _checked_layers(layers, config.n_layer)
+        names, selected = _checked_capture(capture, reduce), checked_layers(layers, config.n_layer)
         selected = selected if reduce or names & set(FIELDS) else ()
         return cls(
             names & set(FIELDS),
@@ -144,8 +144,12 @@ def _own_name(name: str) -> str:
     return OTHER_NAMES.get(bare, bare)
 
 
-def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
-    """Returns the layers in the order given; those of a set, which has none, ascending."""
+def checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
+    """Returns the layers in the order given; those of a set, which has none, ascending.
+
+    Raises:
+      JaxqkvError: for layers that do not exist, are no numbers or are named twice.
+    """
     if layers is None:
         return tuple(range(n_layer))
     single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
