@@ -1,8 +1,8 @@
 """Numbers that a sweep takes of a model's output: `metric=metrics.logit_difference(a, b)`.
 
-Each is of the last token of a text, unless `positions` says other ones: numbers along the batch's axis of positions, for
-all texts [n] or of each its own [batch, n]. Of several the ready-made metrics are the mean. Tokens and positions are
-arrays, so that other ones need no other program.
+Each is of the last token of a text, unless `positions` says other ones: numbers along the batch's axis of positions,
+for all texts [n] or of each its own [batch, n]. Of several the ready-made metrics are the mean. Tokens and positions
+are arrays, so that other ones need no other program.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Metric:
                 f"positions of a metric are whole numbers [n], or [batch={size}, n], not {given.dtype} "
                 f"{list(given.shape)}"
             )
-        check_positions(given, "metric", "position", pos)
+        check_positions(given, "the metric", "position", pos)
         given = given.reshape(1, -1) if given.ndim < 2 else given
         return np.broadcast_to(given, (size, given.shape[1]))
 

@@ -180,7 +180,7 @@ class Replace(Edit):
         positions, source = self.where.positions, self.source
         if positions is None or positions.dtype == bool or positions.shape[-1] != source.shape[-1]:
             raise JaxqkvError(f"the edit of {field} names `source`, so `positions` are as many numbers")
-        check_positions(source, field, "source", available)
+        check_positions(source, f"the edit of {field}", "source", available)
         several = jnp if is_traced(positions, source) else np
         pairs = [several.broadcast_to(each if each.ndim == 2 else each[None], (batch, each.shape[-1]))
                  for each in (positions, source)]  # fmt: skip
@@ -314,8 +314,7 @@ def _check_pads(donor: Any, region: Region, source: Any, mask: Any, field: str) 
     """Refuses to put a donor's pad in the place of a real token."""
     if not isinstance(donor, Activations) or mask is None or is_traced(donor.mask, region, source, mask):
         return
-    batch, pos = region.positions.shape
-    theirs = np.broadcast_to(np.asarray(donor.mask), (batch, donor.mask.shape[-1]))
+    theirs = np.broadcast_to(np.asarray(donor.mask), (len(source), donor.mask.shape[-1]))
     real = np.take_along_axis(theirs, np.asarray(source), axis=1)
     bad = np.argwhere(np.asarray(region.positions) & np.asarray(mask) & ~real)
     if len(bad):

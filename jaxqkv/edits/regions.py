@@ -209,13 +209,13 @@ def _positions(given: Any, field: str, kind: str, shape: Sequence[int]) -> Any:
     elif is_traced(given):
         mask = jax.nn.one_hot(given, pos, dtype=bool).any(-2)
     else:
-        check_positions(given, field, kind, pos)
+        check_positions(given, f"the edit of {field}", kind, pos)
         mask = (np.asarray(given)[..., None] == np.arange(pos)).any(-2)
     several = np if isinstance(mask, np.ndarray) else jnp
     return several.broadcast_to(mask if mask.ndim == 2 else mask[None], (batch, pos))
 
 
-def check_positions(given: Any, field: str, kind: str, pos: int) -> None:
+def check_positions(given: Any, what: str, kind: str, pos: int) -> None:
     """Refuses positions that do not exist.
 
     Raises:
@@ -225,6 +225,5 @@ def check_positions(given: Any, field: str, kind: str, pos: int) -> None:
         return
     if bad := [str(each) for each in np.unique(np.asarray(given)) if not 0 <= each < pos]:
         raise JaxqkvError(
-            f"the edit of {field} names {kind} {listed(bad)}; there are 0 to {pos - 1} (of a last token, say "
-            "`batch.last[:, None]`)"
+            f"{what} names {kind} {listed(bad)}; there are 0 to {pos - 1} (of a last token, say `batch.last[:, None]`)"
         )

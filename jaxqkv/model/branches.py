@@ -103,13 +103,14 @@ def branches(
     made = []
     for layer in layers:
         for head in range(config.n_head):
-            own = snapshot(edit([(layer, head)]))
+            own = edit([(layer, head)])
             if not isinstance(own, Edit) and (by_position or jax.tree_util.all_leaves([own])):
                 raise JaxqkvError(
                     "a sweep's `edit` takes heads and returns one of jaxqkv.edits"
                     + (", whose positions it sets" if by_position else ", or a jax.tree_util.Partial")
                     + f", not {type(own).__name__}"
                 )
+            own = snapshot(own)
             editing.place({field: own}, batch, config, ())  # refused by name, before anything is run
             made += _of_positions(own, batch.ids.shape[1]) if by_position else [own]
     structure = jax.tree.structure(made[0])

@@ -57,7 +57,7 @@ def place(edit: Any, batch: Batch, config: Architecture, layers: Sequence[int]) 
     placed: Placed = {}
     for field in (name for name in FIELDS if name in edit):
         given: Any = edit[field]
-        several = given if isinstance(given, list | tuple) and not hasattr(given, "__call__") else [given]
+        several = given if isinstance(given, list | tuple) else [given]
         placed[field] = tuple(_placed(each, field, batch, mask, config, layers) for each in several)
     return {field: several for field, several in placed.items() if several} or None
 

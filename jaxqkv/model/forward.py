@@ -217,13 +217,13 @@ def logits(
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
-    """Returns next-token logits, through the tied embedding or the checkpoint's own `lm_head`.
+    """Returns logits, through the tied embedding or the checkpoint's own: GPT-2's of the next token, BERT's of each.
 
     Before the softmax, in nats up to a constant of each position. Arguments as for `forward`.
 
     Raises:
-      JaxqkvError: for an architecture without them, on ids that do not exist, text longer than the positions, and
-        edits that cannot be made.
+      JaxqkvError: for parameters without a head that makes them, on ids that do not exist, text longer than the
+        positions, and edits that cannot be made.
     """
     batch = as_batch(batch, config)
     request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)

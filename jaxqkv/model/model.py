@@ -202,10 +202,13 @@ class Model:
     def logits(
         self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
     ) -> Float[Array, "batch pos vocab"]:
-        """Returns next-token logits, before the softmax; arguments as for `run`.
+        """Returns logits before the softmax: GPT-2's of the next token, BERT's of the token itself.
+
+        Those of BERT, RoBERTa and DistilBERT are of the checkpoint's head that predicts masked tokens. Arguments as
+        for `run`.
 
         Raises:
-          JaxqkvError: for an architecture without them.
+          JaxqkvError: for a checkpoint without such a head.
         """
         checked = as_batch(batch, self.config)
         return next_token_logits(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
@@ -328,9 +331,10 @@ class Model:
         )
 
     def _head(self) -> Params:
-        """Parameters that make logits: the checkpoint's own output embedding, or else the token embedding."""
-        final = self._with_unembedding if self.config.has_logits else {}
-        embed = self._embedding if self.weights.tied else {}
+        """Parameters that make logits; the output embedding is the checkpoint's own, or else the token embedding."""
+        masked = [rule.key for rule in self.weights.masked_head]
+        final = self._with_unembedding if self.config.has_logits or masked else {}
+        embed = self._embedding if self.weights.tied or masked else {}
         return self.config.head({"embed": embed, "final": final})
 
     @functools.cached_property
@@ -347,7 +351,7 @@ class Model:
 
     @functools.cached_property
     def _with_unembedding(self) -> Params:
-        """The same with the output embedding, if it is another than the token embedding."""
+        """The same with what makes logits besides the token embedding."""
         params: Params = to_device(self.weights.final(), mesh=self.mesh)
         return params
 

@@ -9,7 +9,7 @@ from conftest import CONFIGS, random_ids, relative_error, write_folder
 from helpers.oracles import masked_batch
 
 import jaxqkv
-from jaxqkv import edits
+from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -139,3 +139,32 @@ def test_every_edit_of_every_field(field, pair):
     found = model.run(masked_batch(ids, MASK), edit={field: several}, capture=expected.keys())
     for name, values in expected.items():
         assert relative_error(np.asarray(found[name])[MASK], values[MASK]) <= LIMIT, name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_a_sweep(name, tmp_path):
+    """Every head's z at 0, and from a donor, one hooked run each."""
+    config = CONFIGS[name]
+    torch_model = torch_reference.build(config, seed=1)
+    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    model, torch_model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors)), torch_reference.double(torch_model)
+    ids, others = (random_ids(config, 1, 7, seed=seed) for seed in (0, 1))
+    donor, theirs, mask = model.run(others, capture={"z"}), [], np.ones((1, 7), bool)
+    hooked(torch_model, config, others, mask, lambda field, layer, x: theirs.append(x.copy()) if field == "z" else None)
+    metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+    if config.has_logits:
+        metric = metrics.logit_difference(7, 5)
+    for edit, new in ((edits.zero, np.zeros_like(theirs)), (lambda heads: edits.replace(donor, heads), theirs)):
+        found = model.sweep(ids, edit, metric)
+        for layer, head in np.ndindex(3, 5):
+
+            def change(field, at, value, new=new, layer=layer, head=head):
+                if field == "z" and at == layer:
+                    value = value.copy()
+                    value[:, head] = new[layer][:, head]
+                    return value
+
+            outputs = hooked(torch_model, config, ids, mask, change)
+            last = outputs["logits" if config.has_logits else "hidden"][0, -1]
+            expected = last[7] - last[5] if config.has_logits else last[3]
+            assert abs(found[layer, head] - expected) <= LIMIT * np.abs(last).max()

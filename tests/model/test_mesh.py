@@ -11,7 +11,7 @@ import pytest
 from conftest import CONFIGS, MODEL_LIMIT, arrays_of, assert_same_figures, changed, random_ids, write_folder
 
 import jaxqkv
-from jaxqkv import edits
+from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import jax, numpy as np
 import jaxqkv
-from jaxqkv import edits
+from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import devices
@@ -59,6 +59,9 @@ for folder in sorted(base.glob("checkpoint-*")):
         edit = eval(EDIT, {"edits": edits, "donor": acts})
         edited = model.run(batch, capture={"z", "hidden"}, edit=edit)
         results |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
+        metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+        for method in ("exact", "gradient"):
+            results[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
         results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"], memory=1))
         np.savez(folder / f"{number}.npz", **results)
 
@@ -77,7 +80,10 @@ for name, more in (("one", []), ("eight", ["--mesh", "data=4,head=2"])):
 """
 # Of heads on several devices, with arrays of the batch.
 EDIT = """{
-    "z": [edits.replace(donor, [(1, 2), (2, 5)], positions=[5, 3], source=[6, 8]), edits.zero((0, 4), positions=[[6]] * 11)],
+    "z": [
+        edits.replace(donor, [(1, 2), (2, 5)], positions=[5, 3], source=[6, 8]),
+        edits.zero((0, 4), positions=[[6]] * 11),
+    ],
     "scores": [edits.noise(1, 0.3, [(0, 1), (1, 3)]), edits.mean([(2, 0)])],
     "pattern": edits.zero([(1, 1)], keys=[5], renormalise=True),
     "v": edits.permute(2, layers=2),
@@ -128,6 +134,9 @@ def test_eight_devices_give_the_numbers_of_one(name, eight):
     expected["hidden"] = np.asarray(model.hidden(batch))
     edited = model.run(batch, capture={"z", "hidden"}, edit=eval(EDIT, {"edits": edits, "donor": alone}))
     expected |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
+    metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+    for method in ("exact", "gradient"):
+        expected[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
     expected["largest"] = expected["cut"] = expected["scores"].max(axis=(3, 4))
     for number, shape in enumerate(MESHES[name]):
         results = arrays_of(folder / f"{number}.npz")
