@@ -80,7 +80,8 @@ def test_a_decoder_that_is_stored_too(name, tmp_path):
     ids = random_ids(config, 2, POS)
     batch = masked_batch(ids, MASK)
     expected = logits_of(theirs, config, ids)
-    assert relative_error(np.asarray(jaxqkv.load(write_folder(tmp_path / "same", config, tensors)).logits(batch))[MASK], expected[MASK]) <= MODEL_LIMIT  # fmt: skip
+    same = jaxqkv.load(write_folder(tmp_path / "same", config, tensors))
+    assert relative_error(np.asarray(same.logits(batch))[MASK], expected[MASK]) <= MODEL_LIMIT
     decoder = next(key for key in tensors if key.endswith(("decoder.weight", "projector.weight")))
     model = jaxqkv.load(write_folder(tmp_path / "other", config, tensors | {decoder: -tensors[decoder]}))
     bias = next(tensors[key] for key in tensors if key.endswith(("predictions.bias", "lm_head.bias", "projector.bias")))

@@ -103,10 +103,11 @@ def test_each_position_apart(model, batch):
 
 def test_memory_streams_and_pieces_change_nothing(folder, model, batch):
     """Groups of branches in several passes, texts one by one, layers read each time."""
-    clean = model.sweep(batch, edits.zero, {"a": DIFFERENCE, "b": metrics.divergence()}, per_text=True)
+    both = {"a": DIFFERENCE, "b": metrics.divergence()}
+    clean = model.sweep(batch, edits.zero, both, per_text=True)
     streamed = jaxqkv.load(folder, stream=True)
     for memory in (1, 30_000):
-        found = streamed.sweep(batch, edits.zero, {"a": DIFFERENCE, "b": metrics.divergence()}, per_text=True, memory=memory)  # fmt: skip
+        found = streamed.sweep(batch, edits.zero, both, per_text=True, memory=memory)
         for name in clean:
             assert relative_error(found[name], clean[name]) <= MODEL_LIMIT
 
@@ -234,16 +235,16 @@ def test_first_order_and_exact_agree_where_changes_are_small(model, batch):
         ({"field": "mlp_out"}, "a sweep edits heads, which mlp_out has none of"),
         ({"method": "linear"}, "method is one of exact, gradient, not 'linear'"),
         ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
-        ({"edit": lambda heads: lambda value, site: value}, "returns one of jaxqkv.edits, or a jax.tree_util.Partial, not function"),
+        ({"edit": lambda heads: lambda value, site: value}, "or a jax.tree_util.Partial, not function"),
         ({"edit": lambda heads: edits.zero(heads, positions=1), "by_position": True}, "leave them out of `edit`"),
         ({"edit": lambda heads: edits.zero(heads) if heads[0][0] else edits.mean(heads)}, "edits of different kinds"),
-        ({"edit": lambda heads: edits.zero(heads, positions=list(range(1 + heads[0][1])))}, "arrays of different shapes"),
+        ({"edit": lambda heads: edits.zero(heads, positions=list(range(1 + heads[0][1])))}, "of different shapes"),
         ({"edit": lambda heads: edits.zero([(5, 5)])}, r"the edit of z names \(layer, head\) \(5, 5\)"),
         ({"metric": 3}, "a metric is one of jaxqkv.metrics, or a function of logits, not 3"),
         ({"metric": {}}, "no metric is given"),
         ({"metric": metrics.largest(positions=7)}, "the metric names position 7; there are 0 to 6"),
-        ({"metric": metrics.largest(positions=[[1], [2]])}, r"positions of a metric are whole numbers \[n\], or \[batch=3, n\]"),
-        ({"metric": metrics.divergence, "method": "gradient"}, "a divergence from the clean run has the gradient 0 there"),
+        ({"metric": metrics.largest(positions=[[1], [2]])}, r"whole numbers \[n\], or \[batch=3, n\]"),
+        ({"metric": metrics.divergence, "method": "gradient"}, "a divergence from the clean run has the gradient 0"),
         ({"metric": lambda logits: logits, "method": "gradient"}, "metrics that are one number of each text"),
     ],
 )  # fmt: skip
