@@ -18,7 +18,7 @@ from typing import Any
 from jaxqkv.architectures.sites import EditFunction, Site
 from jaxqkv.edits.randomness import as_key
 from jaxqkv.edits.ready_made import Edit, Mean, Noise, Permute, Replace, Scale
-from jaxqkv.edits.regions import Where, _flat
+from jaxqkv.edits.regions import Where, flat
 from jaxqkv.errors import JaxqkvError
 
 __all__ = ["Edit", "EditFunction", "Site", "mean", "noise", "permute", "replace", "scale", "zero"]
@@ -89,7 +89,7 @@ def replace(
     Raises:
       JaxqkvError: in the run, for a donor of another model or of other positions, and a pad for a real token.
     """
-    return Replace(Where.of(heads, layers, positions, keys), renormalise, donor, _flat(source, "source", 2))
+    return Replace(Where.of(heads, layers, positions, keys), renormalise, donor, flat(source, "source", 2))
 
 
 def permute(

@@ -57,7 +57,7 @@ class Where:
                     f"heads are pairs (layer, head) or a boolean mask [layer, head], not {pairs.dtype} "
                     f"{list(pairs.shape)}"
                 )
-        return cls(pairs, _flat(layers, "layers", 1), _flat(positions, "positions", 2), _flat(keys, "keys", 2))
+        return cls(pairs, flat(layers, "layers", 1), flat(positions, "positions", 2), flat(keys, "keys", 2))
 
     def resolve(self, field: str, config: Config, shape: Sequence[int]) -> "Region":
         """Returns the masks of a field of a model and a batch `[batch, pos]`.
@@ -144,8 +144,12 @@ def _whole(given: Any, name: str) -> Any:
     return array if array.dtype == bool else array.astype(np.int32)
 
 
-def _flat(given: Any, name: str, most: int) -> Any:
-    """Returns numbers or a mask with at least one axis, and not more than `most`."""
+def flat(given: Any, name: str, most: int) -> Any:
+    """Returns numbers or a mask with at least one axis, and not more than `most`.
+
+    Raises:
+      JaxqkvError: for anything else.
+    """
     array = _whole(given, name)
     if array is not None and array.ndim > most:
         raise JaxqkvError(f"{name} of an edit have at most {most} axes, not the shape {list(array.shape)}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Int
 
 from jaxqkv.architectures.base import Architecture
 from jaxqkv.architectures.sites import Site
@@ -40,10 +41,9 @@ class Branches:
     field: str = struct.field(pytree_node=False)
     size: tuple[int, int] = struct.field(pytree_node=False)
 
-    def chosen(self, numbers: Sequence[int] | np.ndarray) -> "Branches":
+    def chosen(self, numbers: Int[np.ndarray, " branch"]) -> "Branches":
         """Returns some of them, by number."""
-        index = np.asarray(numbers)
-        return self.map_own(lambda leaf: leaf[index])
+        return self.map_own(lambda leaf: leaf[numbers])
 
     def map_own(self, function: Callable[[Any], Any]) -> "Branches":
         """Returns them with a function applied to the arrays `[branch, …]`."""

@@ -52,6 +52,7 @@ class Sweep:
 
 
 def site_of(layer: Any, mask: Any, config: Architecture) -> Site:
+    """Returns the site of a layer's values, without inputs."""
     visible = visible_keys(jnp.asarray(mask), config.causal) & jnp.asarray(mask)[:, :, None]
     return Site(jnp.asarray(layer), mask, visible)
 

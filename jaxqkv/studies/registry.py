@@ -12,6 +12,7 @@ MODULES = (
     "token_frequency",
     "weight_tour",
     "token_similarity",
+    "head_silencing",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}
