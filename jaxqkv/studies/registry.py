@@ -13,6 +13,7 @@ MODULES = (
     "weight_tour",
     "token_similarity",
     "head_silencing",
+    "head_patching",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

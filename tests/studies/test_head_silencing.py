@@ -160,7 +160,7 @@ def test_a_target_and_models_without_next_tokens(folder, tmp_path, capsys):
     assert "' home'" in figure.caption
     with pytest.raises(JaxqkvError, match="--head 5: the heads of tiny are 0 to 4"):
         head_silencing.figure("2", model=folder, head=5)
-    with pytest.raises(JaxqkvError, match="' Germany' is not one token|choose --fact"):
+    with pytest.raises(JaxqkvError, match="choose --fact"):
         head_silencing.figure("4c", model=folder, text=TEXT)
     with pytest.raises(JaxqkvError, match="a text of 3 tokens or more, not 2"):
         head_silencing.figure("2", model=folder, text="a cat")

@@ -6,9 +6,9 @@ import numpy as np
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, layer_map
+from jaxqkv.figures.displays import Display, head_map, layer_map
 from jaxqkv.figures.distributions import Bars
-from jaxqkv.figures.panels import Image, Line, Lines, plain
+from jaxqkv.figures.panels import Line, Lines, plain
 from jaxqkv.figures.tables import Table
 from jaxqkv.kernels import freedman_diaconis_histogram
 from jaxqkv.studies.head_silencing import STUDY
@@ -47,7 +47,7 @@ def figure_2(run: HeadSilencingRun, cosines: Any) -> Display:
             counts,
             EDGES,
             cmap="magma",
-            vmax=max(0.8 * counts.max(), 1),
+            vmax=max(0.8 * float(counts.max()), 1.0),
             xlabel="Cosine similarity",
             colorbar="Pairs",
         ),
@@ -80,7 +80,8 @@ def figure_3(run: HeadSilencingRun, cosines: Any) -> Display:
         panels=[panels],
         title=f"Head {run.head} of layer {run.layer} of {run.label}",
         caption=f"Cosines of figure 2, clean − silenced, with head {run.head} of {run.where} silenced "
-        f"({run.silenced}): histograms of the layers from the silenced one on, and the mean of every layer.{run.layer_note}",
+        f"({run.silenced}): histograms of the layers from the silenced one on, and the mean of every layer."
+        f"{run.layer_note}",
         size=(10, 4),
     )
 
@@ -161,20 +162,14 @@ def _changes(run: HeadSilencingRun, sweep: Any) -> tuple[np.ndarray, np.ndarray,
     return found.target - clean[0], found.largest - clean[1], clean
 
 
-def head_map(values: np.ndarray, title: str, colorbar: str) -> Image:
-    """Values `[layer, head]` as colours, a column a layer, to ± twice the mean of absolute values."""
-    limit = 2 * np.abs(values).mean() or 1.0
-    return Image(
-        values=values.T, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", xlabel="Transformer layer",
-        ylabel="Head", title=title, colorbar=colorbar, integer_y=True,
-    )  # fmt: skip
-
-
 @STUDY.define("5a", "every head silenced: the log probability of the target, and the largest")
 def figure_5a(run: HeadSilencingRun, sweep: Any) -> Display:
     target, largest, clean = _changes(run, sweep)
     word = run.word(run.target)
-    panels = [head_map(target, f"A) {plain(word)}", "Change"), head_map(largest, "B) Most probable", "Change")]
+    panels = [
+        head_map(target, title=f"A) {plain(word)}", colorbar="Change"),
+        head_map(largest, title="B) Most probable", colorbar="Change"),
+    ]
     return Display(
         arrays={"target": target, "largest": largest, "clean": clean},
         panels=[panels],
@@ -213,6 +208,10 @@ def figure_5c(run: HeadSilencingRun, sweep: Any, gradient: Any) -> Display:
     r = np.corrcoef(exact.ravel().astype(np.float64), attribution.ravel())[0, 1]
     points = Line(x=exact.ravel(), y=attribution.ravel(), marker="o", linestyle="", color=style.WITHIN)
     ends = np.array([exact.min(), exact.max()])
+    maps = [
+        head_map(exact, title="Exact", colorbar="Change"),
+        head_map(attribution, title="First order", colorbar="Change"),
+    ]
     scatter = Lines(
         lines=[points, Line(x=ends, y=ends, linestyle="--", color="0.5")],
         xlabel="Exact change",
@@ -221,7 +220,7 @@ def figure_5c(run: HeadSilencingRun, sweep: Any, gradient: Any) -> Display:
     )
     return Display(
         arrays={"exact": exact, "attribution": attribution, "r": r},
-        panels=[[head_map(exact, "Exact", "Change"), head_map(attribution, "First order", "Change"), scatter]],
+        panels=[[*maps, scatter]],
         title=run.label,
         caption=f"Change of the log probability (nats) of {run.word(run.target)} with each head of {run.name} silenced "
         f"({run.silenced}): exact, and to first order, Σ (silenced z − z) · ∂ log p/∂z at the clean z. r = {r:.3f}.",
