@@ -31,6 +31,8 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.kernels
     import jaxqkv.pages.view
     import jaxqkv.studies.attention_scores.figures
+    import jaxqkv.studies.head_patching.figures
+    import jaxqkv.studies.head_silencing.figures
     import jaxqkv.studies.qkv_weights.figures
     import jaxqkv.studies.token_frequency.adjustments
     import jaxqkv.studies.token_frequency.scores

@@ -22,6 +22,8 @@ STIMULI = {
     "token-frequency": ["--corpus", "texts", "--tokens", "50", "--batch", "2", "--length", "7", "--no-cache"],
     "weight-tour": [],
     "token-similarity": ["--sentences", "sentences.txt"],
+    "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
+    "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -365,6 +367,8 @@ NOT_DRAWN = {
     "token-frequency": set(),
     "weight-tour": {"head-clusters"},
     "token-similarity": {"cosine", "correlation"},
+    "head-silencing": {"2", "3", "4a"},
+    "head-patching": {"2", "5"},
 }
 
 

@@ -35,6 +35,8 @@ def lines(folder, tmp_path):
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
         "weight-tour": ["--compare", f"random:{folder}"],
         "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
+        "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
+        "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}

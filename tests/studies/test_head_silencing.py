@@ -62,7 +62,10 @@ def runs(folder, kind):
                 return None
             value = value.copy()
             own = value[0, silent[1]]
-            value[0, silent[1]] = {"zero": 0 * own, "mean": np.broadcast_to(own.mean(0), own.shape), "permute": shuffled(own, layer, silent[1])}[kind]  # fmt: skip
+            if kind == "permute":
+                value[0, silent[1]] = shuffled(own, *silent)
+            else:
+                value[0, silent[1]] = 0 if kind == "zero" else own.mean(0)
             return value
 
         logits = hooked(theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][0, -1]

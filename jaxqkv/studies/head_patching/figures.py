@@ -142,9 +142,10 @@ def figure_4(run: HeadPatchingRun, z: Any) -> Display:
         arrays={"difference": difference, "ratio": ratio},
         panels=[*rows_of(panels, COLUMNS), [last]],
         title=run.label,
-        caption=f"z of every head (rows) and dimension (columns) at the first minus the second "
-        f"{run.pairs[0].answers[0]!r} of the donor, positions {first} and {second}, every third layer of {run.name}, colours "
-        f"±{LIMIT}; below, the mean of the two largest heads' mean absolute differences over that of the two smallest.",
+        caption="z of every head (rows) and dimension (columns) at the first minus the second "
+        f"{run.pairs[0].answers[0]!r} of the donor, positions {first} and {second}, every third layer of {run.name}, "
+        f"colours ±{LIMIT}; below, the mean of the two largest heads' mean absolute differences over that of the two "
+        "smallest.",
         size=(12, 3 + 2.4 * -(-len(panels) // COLUMNS)),
     )
 
@@ -194,6 +195,7 @@ def figure_5_positions(run: HeadPatchingRun, positions: Any) -> Display:
         panels=[[image]],
         title=run.label,
         caption=f"Change of the IOI score with z of each head of {run.name} taken from the donor at one position "
-        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values.{run.of_pairs}",
+        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values."
+        f"{run.of_pairs}",
         size=(8, 8),
     )
