@@ -158,7 +158,7 @@ def attend_sliced(
     batch, n_head = q.shape[:2]
     visible = jnp.asarray(visible)
 
-    def each(function: Callable[..., Any], *arrays: Array) -> Any:
+    def each(function: Callable[..., Any], *arrays: AnyArray) -> Any:
         """Returns `function(index, *arrays)` of every head of every sequence."""
         heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in arrays)
         # Differentiated, a head's scores are computed again instead of being stored with all others'.

@@ -103,7 +103,12 @@ def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarr
 def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
     """Changes of every head as colours, a column a layer, to ± twice the mean of absolute values."""
     limit = 2 * float(np.abs(values).mean()) or 1.0
-    about = {"xlabel": "Transformer layer", "ylabel": "Head", "integer_y": True, "origin": "lower"} | image
+    about: dict[str, Any] = {
+        "xlabel": "Transformer layer",
+        "ylabel": "Head",
+        "integer_y": True,
+        "origin": "lower",
+    } | image
     return Image(values=values.T, cmap="RdBu_r", vmin=-limit, vmax=limit, **about)
 
 

@@ -100,7 +100,7 @@ def branches(
     """
     if field not in HEAD_FIELDS:
         raise JaxqkvError(f"a sweep edits heads, which {field} has none of; {nearest(field, HEAD_FIELDS)}")
-    made = []
+    made: list[Any] = []
     for layer in layers:
         for head in range(config.n_head):
             own = edit([(layer, head)])
@@ -113,7 +113,7 @@ def branches(
             own = snapshot(own)
             editing.place({field: own}, batch, config, ())  # refused by name, before anything is run
             made += _of_positions(own, batch.ids.shape[1]) if by_position else [own]
-    structure = jax.tree.structure(made[0])
+    structure: Any = jax.tree.structure(made[0])
     if any(jax.tree.structure(each) != structure for each in made):
         raise JaxqkvError("a sweep's `edit` returns edits of different kinds for different heads; make them alike")
     columns = list(zip(*(jax.tree.leaves(each) for each in made), strict=True))

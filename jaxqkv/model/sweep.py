@@ -126,7 +126,7 @@ class Readout:
         self._places = {name: metric.places(batch) for name, metric in metrics.items()}
         self.of_clean = any(metric.of_clean for metric in metrics.values())
 
-    def arguments(self, sequences: slice) -> tuple[Any, ...]:
+    def arguments(self, sequences: slice) -> tuple[Params, Params | None, dict[str, Metric], dict[str, Any]]:
         """Returns the first arguments of `measure` for some sequences."""
         metrics = {name: _of_sequences(metric, sequences) for name, metric in self._metrics.items()}
         places = {name: each[sequences] for name, each in self._places.items()}
@@ -192,7 +192,8 @@ class Passes:
         entering = {min(group): self.clean for group in groups}  # the clean streams that the first layers get
         for number, group in enumerate(groups):
             first = 0 if number == 0 else min(group)
-            clean, pending = self.clean if number == 0 else entering[first], []
+            clean = self.clean if number == 0 else entering[first]
+            pending: list[_Chunk] = []
             for layer in range(first, self.config.n_layer):
                 if number == 0 and layer in entering:
                     entering[layer] = clean
@@ -234,7 +235,7 @@ class Passes:
 
     def block(self, params: Params, layer: int, x: Any, mask: Any) -> Any:
         """Returns a stream after a layer in which nothing is edited."""
-        options = {"config": self.config, "capture": frozenset(), "reduce": None, "execution": self.how}
+        options: dict[str, Any] = {"config": self.config, "capture": frozenset(), "reduce": None, "execution": self.how}
         return _block(params, x, mask, layer=np.int32(layer), goes_on=True, **options)[0]
 
     def _branched(self, params: Params, layer: int, clean: Sequence[Any], fresh: Sequence[_Chunk]) -> list[Any]:

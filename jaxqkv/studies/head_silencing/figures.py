@@ -142,7 +142,7 @@ def figure_4c(run: HeadSilencingRun, fact: Any) -> Display:
              ylim=(-LIMIT, LIMIT))
         for word, values in zip(words, changes, strict=True)
     ]  # fmt: skip
-    said = ", ".join(f"{head}: {model.tokenizer.tokens([each])[0]!r}" for head, each in enumerate(token))
+    said = ", ".join(f"{head}: {model.tokenizer.tokens([int(each)])[0]!r}" for head, each in enumerate(token))
     name = model.checkpoint.name
     return Display(
         arrays={"target": changes[0], "against": changes[1], "token": token},

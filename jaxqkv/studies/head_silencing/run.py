@@ -98,7 +98,8 @@ class HeadSilencingRun(OfOneLayer, Run):
         self.need_tokens(3)
         edit = {"z": self.silence([(self.layer, self.head)])} if edited else None
         rows = self.model.layerwise(self.batch, capture={"resid_post"}, edit=edit)
-        return np.stack([position_cosines(attention.resid_post[0].astype(np.float32)) for _, attention in rows])
+        streams: Any = (attention.resid_post for _, attention in rows)
+        return np.stack([position_cosines(stream[0].astype(np.float32)) for stream in streams])
 
     def _runs(self) -> tuple[Float[np.ndarray, " vocab"], Float[np.ndarray, " vocab"]]:
         """Returns log probabilities of the next token, clean and silenced."""
@@ -155,9 +156,9 @@ class HeadSilencingRun(OfOneLayer, Run):
                 f"pairs of positions need a text of {count} tokens or more, not {self.batch.ids.shape[1]}"
             )
 
-    def word(self, token: int) -> str:
+    def word(self, token: Any) -> str:
         """Returns a token as a caption shows it."""
-        return repr(self.model.tokenizer.tokens([token])[0])
+        return repr(self.model.tokenizer.tokens([int(token)])[0])
 
     @property
     def silenced(self) -> str:
