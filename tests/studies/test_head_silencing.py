@@ -164,7 +164,7 @@ def test_a_target_and_models_without_next_tokens(folder, tmp_path, capsys):
     with pytest.raises(JaxqkvError, match="--head 5: the heads of tiny are 0 to 4"):
         head_silencing.figure("2", model=folder, head=5)
     with pytest.raises(JaxqkvError, match="choose --fact"):
-        head_silencing.figure("4c", model=folder, text=TEXT)
+        head_silencing.figure("4c", model=folder, text=TEXT, answer=" her home")
     with pytest.raises(JaxqkvError, match="a text of 3 tokens or more, not 2"):
         head_silencing.figure("2", model=folder, text="a cat")
     bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
