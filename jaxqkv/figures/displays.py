@@ -102,7 +102,8 @@ def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarr
 
 def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
     """Changes of every head as colours, a column a layer, to ± twice the mean of absolute values."""
-    limit = 2 * float(np.abs(values).mean()) or 1.0
+    finite = values[np.isfinite(values)]
+    limit = (2 * float(np.abs(finite).mean()) if finite.size else 0.0) or 1.0
     about: dict[str, Any] = {
         "xlabel": "Transformer layer",
         "ylabel": "Head",

@@ -367,8 +367,8 @@ NOT_DRAWN = {
     "token-frequency": set(),
     "weight-tour": {"head-clusters"},
     "token-similarity": {"cosine", "correlation"},
-    "head-silencing": {"2", "3", "4a"},
-    "head-patching": {"2", "5"},
+    "head-silencing": {"3"},
+    "head-patching": set(),
 }
 
 

@@ -95,7 +95,8 @@ def figure_3a(run: HeadPatchingRun, z: Any) -> Display:
     values = z[run.layer]
     panels = []
     for token, each in zip(run.tokens(run.donor, 0), values, strict=True):
-        low, high = np.percentile(each, COLOURS)
+        finite = each[np.isfinite(each)]
+        low, high = np.percentile(finite, COLOURS) if finite.size else (0.0, 1.0)
         panels.append(Image(values=each, vmin=float(low), vmax=float(high), title=plain(repr(token)), xticks=()))
     panels[0].ylabel = "Head"
     rows = rows_of(panels, COLUMNS)
@@ -184,12 +185,8 @@ def figure_5(run: HeadPatchingRun, patched: Any) -> Display:
 def figure_5_positions(run: HeadPatchingRun, positions: Any) -> Display:
     delta = _need(run, positions)
     n_layer, n_head, pos = delta.shape
-    limit = 2 * float(np.abs(delta).mean()) or 1.0
-    flat = delta.reshape(n_layer * n_head, pos)
-    image = Image(
-        values=flat, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", xlabel="Position",
-        ylabel=f"Layer · {n_head} + head", colorbar="ΔIOI",
-    )  # fmt: skip
+    rows = delta.reshape(n_layer * n_head, pos)
+    image = head_map(rows.T, xlabel="Position", ylabel=f"Layer · {n_head} + head", colorbar="ΔIOI")
     return Display(
         arrays={"delta": delta},
         panels=[[image]],
