@@ -131,7 +131,9 @@ def test_heads_that_are_not_there_or_broken(name, tmp_path):
 def test_the_demo_has_such_a_head():
     model = jaxqkv.load("demo-bert")
     ids = np.asarray(model.tokenize("She said that it was the end of the [MASK], and he went out.").ids)
-    theirs = transformers.BertForMaskedLM.from_pretrained(model.checkpoint.folder, attn_implementation="eager").eval()
+    theirs = transformers.BertForMaskedLM.from_pretrained(
+        model.checkpoint.folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor(ids).long()).logits.numpy()
     assert relative_error(model.logits(ids), expected) <= MODEL_LIMIT
