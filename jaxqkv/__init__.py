@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from jaxqkv import figures, kernels, studies  # noqa: F401
+    from jaxqkv import edits, figures, kernels, metrics, studies  # noqa: F401
     from jaxqkv.architectures import open_checkpoint
     from jaxqkv.architectures.activations import Activations, Attention, load_activations
     from jaxqkv.checkpoints.checkpoint import Checkpoint
@@ -62,4 +62,4 @@ else:
         raise AttributeError(f"module {__name__} has no attribute {name}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_HOME_OF, "figures", "kernels", "studies"})
+        return sorted({*globals(), *_HOME_OF, "edits", "figures", "kernels", "metrics", "studies"})

@@ -17,6 +17,8 @@ ORDER = (
     "figures",
     "kernels",
     "model",
+    "metrics",
+    "edits",
     "architectures",
     "checkpoints",
     "text",

@@ -4,6 +4,7 @@ Shapes are those of the glossary in `activations.py`; leading axes are free, exc
 the functions work on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.typing import AnyArray
 
 # What QKᵀ is multiplied by.
@@ -105,6 +107,7 @@ def attend(
     scale: Scale | None = None,
     sharded: bool = False,
     upcast: bool = False,
+    edit: Editing = UNEDITED,
 ) -> Attended:
     """Scores, pattern and z of every head; under `jit`, what is not used of them is not made.
 
@@ -117,10 +120,11 @@ def attend(
       scale: of QKᵀ; 1/√head_dim unless given.
       sharded: that the arrays are split over devices.
       upcast: compute scores and softmax in float32 at least; the pattern is of v's dtype again.
+      edit: is called with each field as it is computed.
     """
     if not sharded and jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
-        return attend_sliced(q, k, v, visible, scale, upcast)
-    return attend_whole(q, k, v, visible, scale, upcast)
+        return attend_sliced(q, k, v, visible, scale, upcast, edit)
+    return attend_whole(q, k, v, visible, scale, upcast, edit)
 
 
 def attend_whole(
@@ -130,9 +134,12 @@ def attend_whole(
     visible: Bool[AnyArray, "batch query key"],
     scale: Scale | None = None,
     upcast: bool = False,
+    edit: Editing = UNEDITED,
 ) -> Attended:
     """`attend` with all heads at once; its arguments."""
-    return _attended(q, k, v, visible[:, None], scale, upcast)
+    scores = edit("scores", _scores(q, k, scale, upcast))
+    pattern = edit("pattern", attention_pattern(scores, visible[:, None]).astype(v.dtype))
+    return Attended(scores, pattern, edit("z", mix(pattern, v)))
 
 
 def attend_sliced(
@@ -142,31 +149,47 @@ def attend_sliced(
     visible: Bool[AnyArray, "batch query key"],
     scale: Scale | None = None,
     upcast: bool = False,
+    edit: Editing = UNEDITED,
 ) -> Attended:
-    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments."""
+    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments.
+
+    An edit of scores or pattern gets them of all heads, so that they are stored there between the steps.
+    """
     batch, n_head = q.shape[:2]
     visible = jnp.asarray(visible)
 
-    def one(slice_: tuple[Array, ...]) -> Attended:
-        index, q, k, v = slice_
-        return _attended(q, k, v, visible[index // n_head], scale, upcast)
+    def each(function: Callable[..., Any], *arrays: AnyArray) -> Any:
+        """Returns `function(index, *arrays)` of every head of every sequence."""
+        heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in arrays)
+        # Differentiated, a head's scores are computed again instead of being stored with all others'.
+        one = jax.checkpoint(lambda slice_: function(*slice_))
+        sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
+        return jax.tree.map(lambda x: x.reshape(batch, n_head, *x.shape[1:]), sliced)
 
-    heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in (q, k, v))
-    # Differentiated, a head's scores are computed again instead of being stored with all others'.
-    sliced = jax.lax.map(jax.checkpoint(one), (jnp.arange(batch * n_head), *heads))
-    return Attended(*(x.reshape(batch, n_head, *x.shape[1:]) for x in sliced))
+    def scores_of(index: Array, q: Array, k: Array) -> Array:
+        return _scores(q, k, scale, upcast)
+
+    def pattern_of(index: Array, scores: Array) -> Array:
+        return attention_pattern(scores, visible[index // n_head]).astype(v.dtype)
+
+    def attended(index: Array, q: Array, k: Array, v: Array) -> Attended:
+        pattern = pattern_of(index, scores := scores_of(index, q, k))
+        return Attended(scores, pattern, mix(pattern, v))
+
+    if "scores" in edit or "pattern" in edit:
+        scores = edit("scores", each(scores_of, q, k))
+        pattern = edit("pattern", each(pattern_of, scores))
+        return Attended(scores, pattern, edit("z", each(lambda index, pattern, v: mix(pattern, v), pattern, v)))
+    together = each(attended, q, k, v)
+    return together._replace(z=edit("z", together.z))
 
 
-def _attended(
+def _scores(
     q: Float[AnyArray, "*heads query head_dim"],
     k: Float[AnyArray, "*heads key head_dim"],
-    v: Float[AnyArray, "*heads key head_dim"],
-    visible: Bool[AnyArray, "*#heads query key"],
     scale: Scale | None,
     upcast: bool,
-) -> Attended:
-    """Attention itself, of one head or of many."""
+) -> Float[Array, "*heads query key"]:
+    """Scores of one head or of many, in the dtype that they are computed in."""
     dtype = score_dtype(q.dtype, upcast)
-    scores = scaled_scores(q.astype(dtype), k.astype(dtype), scale)
-    pattern = attention_pattern(scores, visible).astype(v.dtype)
-    return Attended(scores, pattern, mix(pattern, v))
+    return scaled_scores(q.astype(dtype), k.astype(dtype), scale)

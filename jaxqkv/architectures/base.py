@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import Scale
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime.devices import Execution
@@ -64,8 +66,8 @@ class Architecture(Config):
 
     Attributes:
       embedding: module of a config; takes ids, positions and token types, and returns the first residual stream.
-      layer: module of a config and an `Execution`; takes the stream, the visible keys and the layer's number, and
-        returns the next stream and `Attention`.
+      layer: module of a config and an `Execution`; takes the stream, the visible keys, the layer's number and an
+        `Editing`, and returns the next stream and `Attention`.
       counterpart: the same model in `transformers`.
     """
 
@@ -97,6 +99,7 @@ class Architecture(Config):
         visible: Bool[AnyArray, "batch query key"],
         layer: Int[AnyArray, ""] | np.int32,
         execution: Execution,
+        edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         """Returns the residual stream after a block, and every intermediate of it.
 
@@ -106,8 +109,9 @@ class Architecture(Config):
           visible: which keys a query may see.
           layer: the layer's number, which some attention is scaled by.
           execution: static settings.
+          edit: is called with each field as it is computed.
         """
-        return apply(self.layer(self, execution), params, x, visible, layer)
+        return apply(self.layer(self, execution), params, x, visible, layer, edit)
 
     def final(self, params: Params, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
         """Returns the final hidden states from the residual stream after the last block: the same by default."""
@@ -120,6 +124,18 @@ class Architecture(Config):
           JaxqkvError: when the architecture has no next-token logits.
         """
         raise JaxqkvError(f"{self.model_type} has no next-token logits; `hidden` gives its hidden states")
+
+    def head(self, params: Params) -> Params:
+        """Returns the parameters that make logits of the final hidden states, of all parameters.
+
+        Raises:
+          JaxqkvError: when the architecture or these parameters have none.
+        """
+        return {"embedding": self.unembedding(params)}
+
+    def logits(self, head: Params, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Returns the logits of final hidden states: their products with the output embedding."""
+        return jnp.einsum("...e,ve->...v", hidden, head["embedding"])
 
     @property
     def has_logits(self) -> bool:

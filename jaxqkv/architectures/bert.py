@@ -10,10 +10,13 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.architectures.base import Architecture, Counterpart
-from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
+from jaxqkv.architectures.base import Architecture, Counterpart, Params
+from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm, masked_head, masked_logits
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints import config_keys
+from jaxqkv.checkpoints.config import ACTIVATIONS
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
+from jaxqkv.checkpoints.tables import masked_head as masked_head_rules
 from jaxqkv.runtime.devices import Execution
 
 
@@ -48,13 +51,15 @@ class PostNormBlock(nn.Module):
         x: Float[Array, "batch pos embed"],
         visible: Bool[Array, "batch query key"],
         layer: Int[Array, ""],
+        edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer)
+        x = edit("resid_pre", x)
+        attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer, edit)
         assert attention.attn_out is not None  # which SelfAttention fills
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
-        mlp_out = MLP(config, self.execution, name="mlp")(middle)
-        after = layer_norm(config, "ln_2")(middle + mlp_out)
+        mlp_out = edit("mlp_out", MLP(config, self.execution, name="mlp")(middle))
+        after = edit("resid_post", layer_norm(config, "ln_2")(middle + mlp_out))
         return after, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out, resid_post=after)
 
 
@@ -124,6 +129,14 @@ class BertConfig(Architecture):
     prefix: ClassVar[str] = "bert."
     heads: ClassVar[str] = r"(pooler|cls|classifier|qa_outputs)\..*"
     decoder: ClassVar[str] = "cls.predictions.decoder.weight"
+    # Of the same: keys of dense map, norm, decoder and bias; and its activation, if it is not that of the MLP.
+    masked_keys: ClassVar[tuple[str, str, str, str]] = (
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+    )
+    masked_activation: ClassVar[str] = ""
 
     @property
     def token_types(self) -> int:
@@ -167,7 +180,20 @@ class BertConfig(Architecture):
             buffers=r"embeddings\.(position_ids|token_type_ids)",
             heads=self.heads,
             stand_ins={"embeddings.word_embeddings.weight": self.decoder} if self.tie_word_embeddings else {},
+            masked=masked_head_rules(*self.masked_keys, (width, self.vocab_size)),
         )
+
+    def head(self, params: Params) -> Params:
+        """Returns the parameters of the head that predicts masked tokens.
+
+        Raises:
+          JaxqkvError: when the checkpoint has none.
+        """
+        return masked_head(self, params)
+
+    def logits(self, head: Params, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Returns the logits of masked tokens."""
+        return masked_logits(self, ACTIVATIONS[self.masked_activation or self.activation], head, hidden)
 
 
 def _sizes(n_embd: int, n_layer: int, n_head: int) -> BertConfig:

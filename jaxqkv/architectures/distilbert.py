@@ -9,11 +9,13 @@ from typing import ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxqkv.architectures.base import Architecture, Counterpart
+from jaxqkv.architectures.base import Architecture, Counterpart, Params
 from jaxqkv.architectures.bert import PostNormBlock
-from jaxqkv.architectures.layers import layer_norm
+from jaxqkv.architectures.layers import layer_norm, masked_head, masked_logits
 from jaxqkv.checkpoints import config_keys
+from jaxqkv.checkpoints.config import ACTIVATIONS
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
+from jaxqkv.checkpoints.tables import masked_head as masked_head_rules
 
 
 class Embed(nn.Module):
@@ -114,7 +116,26 @@ class DistilBertConfig(Architecture):
             stand_ins={"embeddings.word_embeddings.weight": "vocab_projector.weight"}
             if self.tie_word_embeddings
             else {},
+            masked=masked_head_rules(
+                "vocab_transform",
+                "vocab_layer_norm",
+                "vocab_projector",
+                "vocab_projector.bias",
+                (width, self.vocab_size),
+            ),
         )
+
+    def head(self, params: Params) -> Params:
+        """Returns the parameters of the head that predicts masked tokens.
+
+        Raises:
+          JaxqkvError: when the checkpoint has none.
+        """
+        return masked_head(self, params)
+
+    def logits(self, head: Params, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Returns the logits of masked tokens."""
+        return masked_logits(self, ACTIVATIONS[self.activation], head, hidden)
 
 
 # Models whose sizes are known by name.

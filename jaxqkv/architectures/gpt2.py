@@ -15,6 +15,7 @@ from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import Scale
 from jaxqkv.architectures.base import Architecture, Counterpart, Params, apply
 from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
 from jaxqkv.runtime.devices import Execution
@@ -50,13 +51,16 @@ class Block(nn.Module):
         x: Float[Array, "batch pos embed"],
         visible: Bool[Array, "batch query key"],
         layer: Int[Array, ""],
+        edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
         config = self.config
-        attention = SelfAttention(config, self.execution, name="attn")(layer_norm(config, "ln_1")(x), visible, layer)
+        x = edit("resid_pre", x)
+        normed = layer_norm(config, "ln_1")(x)
+        attention = SelfAttention(config, self.execution, name="attn")(normed, visible, layer, edit)
         assert attention.attn_out is not None  # which SelfAttention fills
         middle = x + attention.attn_out
-        mlp_out = MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle))
-        after = middle + mlp_out
+        mlp_out = edit("mlp_out", MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle)))
+        after = edit("resid_post", middle + mlp_out)
         return after, dataclasses.replace(attention, resid_pre=x, mlp_out=mlp_out, resid_post=after)
 
 

@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import attend, merge_heads, score_dtype, split_heads
-from jaxqkv.architectures.base import Architecture
+from jaxqkv.architectures.base import Architecture, Params, apply
+from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints.config import ACTIVATIONS
+from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime.devices import Execution, rounded_product
 
 ACTIVATION_FUNCTIONS = {
@@ -53,13 +55,51 @@ class SelfAttention(nn.Module):
         x: Float[Array, "batch pos embed"],
         visible: Bool[Array, "batch query key"],
         layer: Int[Array, ""],
+        edit: Editing = UNEDITED,
     ) -> Attention:
         config, width = self.config, self.config.attention_width
-        q, k, v = (split_heads(dense(width, name, self.execution)(x), config.n_head) for name in "qkv")
+        q, k, v = (edit(name, split_heads(dense(width, name, self.execution)(x), config.n_head)) for name in "qkv")
         scale: Any = config.attention_scale(layer, score_dtype(q.dtype, config.upcast_attention))
-        scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, config.upcast_attention)
-        attn_out = dense(config.n_embd, "o", self.execution)(merge_heads(z))
+        scores, pattern, z = attend(q, k, v, visible, scale, self.execution.sharded, config.upcast_attention, edit)
+        attn_out = edit("attn_out", dense(config.n_embd, "o", self.execution)(merge_heads(z)))
         return Attention(q=q, k=k, v=v, scores=scores, pattern=pattern, z=z, attn_out=attn_out)
+
+
+class MaskedTransform(nn.Module):
+    """What the head that predicts masked tokens does before the output embedding: Dense, activation, norm."""
+
+    config: Architecture
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        x = ACTIVATION_FUNCTIONS[self.activation](nn.Dense(self.config.n_embd, name="transform")(x))
+        return layer_norm(self.config, "norm")(x)
+
+
+def masked_head(config: Architecture, params: Params) -> Params:
+    """Returns the parameters of the head that predicts masked tokens, with its output embedding.
+
+    Raises:
+      JaxqkvError: when the checkpoint has none.
+    """
+    if "masked" not in params["final"]:
+        raise JaxqkvError(
+            f"{config.model_type} has no next-token logits, and this checkpoint no head that predicts masked tokens; "
+            "`hidden` gives its hidden states"
+        )
+    masked = params["final"]["masked"]
+    return {"decoder": params["embed"].get("word"), **masked}
+
+
+def masked_logits(
+    config: Architecture, activation: str, head: Params, hidden: Float[Array, "*batch embed"]
+) -> Float[Array, "*batch vocab"]:
+    """Returns the logits of masked tokens from final hidden states."""
+    transform = {name: head[name] for name in ("transform", "norm")}
+    hidden = apply(MaskedTransform(config, activation), transform, hidden)
+    logits = jnp.einsum("...e,ve->...v", hidden, head["decoder"]["embedding"])
+    return logits + head["bias"].reshape(*[1] * (logits.ndim - 1), -1)
 
 
 class MLP(nn.Module):

@@ -36,6 +36,8 @@ class RobertaConfig(BertConfig):
     prefix = "roberta."
     heads = r"(pooler|lm_head|classifier|qa_outputs)\..*"
     decoder = "lm_head.decoder.weight"
+    masked_keys = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+    masked_activation = "gelu"
 
     @classmethod
     def settle(cls, values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -41,6 +41,38 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskedHead:
+    """The rules of the head that predicts masked tokens, which a checkpoint may have: all of it or nothing.
+
+    Attributes:
+      rules: of what comes before the output embedding, and its bias.
+      decoder: of an output embedding that is not the token embedding.
+      bias: the other key that the bias may be stored under.
+    """
+
+    rules: tuple[Rule, ...]
+    decoder: Rule
+    bias: str
+
+    def is_in(self, prefix: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether a checkpoint has any of it, but for an output embedding alone."""
+        names = {canonical(key, prefix) for key in shapes}
+        return any(rule.key in names for rule in self.rules)
+
+    def find(self, prefix: str, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, str], list[str]]:
+        """Returns canonical key → the file's key of what is there, and what is wrong with what is not."""
+        names = {canonical(key, prefix): key for key in shapes}
+        if self.bias in names:  # which transformers computes with, where a file has both
+            names[self.rules[-1].key] = names[self.bias]
+        found = {rule.key: names[rule.key] for rule in (*self.rules, self.decoder) if rule.key in names}
+        wrong = [f"missing {rule.key}" for rule in self.rules if rule.key not in found]
+        for rule in (*self.rules, self.decoder):
+            if rule.key in found and tuple(shapes[found[rule.key]]) != rule.shape:
+                wrong.append(f"wrong shape {found[rule.key]} {list(shapes[found[rule.key]])}, not {list(rule.shape)}")
+        return found, wrong
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """The rules of one checkpoint, by the part of the parameters that they fill.
 
@@ -51,6 +83,7 @@ class Table:
       prefix: of the backbone's keys in the files of models with a head.
       buffers, heads: regular expressions for canonical keys that are not needed: constants, other heads.
       stand_ins: key of a tied tensor → the other key that it may be stored under.
+      masked: the head that predicts masked tokens, of an architecture that may have one.
     """
 
     embed: tuple[Rule, ...]
@@ -62,6 +95,7 @@ class Table:
     buffers: str
     heads: str
     stand_ins: Mapping[str, str]
+    masked: MaskedHead | None = None
 
     def rules(self, n_layer: int) -> dict[str, Rule]:
         """Canonical key, with the layer filled in → the rule of what is needed, in the order of the forward pass."""
@@ -91,6 +125,20 @@ def linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
     return (
         Rule(f"{key}.weight", (n_out, n_in), (f"{place}/kernel",), transpose=True),
         Rule(f"{key}.bias", (n_out,), (f"{place}/bias",), init="zeros"),
+    )
+
+
+def masked_head(dense: str, norm_key: str, decoder: str, bias: str, sizes: tuple[int, int]) -> MaskedHead:
+    """Returns the rules of a head of dense map, norm and output embedding, from their keys, width and vocabulary."""
+    width, vocab = sizes
+    return MaskedHead(
+        rules=(
+            *linear(dense, width, width, "masked/transform"),
+            *norm(norm_key, "masked/norm", width),
+            Rule(bias, (vocab,), ("masked/bias",), init="zeros"),
+        ),
+        decoder=Rule(f"{decoder}.weight", (vocab, width), ("masked/decoder/embedding",)),
+        bias=f"{decoder}.bias",
     )
 
 

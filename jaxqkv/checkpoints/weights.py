@@ -81,6 +81,12 @@ class Weights(NamedWeights):
             self._table, self.config.n_layer, checkpoint.shapes, checkpoint.where, checkpoint.absent
         )
         self._rules |= {rule.key: rule for rule in self._table.head if rule.key in self._keys}
+        self._masked_faults: list[str] | None = None  # None where there is no such head
+        if self._table.masked and self._table.masked.is_in(self._table.prefix, checkpoint.shapes):
+            found, self._masked_faults = self._table.masked.find(self._table.prefix, checkpoint.shapes)
+            if not self._masked_faults:
+                taken = set(self._keys.values())  # a decoder that is stored in the place of the token embedding
+                self._keys |= {name: key for name, key in found.items() if key not in taken}
         for key in self._keys.values():
             if (stored := checkpoint.dtypes[key]) not in FLOATS:
                 expected = ", ".join(FLOATS)
@@ -118,7 +124,11 @@ class Weights(NamedWeights):
         transformers. They are compared once, and only where the output embedding is used or counted; tables that
         differ at the beginning are told apart there.
         """
-        head = tuple(rule for rule in self._table.head if rule.key in self._keys)
+        return self._with_own_values(self._table.head)
+
+    def _with_own_values(self, rules: tuple[tables.Rule, ...]) -> tuple[tables.Rule, ...]:
+        """Of the rule of an output embedding: itself, or nothing where it is the token embedding."""
+        head = tuple(rule for rule in rules if rule.key in self._keys)
         if not head or not self._table.tied:
             return head
         mine, other = (self._keys[rule.key] for rule in (*head, self._table.embed[0]))
@@ -132,6 +142,24 @@ class Weights(NamedWeights):
         )
         warnings.warn(printable(message), JaxqkvWarning, stacklevel=3)
         return head
+
+    @functools.cached_property
+    def masked_head(self) -> tuple[tables.Rule, ...]:
+        """The rules of the head that predicts masked tokens; none in a checkpoint that has none of it.
+
+        Raises:
+          CheckpointError: where part of it is missing, or of a wrong shape.
+        """
+        masked = self._table.masked
+        if masked is None or self._masked_faults is None:
+            return ()
+        faults = list(self._masked_faults)
+        if not self._table.tied and masked.decoder.key not in self._keys:
+            faults.append(f"missing {masked.decoder.key}, which config.json does not tie to the token embedding")
+        if faults:
+            where = self.checkpoint.where
+            raise CheckpointError(f"{where}: the head that predicts masked tokens is broken: {listed(faults, '; ')}")
+        return (*masked.rules, *self._with_own_values((masked.decoder,)))
 
     @property
     def tied(self) -> bool:
@@ -286,12 +314,14 @@ class Weights(NamedWeights):
         return self._read(self._table.layer, layer, check=False)
 
     def final(self, unembedding: bool = True) -> dict[str, Any]:
-        """Parameters of what comes after the last block; empty for BERT.
+        """Parameters of what comes after the last block; empty for BERT without a head that predicts masked tokens.
 
         Args:
-          unembedding: with the output embedding, if it is another than the token embedding.
+          unembedding: with what makes logits: the output embedding, if it is another than the token embedding, and
+            the head that predicts masked tokens.
         """
-        return self._read((*self._table.final, *(self._head if unembedding else ())))
+        masked = () if self._masked_faults else self.masked_head
+        return self._read((*self._table.final, *((*self._head, *masked) if unembedding else ())))
 
     def _read(self, rules: Sequence[tables.Rule], layer: int | None = None, check: bool = True) -> dict[str, Any]:
         flat: dict[str, np.ndarray] = {}

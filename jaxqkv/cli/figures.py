@@ -171,7 +171,8 @@ def _order(given: argparse.Namespace, line: Line, study: Study) -> Order:
         taken = [each for each in values if each in study.figures and not Path(each).exists()]
         if taken:
             raise errors.JaxqkvError(f"{taken[0]} is a figure of {study.name}; ids stand before --{name}")
-    note_words(getattr(given, "text", ()))
+    texts = getattr(given, "text", ())
+    note_words(texts if isinstance(texts, tuple) else ())  # a study may take one text alone
     options = made(study.options, given)
     return Order(study, specs, options, made(Files, given), bool(given.ids), given, line)
 

@@ -100,6 +100,19 @@ def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarr
     )
 
 
+def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
+    """Changes of every head as colours, a column a layer, to ± twice the mean of absolute values."""
+    finite = values[np.isfinite(values)]
+    limit = (2 * float(np.abs(finite).mean()) if finite.size else 0.0) or 1.0
+    about: dict[str, Any] = {
+        "xlabel": "Transformer layer",
+        "ylabel": "Head",
+        "integer_y": True,
+        "origin": "lower",
+    } | image
+    return Image(values=values.T, cmap="RdBu_r", vmin=-limit, vmax=limit, **about)
+
+
 def layer_points(values: Shaped[np.ndarray, "layer"], marker: str, face: float = 1.0) -> list[Line]:
     """A point a layer, in the colours of `layer_lines`."""
     points = layer_lines([np.array([layer]) for layer in range(len(values))], values[:, None])

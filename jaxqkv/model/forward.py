@@ -19,8 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Activations, Attention
 from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.architectures.sites import Editing, Site
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model import microbatches
+from jaxqkv.model import editing, microbatches
+from jaxqkv.model.editing import Edits, Placed
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import PlainParameters, Source
@@ -43,6 +45,7 @@ def _run_block(
     x: Float[Array, "batch pos embed"],
     mask: Bool[AnyArray, "batch pos"],
     inputs: Any = None,
+    edit: Placed | None = None,
     *,
     layer: Int[AnyArray, ""] | np.int32,
     config: Architecture,
@@ -53,7 +56,8 @@ def _run_block(
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
     visible = visible_keys(mask, config.causal) & jnp.asarray(mask)[:, :, None]  # and pads see nothing
-    x, attention = config.block(params, x, visible, layer, execution)
+    site = Site(jnp.asarray(layer), mask, visible, inputs)
+    x, attention = config.block(params, x, visible, layer, execution, Editing(edit or {}, site))
     if reduce is None:
         result = attention.select(capture)
     else:
@@ -67,8 +71,8 @@ _block = jit(_run_block, static_argnames=STATIC)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _block_with(reduce: Bound) -> Callable[..., Any]:
-    """Returns `_block` with a reducer; compiled anew when the reducer is asked for again after many others."""
+def _block_with(reduce: Bound | None, structure: Any) -> Callable[..., Any]:
+    """Returns `_block` with a reducer and with edits of a structure; compiled anew when asked for after many others."""
     return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
 
 
@@ -79,12 +83,11 @@ def _final(
     return config.final(params, x)
 
 
-@jit
-def _unembed(
-    hidden: Float[Array, "batch pos embed"], embedding: Float[Array, "vocab embed"]
+@jit(static_argnames="config")
+def _logits(
+    head: Params, hidden: Float[Array, "batch pos embed"], *, config: Architecture
 ) -> Float[Array, "batch pos vocab"]:
-    """The product with the output embedding."""
-    return jnp.einsum("bpe,ve->bpv", hidden, embedding)
+    return config.logits(head, hidden)
 
 
 # --- pure functions of explicit parameters ---
@@ -98,6 +101,7 @@ def forward(
     capture: Collection[str] | None = None,
     layers: Layers | None = None,
     reduce: Reducer | None = None,
+    edit: Edits | None = None,
     inputs: Any = None,
     memory: float | str | None = None,
     progress: Progress | None = None,
@@ -121,7 +125,11 @@ def forward(
         compiled once for what its code, closure, arguments and the globals that it names hold, as
         `jaxqkv.model.reducers.Bound` says; what it finds in other ways, as an attribute of a global object, is that
         of the first call. What changes from call to call belongs in `inputs`, which compiles nothing anew.
-      inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument.
+      edit: field → what is changed there, before anything is computed from it: one of `jaxqkv.edits`, a function of
+        a layer's value and its `Site` (`layer`, `mask`, `visible`, `inputs`) that returns a value of that shape, or
+        several, applied one after another. What is captured is what was computed with. A function is compiled as a
+        reducer is; the arrays of `jaxqkv.edits` and of `jax.tree_util.Partial` are traced.
+      inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument and edits as `site.inputs`.
       memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in
         microbatches that fit. A reducer must then treat each sequence by itself, leave pads out with the mask, and
         return arrays whose first axis is the batch. Without it a reducer gets the whole batch, and what is captured
@@ -137,16 +145,17 @@ def forward(
       layer axis.
 
     Raises:
-      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, and a reducer that
-        cannot be compared, or does not treat each sequence by itself where it has to.
+      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, edits that cannot be
+        made, and a reducer that cannot be compared, or does not treat each sequence by itself where it has to.
     """
     batch = as_batch(batch, config)
     request = Request.of(
-        config.n_layer,
-        len(batch.ids),
+        config,
+        batch,
         capture,
         layers,
         reduce,
+        edit,
         inputs,
         memory=memory,
         progress=progress,
@@ -163,6 +172,8 @@ def layerwise(
     *,
     capture: Collection[str] | None = None,
     layers: Layers | None = None,
+    edit: Edits | None = None,
+    inputs: Any = None,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
@@ -171,7 +182,7 @@ def layerwise(
     whose errors it raises when the first layer is asked for.
     """
     batch = as_batch(batch, config)
-    request = Request.of(config.n_layer, len(batch.ids), capture, layers, mesh=mesh)
+    request = Request.of(config, batch, capture, layers, None, edit, inputs, mesh=mesh)
     yield from each_layer(PlainParameters(params, config), batch, config, request)
 
 
@@ -180,6 +191,8 @@ def hidden(
     batch: BatchLike,
     config: Architecture,
     *,
+    edit: Edits | None = None,
+    inputs: Any = None,
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos embed"]:
@@ -188,11 +201,11 @@ def hidden(
     Arguments as for `forward`; `memory` bounds the temporaries, not the result.
 
     Raises:
-      JaxqkvError: on ids that do not exist, and text longer than the positions.
+      JaxqkvError: on ids that do not exist, text longer than the positions, and edits that cannot be made.
     """
-    return final_hidden(
-        PlainParameters(params, config), as_batch(batch, config), config, Request.of_all_layers(memory, mesh)
-    )
+    batch = as_batch(batch, config)
+    request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
+    return final_hidden(PlainParameters(params, config), batch, config, request)
 
 
 def logits(
@@ -200,18 +213,22 @@ def logits(
     batch: BatchLike,
     config: Architecture,
     *,
+    edit: Edits | None = None,
+    inputs: Any = None,
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
-    """Returns next-token logits, through the tied embedding or the checkpoint's own `lm_head`.
+    """Returns logits, through the tied embedding or the checkpoint's own: GPT-2's of the next token, BERT's of each.
 
     Before the softmax, in nats up to a constant of each position. Arguments as for `forward`.
 
     Raises:
-      JaxqkvError: for an architecture without them, on ids that do not exist, and text longer than the positions.
+      JaxqkvError: for parameters without a head that makes them, on ids that do not exist, text longer than the
+        positions, and edits that cannot be made.
     """
-    request = Request.of_all_layers(memory, mesh)
-    return next_token_logits(PlainParameters(params, config), as_batch(batch, config), config, request)
+    batch = as_batch(batch, config)
+    request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
+    return next_token_logits(PlainParameters(params, config), batch, config, request)
 
 
 # --- the same, from any source of parameters ---
@@ -221,7 +238,7 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     """Returns what `forward` returns."""
     if request.check:
         _check_reducer(source, batch, config, request)
-    embedding = source.unembedding(config) if "logits" in request.outputs else None  # an architecture may have none
+    head = source.head(config) if "logits" in request.outputs else None  # there may be none
     by_layer: dict[int, Any] = {}
     stream: Sequence[Array | None] = ()
     for step in run_layers(source, batch, config, request):
@@ -235,7 +252,7 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     if request.outputs:
         hidden = _final(source.final(), microbatches.joined(stream), config=config)
         fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
-        fields |= {} if embedding is None else {"logits": _unembed(hidden, embedding)}
+        fields |= {} if head is None else {"logits": _logits(head, hidden, config=config)}
     for name in sorted(request.capture):  # one after another, and each let go: no more than one is there twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
@@ -285,8 +302,8 @@ def next_token_logits(
     source: Source, batch: Batch, config: Architecture, request: Request
 ) -> Float[Array, "batch pos vocab"]:
     """Returns what `logits` returns."""
-    embedding = source.unembedding(config)  # before the run: an architecture may have none
-    return _unembed(final_hidden(source, batch, config, request), embedding)
+    head = source.head(config)  # before the run: there may be none
+    return _logits(head, final_hidden(source, batch, config, request), config=config)
 
 
 class Step(NamedTuple):
@@ -320,6 +337,7 @@ def run_layers(
         (whole, request.inputs), ids.shape, config, request.memory, parts, whole=reduce is not None
     )
     sizes = [len(piece.ids) for piece, _ in pieces]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
     if mesh is not None:
         check_split(mesh.shape["head"], config.n_head, config.n_inner)
         pieces = [place_batch(piece, mesh) for piece in pieces]
@@ -334,7 +352,7 @@ def run_layers(
         if layer == last:
             entering = list(stream)
         block = functools.partial(
-            _block_with(reduce) if wanted and reduce else functools.partial(_block, reduce=None),
+            _chosen_block(reduce if wanted else None, request.edit),
             source.layer(layer, after=(stream, results)),
             layer=np.int32(layer),
             config=config,
@@ -344,9 +362,10 @@ def run_layers(
         )
         if layer == first_wanted and reduce and (request.memory is not None or sizes[0] % parts):
             microbatches.check_batch_axis(block, stream[0], pieces[0][1])
-        results = []
+        results, edits = [], editing.of_layer(request.edit, np.int32(layer))
         for index, (piece, inputs) in enumerate(pieces):
-            stream[index], result = block(stream[index], piece.mask, inputs)
+            edit = editing.of_texts(edits, functools.partial(_of_piece, starts[index], sizes[index], mesh))
+            stream[index], result = block(stream[index], piece.mask, inputs, edit)
             results.append(microbatches.first(sizes[index], result, parts))
             if request.progress:
                 jax.block_until_ready((stream[index], result))
@@ -355,3 +374,15 @@ def run_layers(
             source.check(entering or stream, layer + 1, made=not entering)
         made = [microbatches.first(*pair, parts) for pair in zip(sizes, stream, strict=True)]
         yield Step(layer, made, microbatches.joined(results))
+
+
+def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., Any]:
+    if reduce is None and edit is None:
+        return functools.partial(_block, reduce=None)
+    return _block_with(reduce, editing.structure(edit))
+
+
+def _of_piece(start: int, size: int, mesh: Mesh | None, array: Any) -> Any:
+    """Returns a microbatch's part of an edit's array `[batch, …]`, on its devices."""
+    piece = array if size == len(array) else array[start : start + size]
+    return piece if mesh is None else place_batch(piece, mesh)

@@ -13,6 +13,8 @@ from jaxqkv.errors import JaxqkvError
 
 # On a CPU, tokens of a microbatch: with more, activations leave the cache and a block is slower a token.
 CPU_TOKENS = 2048
+# Sequences of a microbatch where nothing limits them.
+LARGEST = 1 << 20
 # Roundings by which the results of a reducer may differ when the batch is cut in another way: products of thousands
 # of numbers differ by tens, and those of a reducer that mixes sequences by tens of thousands.
 SAME = 4096
@@ -31,8 +33,16 @@ def cut(tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, p
       parts: devices that share the batch.
       whole: not to be cut without a limit.
     """
-    size, pos = shape
-    most = size
+    size = shape[0]
+    most = min(size, sequences_that_fit(shape[1], config, memory, whole)) * parts
+    step = -(-size // -(-size // most))
+    step = -(-step // parts) * parts  # of the pieces only the last is uneven
+    return [jax.tree.map(lambda leaf: leaf[start : start + step], tree) for start in range(0, size, step)]  # noqa: B023
+
+
+def sequences_that_fit(pos: int, config: Config, memory: int | None, whole: bool = False) -> int:
+    """Returns how many sequences of `pos` tokens a microbatch on one device may have; arguments as for `cut`."""
+    most = LARGEST
     if memory is not None:
         # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
         widths = 4 * (config.n_embd + config.attention_width) + 2 * config.n_inner
@@ -40,10 +50,7 @@ def cut(tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, p
         most = max(1, memory // (4 * floats))
     if jax.default_backend() == "cpu" and not (memory is None and whole):
         most = min(most, max(1, CPU_TOKENS // pos))
-    most *= parts
-    step = -(-size // -(-size // most))
-    step = -(-step // parts) * parts  # of the pieces only the last is uneven
-    return [jax.tree.map(lambda leaf: leaf[start : start + step], tree) for start in range(0, size, step)]  # noqa: B023
+    return most
 
 
 def first(size: int, tree: Any, parts: int) -> Any:

@@ -16,10 +16,13 @@ from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model.branches import EditOfHeads
+from jaxqkv.model.editing import Edits
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
 from jaxqkv.model.reducers import Reducer
 from jaxqkv.model.request import Layers, Progress, Request
 from jaxqkv.model.sources import StreamedParameters
+from jaxqkv.model.sweeping import Metrics, measure_run, sweep_heads
 from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.devices import setting
@@ -117,6 +120,7 @@ class Model:
         capture: Collection[str] | None = None,
         layers: Layers | None = None,
         reduce: Reducer | None = None,
+        edit: Edits | None = None,
         inputs: Any = None,
         memory: float | str | None = None,
         progress: Progress | None = None,
@@ -140,7 +144,10 @@ class Model:
           reduce: instead of `capture`, `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which is
             compiled into the block: one layer's `Attention`, whose fields are those above without the layer axis and
             whose `layer` is its number → any pytree of arrays, returned with a leading layer axis.
-          inputs: a pytree of arrays `[batch, …]` for `reduce`; other values compile nothing anew.
+          edit: field → what is changed there before anything is computed from it: one of `jaxqkv.edits`, a function
+            `edit(value, site)`, or several of them.
+          inputs: a pytree of arrays `[batch, …]` for `reduce` and for edits, as `site.inputs`; other values compile
+            nothing anew.
           memory: bytes for the temporaries of a block, or a text such as "2GB"; the batch is cut to fit, and a reducer
             must treat each sequence by itself.
           progress: called with the number of microbatches done and that of all layers' together.
@@ -150,17 +157,17 @@ class Model:
           `Activations`, or the reducer's results.
 
         Raises:
-          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, and a reducer
-            that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
+          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, edits that cannot
+            be made, and a reducer that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
         """
         checked = as_batch(batch, self.config)
-        size = len(checked.ids)
         request = Request.of(
-            self.config.n_layer,
-            size,
+            self.config,
+            checked,
             capture,
             layers,
             reduce,
+            edit,
             inputs,
             memory=memory,
             progress=progress,
@@ -170,27 +177,111 @@ class Model:
         return collect(self._source(), checked, self.config, request)
 
     def layerwise(
-        self, batch: BatchLike, capture: Collection[str] | None = None, layers: Layers | None = None
+        self,
+        batch: BatchLike,
+        capture: Collection[str] | None = None,
+        layers: Layers | None = None,
+        edit: Edits | None = None,
+        inputs: Any = None,
     ) -> Iterator[tuple[int, Attention]]:
         """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
         In ascending order; arguments and shapes as for `run`, without the layer axis.
         """
         checked = as_batch(batch, self.config)
-        request = Request.of(self.config.n_layer, len(checked.ids), capture, layers, mesh=self.mesh)
+        request = Request.of(self.config, checked, capture, layers, None, edit, inputs, mesh=self.mesh)
         yield from each_layer(self._source(), checked, self.config, request)
 
-    def hidden(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos embed"]:
+    def hidden(
+        self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
+    ) -> Float[Array, "batch pos embed"]:
         """Returns the residual stream after the last block, GPT-2's after the final norm; arguments as for `run`."""
-        return final_hidden(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
+        checked = as_batch(batch, self.config)
+        return final_hidden(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
 
-    def logits(self, batch: BatchLike, memory: float | str | None = None) -> Float[Array, "batch pos vocab"]:
-        """Returns next-token logits, before the softmax; arguments as for `run`.
+    def logits(
+        self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
+    ) -> Float[Array, "batch pos vocab"]:
+        """Returns logits before the softmax: GPT-2's of the next token, BERT's of the token itself.
+
+        Those of BERT, RoBERTa and DistilBERT are of the checkpoint's head that predicts masked tokens. Arguments as
+        for `run`.
 
         Raises:
-          JaxqkvError: for an architecture without them.
+          JaxqkvError: for a checkpoint without such a head.
         """
-        return next_token_logits(self._source(), as_batch(batch, self.config), self.config, self._all_layers(memory))
+        checked = as_batch(batch, self.config)
+        return next_token_logits(self._source(), checked, self.config, self._all_layers(checked, memory, edit, inputs))
+
+    def sweep(
+        self,
+        batch: BatchLike,
+        edit: EditOfHeads,
+        metric: Metrics,
+        field: str = "z",
+        *,
+        layers: Layers | None = None,
+        by_position: bool = False,
+        per_text: bool = False,
+        method: str = "exact",
+        memory: float | str | None = None,
+        progress: Progress | bool = True,
+    ) -> Any:
+        """Returns a metric after an edit of each head alone, `[layer, head]`, in one pass over the layers.
+
+        Args:
+          batch: as for `run`.
+          edit: one of the constructors of `jaxqkv.edits`, or a function from heads, pairs (layer, head), to an edit.
+          metric: one of `jaxqkv.metrics`, a function of the last token's logits `[batch, vocab]`, or several by name.
+          field: what is edited: q, k, v, scores, pattern or z.
+          layers: the layers whose heads are edited; all of them unless given.
+          by_position: edit each position of a head alone, `[layer, head, pos]`. The mean at a position is that of the
+            texts that have a token there.
+          per_text: return `[text, layer, head(, pos)]` instead of the mean over texts.
+          method: "exact", or "gradient" for the first-order approximation: the clean metric plus
+            Σ (edited value − value) · ∂metric/∂value, from one backward pass.
+          memory: bytes for the branches and the temporaries of a block, or a text such as "2GB"; the branches take as
+            many passes as they need to fit.
+          progress: whether a bar is drawn when it takes long, or a function that is called with the number of
+            microbatches done and that of all.
+
+        Returns:
+          An array, or what a metric's function returns with these axes in the place of the batch; a dict by name of
+          several metrics.
+
+        Raises:
+          JaxqkvError: for edits and metrics that cannot be made, and logits of a model without them.
+        """
+        return sweep_heads(
+            self._source(),
+            as_batch(batch, self.config),
+            self.config,
+            edit,
+            metric,
+            field=field,
+            layers=layers,
+            by_position=by_position,
+            per_text=per_text,
+            method=method,
+            memory=memory,
+            mesh=self.mesh,
+            progress=progress,
+        )
+
+    def measure(
+        self,
+        batch: BatchLike,
+        metric: Metrics,
+        edit: Edits | None = None,
+        *,
+        inputs: Any = None,
+        per_text: bool = False,
+        memory: float | str | None = None,
+    ) -> Any:
+        """Returns a metric of one run, clean or edited: the mean over texts, or `per_text` an axis of them."""
+        checked = as_batch(batch, self.config)
+        request = self._all_layers(checked, memory, edit, inputs)
+        return measure_run(self._source(), checked, self.config, metric, per_text, request)
 
     def params(self, *, copy: bool = True) -> dict[str, Any]:
         """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like.
@@ -214,8 +305,8 @@ class Model:
         shared = {"embed": self._embedding, "final": self._with_unembedding, "layers": [kept[i] for i in layers]}
         return jax.tree.map(lambda leaf: leaf, shared)  # in dicts of its own
 
-    def _all_layers(self, memory: float | str | None) -> Request:
-        return Request.of_all_layers(memory, self.mesh)
+    def _all_layers(self, batch: Batch, memory: float | str | None, edit: Edits | None, inputs: Any) -> Request:
+        return Request.of_all_layers(self.config, batch, edit, inputs, memory, self.mesh)
 
     def _source(self) -> StreamedParameters:
         """Parameters for one run, each layer read when the run comes to it.
@@ -232,18 +323,19 @@ class Model:
             self.weights,
             embedding=lambda: self._embedding,
             final=lambda: self._final,
-            unembedding=self._unembedding,
+            head=self._head,
             kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._used)),
             kept=self._kept,
             used=self._used,
             mesh=self.mesh,
         )
 
-    def _unembedding(self) -> Float[Array, "vocab embed"]:
-        """The output embedding: the checkpoint's own, or else the token embedding."""
-        final = self._with_unembedding if self.config.has_logits else {}
-        embed = self._embedding if self.weights.tied else {}
-        return self.config.unembedding({"embed": embed, "final": final})
+    def _head(self) -> Params:
+        """Parameters that make logits; the output embedding is the checkpoint's own, or else the token embedding."""
+        masked = [rule.key for rule in self.weights.masked_head]
+        final = self._with_unembedding if self.config.has_logits or masked else {}
+        embed = self._embedding if self.weights.tied or masked else {}
+        return self.config.head({"embed": embed, "final": final})
 
     @functools.cached_property
     def _embedding(self) -> Params:
@@ -259,7 +351,7 @@ class Model:
 
     @functools.cached_property
     def _with_unembedding(self) -> Params:
-        """The same with the output embedding, if it is another than the token embedding."""
+        """The same with what makes logits besides the token embedding."""
         params: Params = to_device(self.weights.final(), mesh=self.mesh)
         return params
 

@@ -44,13 +44,17 @@ class Bound:
     the reducer itself, but those of libraries without their globals; modules, classes, JAX's arrays, functions that
     are compiled already and other objects by which object they are.
 
+    Args:
+      function: the reducer, or another function that is compiled into a block.
+      role: what an error calls it.
+
     Raises:
       JaxqkvError: for a value that cannot be compared, such as a bytearray.
     """
 
-    def __init__(self, function: Reducer):
+    def __init__(self, function: Reducer, role: str = "`reduce`"):
         self.function = function
-        self._key = _Keys().of_callable(function)
+        self._key = _Keys(role).of_callable(function)
         self._hash = hash(self._key)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -64,9 +68,10 @@ class Bound:
 
 
 class _Keys:
-    """Keys of the values that one reducer can see; one that is met again inside itself is named by its place."""
+    """Keys of the values that one function can see; one that is met again inside itself is named by its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str) -> None:
+        self._role = role
         self._places: dict[int, int] = {}
 
     def of_callable(self, function: Any) -> Hashable:
@@ -104,7 +109,7 @@ class _Keys:
         except TypeError:
             what = f"`{name}`, a {type(value).__name__}," if name else f"a {type(value).__name__}"
             raise JaxqkvError(
-                f"`reduce` depends on {what} whose changes would not be noticed; give arrays as `inputs=`, and the "
+                f"{self._role} depends on {what} whose changes would not be noticed; give arrays as `inputs=`, and the "
                 "rest as numbers, texts, tuples or frozen dataclasses"
             ) from None
         return (type(value), value)

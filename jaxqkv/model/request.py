@@ -11,10 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxqkv.architectures.activations import FIELDS, OUTPUTS
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.errors import JaxqkvError, nearest
+from jaxqkv.model import editing
 from jaxqkv.model.reducers import Bound, Reducer
 from jaxqkv.runtime.arrays import is_concrete, snapshot
 from jaxqkv.runtime.sizes import memory_limit
+from jaxqkv.text.batches import Batch
 from jaxqkv.typing import AnyArray
 
 # A layer's number, or several: a list, a range, a set, a generator, an array.
@@ -47,7 +50,8 @@ class Request:
       outputs: names of those of the whole model.
       layers: the layers to return; with none all are run, for the residual stream after the last.
       reduce: what is kept of a layer instead.
-      inputs: arrays `[batch, …]` for `reduce`.
+      edit: what is changed on the way, by field.
+      inputs: arrays `[batch, …]` for `reduce` and for edits.
       memory: bytes that the temporaries of a block may take.
       progress: called after each microbatch.
       mesh: the devices, if there are several.
@@ -58,6 +62,7 @@ class Request:
     outputs: frozenset[str] = frozenset()
     layers: tuple[int, ...] = ()
     reduce: Bound | None = None
+    edit: editing.Placed | None = None
     inputs: Any = None
     memory: int | None = None
     progress: Progress | None = None
@@ -67,39 +72,58 @@ class Request:
     @classmethod
     def of(
         cls,
-        n_layer: int,
-        batch_size: int,
+        config: Architecture,
+        batch: Batch,
         capture: Collection[str] | None,
         layers: Layers | None,
         reduce: Reducer | None = None,
+        edit: editing.Edits | None = None,
         inputs: Any = None,
         memory: float | str | None = None,
         **others: Any,
     ) -> "Request":
-        """Checks what is asked of a model of `n_layer` layers and a batch.
+        """Checks what is asked of a model and a batch.
 
         Raises:
-          JaxqkvError: on names and layers that do not exist, and inputs that do not go with the batch.
+          JaxqkvError: on names and layers that do not exist, edits that cannot be made, and inputs that do not go
+            with the batch.
         """
-        if others.get("check") and reduce is None:
-            raise JaxqkvError("`check` is for `reduce`, and none is given")
-        if inputs is not None:
-            _check_inputs(inputs, reduce, batch_size)
-        names, selected = _checked_capture(capture, reduce), _checked_layers(layers, n_layer)
+        if others.get("check") and (reduce is None or edit is not None):
+            raise JaxqkvError(
+                "`check` is for `reduce`, and none is given" if reduce is None else "`check` a reducer without `edit`"
+            )
+        _check_inputs(inputs, reduce, edit, len(batch.ids))
+        names, selected = _checked_capture(capture, reduce), checked_layers(layers, config.n_layer)
+        selected = selected if reduce or names & set(FIELDS) else ()
         return cls(
             names & set(FIELDS),
             names & set(OUTPUTS),
-            selected if reduce or names & set(FIELDS) else (),
+            selected,
             None if reduce is None else Bound(reduce),
+            editing.place(edit, batch, config, () if names & set(OUTPUTS) else selected),
             snapshot(inputs),
             memory_limit(memory),
             **others,
         )
 
     @classmethod
-    def of_all_layers(cls, memory: float | str | None, mesh: Mesh | None) -> "Request":
-        """Returns a request for the residual stream after the last layer."""
-        return cls(memory=memory_limit(memory), mesh=mesh)
+    def of_all_layers(
+        cls,
+        config: Architecture,
+        batch: Batch,
+        edit: editing.Edits | None = None,
+        inputs: Any = None,
+        memory: float | str | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Request":
+        """Returns a request for the residual stream after the last layer.
+
+        Raises:
+          JaxqkvError: on edits that cannot be made, and inputs that do not go with the batch.
+        """
+        _check_inputs(inputs, None, edit, len(batch.ids))
+        placed = editing.place(edit, batch, config, ())
+        return cls(edit=placed, inputs=snapshot(inputs), memory=memory_limit(memory), mesh=mesh)
 
 
 def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) -> frozenset[str]:
@@ -121,8 +145,12 @@ def _own_name(name: str) -> str:
     return OTHER_NAMES.get(bare, bare)
 
 
-def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
-    """Returns the layers in the order given; those of a set, which has none, ascending."""
+def checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
+    """Returns the layers in the order given; those of a set, which has none, ascending.
+
+    Raises:
+      JaxqkvError: for layers that do not exist, are no numbers or are named twice.
+    """
     if layers is None:
         return tuple(range(n_layer))
     if isinstance(layers, jax.Array) and is_concrete(layers):
@@ -145,9 +173,11 @@ def _checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
     return tuple(sorted(selected)) if isinstance(layers, Set) else selected
 
 
-def _check_inputs(inputs: Any, reduce: Reducer | None, size: int) -> None:
-    if reduce is None:
-        raise JaxqkvError("`inputs` are for `reduce`, and none is given")
+def _check_inputs(inputs: Any, reduce: Reducer | None, edit: editing.Edits | None, size: int) -> None:
+    if inputs is None:
+        return
+    if reduce is None and edit is None:
+        raise JaxqkvError("`inputs` are for `reduce` and `edit`, and none is given")
     wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs) if jnp.shape(leaf)[:1] != (size,)]
     if wrong:
         raise JaxqkvError(f"`inputs` have the batch of {size} as their first axis; one of them is {list(wrong[0])}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxqkv.architectures.base import Architecture, Params
 from jaxqkv.checkpoints.weights import Weights, count_broken
@@ -32,8 +32,8 @@ class Source(Protocol):
     def final(self) -> Params:
         """Returns the parameters of what comes after the last block."""
 
-    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
-        """Returns the output embedding; a `JaxqkvError` where the architecture has none."""
+    def head(self, config: Architecture) -> Params:
+        """Returns the parameters that make logits; a `JaxqkvError` where there are none."""
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
         """Names the weights with NaN or infinite values that a run of `depth` layers has used.
@@ -78,9 +78,10 @@ class PlainParameters:
         params: Params = snapshot(self._params["final"])
         return params
 
-    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
-        """Returns the output embedding."""
-        return jnp.asarray(snapshot(config.unembedding(self._params)))
+    def head(self, config: Architecture) -> Params:
+        """Returns the parameters that make logits."""
+        params: Params = jax.tree.map(jnp.asarray, snapshot(config.head(self._params)))
+        return params
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
         """Does nothing: arrays have no names."""
@@ -91,7 +92,7 @@ class StreamedParameters:
 
     Args:
       weights: where they are read.
-      embedding, final, unembedding: give the parameters outside of the layers, on the device.
+      embedding, final, head: give the parameters outside of the layers, on the device.
       kept_embedding: whether the whole embedding is there already, or worth keeping.
       kept: layers that stay in memory, filled with those that are `used` a second time; None to keep
         none. Both belong to the model and outlive the run.
@@ -103,13 +104,13 @@ class StreamedParameters:
         weights: Weights,
         embedding: Callable[[], Params],
         final: Callable[[], Params],
-        unembedding: Callable[[], Float[Array, "vocab embed"]],
+        head: Callable[[], Params],
         kept_embedding: bool,
         kept: dict[int, Params] | None,
         used: set[int],
         mesh: Mesh | None = None,
     ):
-        self._weights, self._embedding, self._final, self._unembedding = weights, embedding, final, unembedding
+        self._weights, self._embedding, self._final, self._head = weights, embedding, final, head
         self._kept_embedding, self._kept, self._used, self._mesh = kept_embedding, kept, used, mesh
         self._arena = Arena()
 
@@ -150,9 +151,9 @@ class StreamedParameters:
         """Returns the parameters of what comes after the last block."""
         return self._final()
 
-    def unembedding(self, config: Architecture) -> Float[Array, "vocab embed"]:
-        """Returns the output embedding."""
-        return self._unembedding()
+    def head(self, config: Architecture) -> Params:
+        """Returns the parameters that make logits."""
+        return self._head()
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
         """Names the weights with NaN or infinite values that a run has used so far, none twice; see `Source`.

@@ -16,6 +16,8 @@ MODULES = (
     "adjustment_magnitudes",
     "prediction_divergence",
     "category_selectivity",
+    "head_silencing",
+    "head_patching",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

@@ -26,6 +26,8 @@ STIMULI = {
     "adjustment-magnitudes": ["--corpus", "texts", "--batch", "3"],
     "prediction-divergence": ["--text-file", "texts/0.txt", "--permutations", "19"],
     "category-selectivity": ["--words", "words.txt", "--permutations", "19"],
+    "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
+    "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -374,6 +376,8 @@ NOT_DRAWN = {
     "adjustment-magnitudes": {"2"},
     "prediction-divergence": {"2b", "3", "4", "5", "6"},
     "category-selectivity": {"5"},
+    "head-silencing": {"3"},
+    "head-patching": set(),
 }
 
 

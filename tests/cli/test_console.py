@@ -43,6 +43,8 @@ def lines(folder, tmp_path):
         "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
         "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
         "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
+        "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
+        "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}

@@ -11,6 +11,7 @@ import pytest
 from conftest import CONFIGS, MODEL_LIMIT, arrays_of, assert_same_figures, changed, random_ids, write_folder
 
 import jaxqkv
+from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
@@ -30,13 +31,14 @@ from pathlib import Path
 
 import jax, numpy as np
 import jaxqkv
+from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import devices
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-base, shapes, line = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+base, shapes, line, EDIT = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 assert len(jax.devices()) == 8
 reduce = lambda a, mask, extra: (a.scores.max(axis=(2, 3)), extra * 2)
 for folder in sorted(base.glob("checkpoint-*")):
@@ -54,6 +56,12 @@ for folder in sorted(base.glob("checkpoint-*")):
         assert placed.addressable_shards[0].data.shape[0] * mesh.shape["data"] == placed.shape[0]
         results["hidden"] = np.asarray(model.hidden(batch))
         results["largest"], results["extra"] = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"]))
+        edit = eval(EDIT, {"edits": edits, "donor": acts})
+        edited = model.run(batch, capture={"z", "hidden"}, edit=edit)
+        results |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
+        metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+        for method in ("exact", "gradient"):
+            results[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
         results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"], memory=1))
         np.savez(folder / f"{number}.npz", **results)
 
@@ -70,6 +78,17 @@ except jaxqkv.JaxqkvError as error:
 for name, more in (("one", []), ("eight", ["--mesh", "data=4,head=2"])):
     assert main([*line, *more, "--out", str(base / name)]) == 0
 """
+# Of heads on several devices, with arrays of the batch.
+EDIT = """{
+    "z": [
+        edits.replace(donor, [(1, 2), (2, 5)], positions=[5, 3], source=[6, 8]),
+        edits.zero((0, 4), positions=[[6]] * 11),
+    ],
+    "scores": [edits.noise(1, 0.3, [(0, 1), (1, 3)]), edits.mean([(2, 0)])],
+    "pattern": edits.zero([(1, 1)], keys=[5], renormalise=True),
+    "v": edits.permute(2, layers=2),
+    "mlp_out": lambda value, site: value * 0.5,
+}"""
 STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--tokens", "3000"]
 STUDY += ["--batch", "7", "--length", "61"]
 SHAPES = ({"data": 8}, {"data": 4, "head": 2}, {"data": 1, "head": 2}, {"data": 3})
@@ -94,7 +113,7 @@ def eight(tmp_path_factory):
         folder = write_folder(base / f"checkpoint-{name}", config)
         np.savez(folder / "inputs.npz", **inputs(config, 11))
     shapes = {f"checkpoint-{name}": meshes for name, meshes in MESHES.items()}
-    arguments = [str(base), json.dumps(shapes), json.dumps(STUDY)]
+    arguments = [str(base), json.dumps(shapes), json.dumps(STUDY), EDIT]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True
     )
@@ -113,6 +132,11 @@ def test_eight_devices_give_the_numbers_of_one(name, eight):
     alone = model.run(batch, capture=FIELDS)
     expected = {field: np.asarray(getattr(alone, field)) for field in FIELDS}
     expected["hidden"] = np.asarray(model.hidden(batch))
+    edited = model.run(batch, capture={"z", "hidden"}, edit=eval(EDIT, {"edits": edits, "donor": alone}))
+    expected |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
+    metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+    for method in ("exact", "gradient"):
+        expected[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
     expected["largest"] = expected["cut"] = expected["scores"].max(axis=(3, 4))
     for number, shape in enumerate(MESHES[name]):
         results = arrays_of(folder / f"{number}.npz")

@@ -1,0 +1,281 @@
+"""A metric after an edit of each head alone, in one pass over the layers.
+
+The clean stream goes through the blocks once. At each layer an edited copy of it branches off for every head, and all
+branches so far go on together, in microbatches of one shape. Nothing before an edit is computed twice, each layer's
+weights are read once, and logits are made of the positions alone that the metric looks at.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxqkv.architectures.attention import visible_keys
+from jaxqkv.architectures.base import Architecture, Params
+from jaxqkv.architectures.sites import Editing, Site
+from jaxqkv.metrics import Metric
+from jaxqkv.model import microbatches
+from jaxqkv.model.branches import Branches
+from jaxqkv.model.forward import _block, _embed
+from jaxqkv.model.request import Progress
+from jaxqkv.model.sources import Source
+from jaxqkv.runtime.devices import Execution, check_split, execution, jit
+from jaxqkv.text.batches import Batch
+
+# Bytes that the branches of a sweep may take, unless it is given.
+BRANCH_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What is asked of a sweep, checked.
+
+    Attributes:
+      branches: all of them, those of a layer together.
+      layers: of each branch, ascending.
+      metrics: by name.
+      memory: bytes for the branches and the temporaries of a block.
+      mesh: the devices that share the branches.
+      progress: called after each microbatch.
+    """
+
+    branches: Branches
+    layers: tuple[int, ...]
+    metrics: Mapping[str, Metric]
+    memory: int | None = None
+    mesh: Mesh | None = None
+    progress: Progress | None = None
+
+
+def site_of(layer: Any, mask: Any, config: Architecture) -> Site:
+    """Returns the site of a layer's values, without inputs."""
+    visible = visible_keys(jnp.asarray(mask), config.causal) & jnp.asarray(mask)[:, :, None]
+    return Site(jnp.asarray(layer), mask, visible)
+
+
+@jit(static_argnames=("config", "execution", "count"))
+def _branch_off(
+    params: Params,
+    x: Any,
+    mask: Any,
+    branches: Branches,
+    layer: Any,
+    start: Any,
+    *,
+    config: Architecture,
+    execution: Execution,
+    count: int,
+) -> tuple[Any, Any]:
+    """Returns the clean stream after a layer, and that of `count` branches, `[branch · batch, pos, embed]`."""
+    site = site_of(layer, mask, config)
+
+    def run(edit: Mapping[str, Any]) -> Any:
+        return config.block(params, x, site.visible, layer, execution, Editing(edit, site))[0]
+
+    edited = branches.map(lambda edit: run(branches.at(edit, config, layer, start, len(x))), count)
+    return run({}), edited.reshape(-1, *x.shape[1:])
+
+
+@jit(static_argnames=("config", "count"))
+def measure(
+    final: Params,
+    head: Params | None,
+    metrics: Mapping[str, Metric],
+    places: Mapping[str, Any],
+    clean: Any,
+    streams: Any,
+    *,
+    config: Architecture,
+    count: int,
+) -> dict[str, Any]:
+    """Returns metrics `[branch, batch, …]` of the residual streams of `count` branches.
+
+    Args:
+      final, head: parameters of what comes after the last block.
+      metrics: by name.
+      places: of each metric, `[batch, n]`.
+      clean: stream of the clean run `[batch, pos, embed]`, or None where no metric asks for it.
+      streams: `[branch · batch, pos, embed]`.
+      config: of the model.
+      count: branches.
+    """
+    streams = streams.reshape(count, -1, *streams.shape[1:])
+    found = {}
+    for name, metric in metrics.items():
+        index = jnp.asarray(places[name])[:, :, None]
+
+        def values(stream: Any, metric: Metric = metric, index: Any = index) -> Any:
+            hidden = config.final(final, jnp.take_along_axis(stream, index, axis=1))
+            return config.logits(head, hidden) if metric.of_logits and head is not None else hidden
+
+        before = values(clean) if metric.of_clean else None
+        found[name] = jax.vmap(lambda stream: metric(values(stream), before))(streams)  # noqa: B023
+    return found
+
+
+class Readout:
+    """Metrics of final residual streams, for the sequences of one piece of the batch."""
+
+    def __init__(self, source: Source, config: Architecture, metrics: Mapping[str, Metric], batch: Batch):
+        self._source, self._config, self._metrics = source, config, metrics
+        self._head = source.head(config) if any(metric.of_logits for metric in metrics.values()) else None
+        self._places = {name: metric.places(batch) for name, metric in metrics.items()}
+        self.of_clean = any(metric.of_clean for metric in metrics.values())
+
+    def arguments(self, sequences: slice) -> tuple[Params, Params | None, dict[str, Metric], dict[str, Any]]:
+        """Returns the first arguments of `measure` for some sequences."""
+        metrics = {name: _of_sequences(metric, sequences) for name, metric in self._metrics.items()}
+        places = {name: each[sequences] for name, each in self._places.items()}
+        return self._source.final(), self._head, metrics, places
+
+    def __call__(self, streams: Any, clean: Any, sequences: slice, count: int) -> dict[str, Any]:
+        """Returns metrics `[branch, batch, …]`, on the host."""
+        arguments = self.arguments(sequences)
+        found = measure(*arguments, clean if self.of_clean else None, streams, config=self._config, count=count)
+        return jax.tree.map(np.asarray, found)
+
+
+def _of_sequences(metric: Metric, sequences: slice) -> Metric:
+    tokens = tuple(each[sequences] if each.ndim else each for each in metric.tokens)
+    # Which positions they are is said apart; what is left of them is whether there is one.
+    return dataclasses.replace(metric, tokens=tokens, positions=None if metric.is_single else np.zeros(1, np.int32))
+
+
+def exact(source: Source, batch: Batch, config: Architecture, sweep: Sweep) -> dict[str, Any]:
+    """Returns metrics `[branch, batch, …]` of every branch."""
+    return Passes(source, batch, config, sweep).results()
+
+
+@dataclasses.dataclass
+class _Chunk:
+    """Branches of one layer and one piece of the batch, on their way: `streams` are `[branch · batch, pos, embed]`."""
+
+    numbers: np.ndarray
+    piece: int
+    streams: Any = None
+
+
+class Passes:
+    """The passes of one sweep: one, or as many as the branches need to fit in memory."""
+
+    def __init__(self, source: Source, batch: Batch, config: Architecture, sweep: Sweep):
+        self.source, self.config, self.sweep, self.how = source, config, sweep, execution(sweep.mesh)
+        self.parts = 1 if sweep.mesh is None else sweep.mesh.shape["data"]
+        if sweep.mesh is not None:
+            check_split(sweep.mesh.shape["head"], config.n_head, config.n_inner)
+        self.readout = Readout(source, config, sweep.metrics, batch)  # before the run: there may be no logits
+        size, pos = batch.ids.shape
+        fit = microbatches.sequences_that_fit(pos, config, sweep.memory and max(1, sweep.memory // 2))
+        step = -(-size // -(-size // fit))
+        self.pieces = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        embedding, ids, rows = source.embed(batch.ids)
+        at = dataclasses.replace(config, vocab_size=rows) if rows else config
+        pieces = [dataclasses.replace(batch, ids=ids)[piece] for piece in self.pieces]
+        self.clean = [_embed(embedding, piece, config=at) for piece in pieces]
+        self.masks = [piece.mask for piece in pieces]
+        layers = np.asarray(sweep.layers)
+        self.of_layer = {int(layer): np.flatnonzero(layers == layer) for layer in np.unique(layers)}
+        # Branches of a chunk. All chunks are of one shape, so that what follows an edit is one program.
+        most = max(map(len, self.of_layer.values()))
+        self.count = min(-(-most // self.parts), max(1, fit // step)) * self.parts
+        self.rows = [self._split(jnp.tile(jnp.asarray(mask), (self.count, 1))) for mask in self.masks]
+        self.branch_bytes = size * pos * config.n_embd * self.clean[0].dtype.itemsize
+
+    def results(self) -> dict[str, Any]:
+        """Returns metrics `[branch, batch, …]`."""
+        groups, found, done = self._groups(), [], 0
+        total = sum((self.config.n_layer - layer) * len(chunks) for group in groups for layer, chunks in group.items())
+        entering = {min(group): self.clean for group in groups}  # the clean streams that the first layers get
+        for number, group in enumerate(groups):
+            first = 0 if number == 0 else min(group)
+            clean = self.clean if number == 0 else entering[first]
+            pending: list[_Chunk] = []
+            for layer in range(first, self.config.n_layer):
+                if number == 0 and layer in entering:
+                    entering[layer] = clean
+                params = self.source.layer(layer, after=(clean, [chunk.streams for chunk in pending]))
+                for chunk in pending:
+                    chunk.streams = self.block(params, layer, chunk.streams, self.rows[chunk.piece])
+                fresh = group.get(layer, [])
+                if number == 0 or layer <= max(group):
+                    clean = self._branched(params, layer, clean, fresh)
+                pending += fresh
+                done += len(pending)
+                if self.sweep.progress:
+                    jax.block_until_ready([chunk.streams for chunk in pending])
+                    self.sweep.progress(done, total)
+            if number == 0:
+                final = clean
+            self.source.check([chunk.streams for chunk in pending], self.config.n_layer, made=True)
+            for chunk in pending:
+                sequences = self.pieces[chunk.piece]
+                found.append((chunk, self.readout(chunk.streams, final[chunk.piece], sequences, self.count)))
+                chunk.streams = None
+        return self._joined(found)
+
+    def _groups(self) -> list[dict[int, list[_Chunk]]]:
+        """Returns the chunks by layer, in as many groups as are needed for each to fit in memory."""
+        limit = BRANCH_BYTES if self.sweep.memory is None else self.sweep.memory // 2
+        room = max(1, limit * self.parts // (self.branch_bytes * self.count))
+        groups: list[dict[int, list[_Chunk]]] = []
+        taken = room
+        for layer, numbers in self.of_layer.items():
+            for start in range(0, len(numbers), self.count):
+                if taken == room:
+                    groups.append({})
+                    taken = 0
+                chunk = numbers[start : start + self.count]
+                groups[-1].setdefault(layer, []).extend(_Chunk(chunk, piece) for piece in range(len(self.pieces)))
+                taken += 1
+        return groups
+
+    def block(self, params: Params, layer: int, x: Any, mask: Any) -> Any:
+        """Returns a stream after a layer in which nothing is edited."""
+        options: dict[str, Any] = {"config": self.config, "capture": frozenset(), "reduce": None, "execution": self.how}
+        return _block(params, x, mask, layer=np.int32(layer), goes_on=True, **options)[0]
+
+    def _branched(self, params: Params, layer: int, clean: Sequence[Any], fresh: Sequence[_Chunk]) -> list[Any]:
+        """Lets chunks branch off in a layer, and returns the clean streams after it."""
+        after: list[Any] = [None] * len(clean)
+        for chunk in fresh:
+            numbers = np.pad(chunk.numbers, (0, self.count - len(chunk.numbers)), mode="edge")
+            branches = self.sweep.branches.chosen(numbers).map_own(self._split)
+            piece = chunk.piece
+            after[piece], streams = _branch_off(
+                params,
+                clean[piece],
+                self.masks[piece],
+                branches,
+                np.int32(layer),
+                np.int32(self.pieces[piece].start),
+                config=self.config,
+                execution=self.how,
+                count=self.count,
+            )
+            chunk.streams = self._split(streams)
+        return [
+            self.block(params, layer, clean[piece], self.masks[piece]) if each is None else each
+            for piece, each in enumerate(after)
+        ]
+
+    def _split(self, array: Any) -> Any:
+        """Returns an array `[branch, …]` split over the devices, if there are several."""
+        if self.sweep.mesh is None:
+            return array
+        return jax.device_put(array, NamedSharding(self.sweep.mesh, PartitionSpec("data")))
+
+    def _joined(self, found: Sequence[tuple[_Chunk, dict[str, Any]]]) -> dict[str, Any]:
+        """Puts the chunks' metrics together, in the order of branches and sequences."""
+        shape = (len(self.sweep.layers), self.pieces[-1].stop)
+        joined = jax.tree.map(lambda leaf: np.empty((*shape, *leaf.shape[2:]), leaf.dtype), found[0][1])
+
+        def put(whole: Any, part: Any, chunk: _Chunk) -> None:
+            whole[chunk.numbers, self.pieces[chunk.piece]] = part[: len(chunk.numbers)]
+
+        for chunk, metrics in found:
+            jax.tree.map(lambda whole, part: put(whole, part, chunk), joined, metrics)  # noqa: B023
+        return joined

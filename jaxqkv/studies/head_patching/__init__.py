@@ -1,0 +1,39 @@
+"""Study 11: which heads tell who gave the coffee, by patching their outputs from another sentence.
+
+Source: Mike X Cohen, "50 ML projects to understand LLMs", project 41, patching heads in indirect object identification.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from jaxqkv.studies.options import Options, Running, option, whole_number
+from jaxqkv.studies.study import Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadPatchingOptions(Options, Running):
+    """Options of `head-patching`."""
+
+    clean: str | None = option(None, "text that is edited, instead of the study's own", metavar="TEXT")
+    donor: str | None = option(None, "text of as many tokens that heads are taken from", metavar="TEXT")
+    answers: tuple[str, ...] = option(
+        (), "the two answers, a token each, with their leading spaces", metavar="WORD", several=True
+    )
+    pairs: Path | None = option(
+        None,
+        "file of pairs to average over: lines with clean text, donor, first and second answer, between tabs",
+        parse=Path,
+        metavar="FILE",
+    )
+    repeats: int = option(1, "shuffles of each head that figure 2 averages over", parse=whole_number(1), metavar="N")
+
+
+STUDY = Study(
+    name="head-patching",
+    title="Patching heads in indirect object identification",
+    models=("gpt2-large",),
+    demo="demo-gpt2",
+    options=HeadPatchingOptions,
+    modules=(f"{__name__}.run", f"{__name__}.figures"),
+)
+figure = STUDY.figure

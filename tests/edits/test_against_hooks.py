@@ -1,0 +1,170 @@
+"""Every edit at every field, against the same made by hooks in PyTorch, in float64."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIGS, random_ids, relative_error, write_folder
+from helpers.oracles import masked_batch
+
+import jaxqkv
+from jaxqkv import edits, metrics
+from jaxqkv.architectures.activations import FIELDS
+
+torch = pytest.importorskip("torch", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=ImportError)
+from helpers.hooks import hooked  # noqa: E402
+
+from jaxqkv.model import torch_reference  # noqa: E402
+
+# Of the largest value; the reference is in float64. Unedited models of these sizes are within 3e-6.
+LIMIT = 1e-5
+HEAD_FIELDS = FIELDS[:6]
+POS = 13
+MASK = np.ones((3, POS), bool)
+MASK[1, :4] = MASK[2, 9:] = False
+# Every third query and all but one of the keys; of one text others.
+POSITIONS = np.zeros((3, POS), bool)
+POSITIONS[:, ::2] = POSITIONS[1, 7] = True
+
+
+# Of each edit below, at which positions it is.
+LISTED = np.zeros((3, POS), bool)
+LISTED[:, [2, 11, 5]] = True
+AT = (LISTED, np.ones((3, POS), bool), POSITIONS, POSITIONS, POSITIONS, np.broadcast_to(POSITIONS[0], (3, POS)))
+
+
+def ready_made(field, donor):
+    """All six edits of a field, each on other heads and layers, and where they are, and how strong."""
+    if field in HEAD_FIELDS:
+        places = [{"heads": [(1, 3)]}, {"heads": [(0, 2), (2, 2)]}, {"heads": (0, 1)}, {"heads": [(1, 0), (2, 4)]}]
+        places += [{"heads": [(0, 4)]}, {"heads": np.eye(3, 5, dtype=bool)}]
+    else:
+        places = [{"layers": 1}, {"layers": [0, 2]}, {"layers": 0}, {"layers": 2}, {"layers": 1}, {"layers": [0, 1]}]
+    strength = np.random.default_rng(1).uniform(0.5, 1.5, (3, 5) if field in HEAD_FIELDS else 3)
+    several = [
+        edits.zero(**places[0], positions=[2, 11, 5]),
+        edits.scale(strength, **places[1]),
+        edits.mean(**places[2], positions=POSITIONS),
+        edits.replace(donor, **places[3], positions=POSITIONS),
+        edits.permute(7, **places[4], positions=POSITIONS),
+        edits.noise(8, 0.2, **places[5], positions=POSITIONS[0]),
+    ]
+    return several, (places, strength)
+
+
+class InNumPy:
+    """The same edits from their definitions, text by text and head by head; called as the hooks call."""
+
+    def __init__(self, field, several, about, donor, config):
+        self.field, self.several, (self.places, self.strength), self.config = field, several, about, config
+        self.donor = np.asarray(donor[field], np.float64)
+        self.has_heads, self.has_keys = field in HEAD_FIELDS, field in ("scores", "pattern")
+        seen = MASK[:, None] & MASK[:, :, None]
+        self.seen = np.tril(seen) if config.causal else seen
+
+    def __call__(self, field, layer, value):
+        if field != self.field:
+            return None
+        value = value.copy()
+        view = value if self.has_heads else value[:, None]
+        for number in range(len(self.several)):
+            before = view.copy()
+            for head, text in itertools.product(self.heads(number, layer), range(len(MASK))):
+                view[text, head] = self.changed(number, layer, head, text, before[text, head])
+        return value
+
+    def heads(self, number, layer):
+        """Which heads of a layer an edit changes; of a field without heads, one."""
+        place = self.places[number]
+        if "layers" in place:
+            return [0] if layer in np.atleast_1d(place["layers"]) else []
+        heads = np.asarray(place["heads"])
+        if heads.dtype == bool:
+            return np.flatnonzero(heads[layer])
+        return [head for at, head in heads.reshape(-1, 2) if at == layer]
+
+    def changed(self, number, layer, head, text, before):
+        if number >= 4:
+            return self.drawn(self.several[number], layer, head, text, before)
+        after = before.copy()
+        for p in np.flatnonzero(MASK[text] & AT[number][text]):
+            keys = np.flatnonzero(self.seen[text, p]) if self.has_keys else slice(None)
+            if number == 0:
+                after[p, keys] = 0
+            elif number == 1:
+                after[p, keys] *= self.strength[layer, head] if self.has_heads else self.strength[layer]
+            elif number == 2:
+                after[p, keys] = before[p, keys].mean() if self.has_keys else before[MASK[text]].mean(0)
+            else:
+                theirs = self.donor[layer, text]
+                after[p, keys] = (theirs[head] if self.has_heads else theirs)[p, keys]
+        return after
+
+    def drawn(self, edit, layer, head, text, before):
+        """What is random is learnt from the edit itself: where each element comes from, or what is added."""
+        shape = (len(MASK), self.config.n_head, *before.shape) if self.has_heads else (len(MASK), *before.shape)
+        site = edits.Site(jnp.int32(layer), MASK, self.seen)
+        place = (text, head) if self.has_heads else text
+        own = edit.placed(self.field, self.config, MASK.shape).at(np.int32(layer))
+        if hasattr(edit, "strength"):
+            return before + np.asarray(own(jnp.zeros(shape), site), np.float64)[place]
+        moved = np.asarray(own(jnp.broadcast_to(jnp.arange(before.size * 1.0).reshape(before.shape), shape), site))
+        return before.ravel()[moved[place].astype(int)]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request, tmp_path_factory):
+    """A PyTorch model in float64, the same here, a batch and a donor."""
+    config = CONFIGS[request.param]
+    torch_model = torch_reference.build(config, seed=1)
+    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    model = jaxqkv.load(write_folder(tmp_path_factory.mktemp("edits") / "x", config, tensors))
+    ids = random_ids(config, 3, POS)
+    donor = model.run(masked_batch(random_ids(config, 3, POS, seed=9), MASK), capture=FIELDS)
+    return torch_reference.double(torch_model), model, ids, donor
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_edit_of_every_field(field, pair):
+    torch_model, model, ids, donor = pair
+    if model.config.model_type in ("roberta", "distilbert") and field not in ("pattern", "mlp_out"):
+        return  # BERT's blocks, under other names
+    several, about = ready_made(field, donor)
+    change = InNumPy(field, several, about, donor, model.config)
+    expected = hooked(torch_model, model.config, ids, MASK, change)
+    unedited = hooked(torch_model, model.config, ids, MASK, lambda *_: None)
+    assert relative_error(expected["hidden"][MASK], unedited["hidden"][MASK]) > 0.05
+    found = model.run(masked_batch(ids, MASK), edit={field: several}, capture=expected.keys())
+    for name, values in expected.items():
+        assert relative_error(np.asarray(found[name])[MASK], values[MASK]) <= LIMIT, name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_a_sweep(name, tmp_path):
+    """Every head's z at 0, and from a donor, one hooked run each."""
+    config = CONFIGS[name]
+    torch_model = torch_reference.build(config, seed=1)
+    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    model, torch_model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors)), torch_reference.double(torch_model)
+    ids, others = (random_ids(config, 1, 7, seed=seed) for seed in (0, 1))
+    donor, theirs, mask = model.run(others, capture={"z"}), [], np.ones((1, 7), bool)
+    hooked(torch_model, config, others, mask, lambda field, layer, x: theirs.append(x.copy()) if field == "z" else None)
+    metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+    if config.has_logits:
+        metric = metrics.logit_difference(7, 5)
+    for edit, new in ((edits.zero, np.zeros_like(theirs)), (lambda heads: edits.replace(donor, heads), theirs)):
+        found = model.sweep(ids, edit, metric)
+        for layer, head in np.ndindex(3, 5):
+
+            def change(field, at, value, new=new, layer=layer, head=head):
+                if field == "z" and at == layer:
+                    value = value.copy()
+                    value[:, head] = new[layer][:, head]
+                    return value
+
+            outputs = hooked(torch_model, config, ids, mask, change)
+            last = outputs["logits" if config.has_logits else "hidden"][0, -1]
+            expected = last[7] - last[5] if config.has_logits else last[3]
+            assert abs(found[layer, head] - expected) <= LIMIT * np.abs(last).max()

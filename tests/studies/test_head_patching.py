@@ -1,0 +1,174 @@
+"""Study 11: every array of every figure against PyTorch with hooks, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from conftest import BERT, GPT2, changed, figures_of, random_tensors, write_folder, write_word_tokenizer
+from helpers.checkpoints import WORDS
+
+import jaxqkv
+from jaxqkv import edits
+from jaxqkv.cli.main import main
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.studies import head_patching
+from jaxqkv.studies.registry import study
+
+torch = pytest.importorskip("torch", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=ImportError)
+from helpers.hooks import hooked  # noqa: E402
+
+from jaxqkv.model import torch_reference  # noqa: E402
+
+CONFIG = changed(GPT2, initializer_range=0.2)
+# The second pair is shorter, so that its batch has pads.
+PAIRS = [
+    ("a cat saw her run home", "a her cat her run saw", " her", " home"),
+    ("a her saw her", "home her run her", " her", " cat"),
+]
+LAYER, SHAPE = 2, (3, 5)
+HEADS = list(np.ndindex(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
+
+
+@pytest.fixture(scope="module")
+def one(folder, tmp_path_factory):
+    """The figures of the first pair."""
+    clean, donor, *answers = PAIRS[0]
+    line = ["--clean", clean, "--donor", donor, "--answers", *answers, "--layer", str(LAYER), "--repeats", "2"]
+    return figures_of("head-patching", tmp_path_factory.mktemp("one"), folder, *line)
+
+
+@pytest.fixture(scope="module")
+def both(folder, tmp_path_factory):
+    """The figures of both pairs."""
+    base = tmp_path_factory.mktemp("both")
+    (base / "pairs.tsv").write_text("\n".join("\t".join(pair) for pair in PAIRS) + "\n")
+    return figures_of("head-patching", base, folder, "--pairs", str(base / "pairs.tsv"))
+
+
+class Hooked:
+    """The model in PyTorch: logits of the last position, z of a text, and both with a head's z changed."""
+
+    def __init__(self, folder):
+        self.model = jaxqkv.load(folder)
+        theirs = torch_reference.build(CONFIG, seed=0)
+        tensors = {key: torch.tensor(x) for key, x in random_tensors(CONFIG).items()}
+        theirs.transformer.load_state_dict(tensors, strict=False)
+        self.theirs = torch_reference.double(theirs)
+
+    def __call__(self, text, new=None, at=None, pos=slice(None)):
+        """Returns the last logits, and z `[layer, head, pos, head_dim]`; head `at` gets the values `new` at `pos`."""
+        ids, z = np.asarray(self.model.tokenize(text).ids), []
+
+        def change(field, layer, value):
+            if field != "z":
+                return None
+            z.append(value[0].copy())
+            if at is None or layer != at[0]:
+                return None
+            value = value.copy()
+            value[0, at[1], pos] = new[pos]
+            return value
+
+        logits = hooked(self.theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][0, -1]
+        return logits, np.stack(z)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return Hooked(folder)
+
+
+def score(logits, pair):
+    return logits[WORDS.index(pair[2])] - logits[WORDS.index(pair[3])]
+
+
+def patched(run, pair, pos=slice(None)):
+    """ΔIOI of every head with z from the donor."""
+    z, before = run(pair[1])[1], score(run(pair[0])[0], pair)
+    found = [score(run(pair[0], z[at], at, pos)[0], pair) - before for at in HEADS]
+    return np.array(found).reshape(SHAPE)
+
+
+def test_both_texts(one, both, run):
+    logits = [run(text)[0] for text in PAIRS[0][:2]]
+    for name, each in zip(("clean", "donor"), logits, strict=True):
+        np.testing.assert_allclose(one["1"][name], scipy.special.log_softmax(each), atol=1e-4)
+        assert one["1"][f"score_{name}"] == pytest.approx(score(each, PAIRS[0]), abs=1e-4)
+        side = ("clean", "donor").index(name)
+        mean = np.mean([score(run(pair[side])[0], pair) for pair in PAIRS])
+        assert both["1"][f"score_{name}"] == pytest.approx(mean, abs=1e-4)
+
+
+def test_shuffled_heads(one, run):
+    pair = PAIRS[0]
+    logits, z = run(pair[0])
+    before, mask = score(logits, pair), np.ones((1, 6), bool)
+    expected = np.zeros(SHAPE)
+    for (layer, head), seed in ((at, seed) for at in HEADS for seed in (0, 1)):
+        numbers = jnp.broadcast_to(jnp.arange(42.0).reshape(6, 7), (1, 5, 6, 7))
+        edit = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape).at(layer)
+        order = np.asarray(edit(numbers, edits.Site(layer, mask, None)))[0, head].astype(int)
+        new = z[layer, head].ravel()[order]
+        expected[layer, head] += (score(run(pair[0], new, (layer, head))[0], pair) - before) / 2
+    np.testing.assert_allclose(one["2"]["delta"], expected, atol=1e-4)
+    np.testing.assert_allclose(one["2"]["norm"], np.sqrt((z**2).sum((2, 3))), rtol=1e-4)
+
+
+def test_z_of_the_donor(one, run):
+    z = run(PAIRS[0][1])[1]
+    np.testing.assert_allclose(one["3a"]["z"], z[LAYER].swapaxes(0, 1), atol=1e-5)
+    np.testing.assert_allclose(one["3b"]["norm"], np.linalg.norm(z, axis=-1).mean(1), rtol=1e-4)
+    difference = z[:, :, 1] - z[:, :, 3]  # both " her"
+    np.testing.assert_allclose(one["4"]["difference"], difference, atol=1e-5)
+    sizes = np.sort(np.abs(difference).mean(-1), axis=1)
+    np.testing.assert_allclose(one["4"]["ratio"], sizes[:, 3:].mean(1) / sizes[:, :2].mean(1), rtol=1e-3)
+
+
+def test_patched_heads(one, both, run):
+    expected = patched(run, PAIRS[0])
+    np.testing.assert_allclose(one["5"]["delta"], expected, atol=1e-4)
+    gap = one["1"]["score_donor"] - one["1"]["score_clean"]
+    np.testing.assert_allclose(one["5"]["recovered"], one["5"]["delta"] / gap, rtol=1e-4)
+    assert set(one["5"]) == {"delta", "recovered"}
+    several = np.stack([expected, patched(run, PAIRS[1])])
+    np.testing.assert_allclose(both["5"]["delta"], several.mean(0), atol=1e-4)
+    # Of two pairs the resampled means are the smaller, the larger or between: the interval is from one to the other.
+    np.testing.assert_allclose(both["5"]["low"], several.min(0), atol=1e-4)
+    np.testing.assert_allclose(both["5"]["high"], several.max(0), atol=1e-4)
+
+
+def test_each_position(one, both, run):
+    for pos in (0, 3, 5):
+        expected = patched(run, PAIRS[0], slice(pos, pos + 1))
+        np.testing.assert_allclose(one["5-positions"]["delta"][:, :, pos], expected, atol=1e-4)
+    np.testing.assert_allclose(both["5-positions"]["delta"][:, :, 5], expected, atol=1e-4)  # a pad of the second pair
+    mean = (patched(run, PAIRS[0], slice(3, 4)) + patched(run, PAIRS[1], slice(3, 4))) / 2
+    np.testing.assert_allclose(both["5-positions"]["delta"][:, :, 3], mean, atol=1e-4)
+
+
+def test_refusals(folder, tmp_path, capsys):
+    def refuse(message, id="5", **options):
+        given = {"clean": PAIRS[0][0], "donor": PAIRS[0][1], "answers": PAIRS[0][2:]} | options
+        with pytest.raises(JaxqkvError, match=message):
+            head_patching.figure(id, model=folder, **{key: value for key, value in given.items() if value})
+
+    refuse(r"as many tokens, and have 6 and 2: 'a' ' cat' .*; 'a' ' cat'", donor="a cat")
+    refuse("--answers are two words, not 1", answers=[" her"])
+    refuse("' her home' is not one token", answers=[" her home", " cat"])
+    refuse("must have the token ' a' twice, and has it not at all", "4", answers=[" a", " cat"])
+    (tmp_path / "pairs.tsv").write_text("a cat\ta her\t her\n")
+    refuse("line 1 has 3 columns", pairs=tmp_path / "pairs.tsv", clean=None, donor=None, answers=None)
+    refuse("--pairs excludes", pairs=tmp_path / "pairs.tsv")
+    bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
+    line = ["figures", "head-patching", "--model", str(bert), "--clean", PAIRS[0][0], "--donor", PAIRS[0][1]]
+    main([*line, "--answers", *PAIRS[0][2:], "--arrays-only", "--out", str(tmp_path)])
+    assert {path.stem for path in (tmp_path / "head-patching").glob("*.npz")} == {"3a", "3b", "4"}
+    assert "bert has no next-token logits" in capsys.readouterr().err
+    assert len(study("head-patching").figures) == 7
