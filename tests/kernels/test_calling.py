@@ -92,7 +92,13 @@ def test_arrays_of_other_libraries(name, library):
 
     class Dlpack:
         def __init__(self, values):
-            self.__dlpack__, self.__dlpack_device__ = values.__dlpack__, values.__dlpack_device__
+            self.values = values
+
+        def __dlpack__(self, **options):
+            return self.values.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.values.__dlpack_device__()
 
     torch = pytest.importorskip("torch", exc_type=ImportError) if library == "torch" else None
     make = {"jax": jnp.asarray, "lists": lambda x: x.tolist(), "dlpack": Dlpack}
