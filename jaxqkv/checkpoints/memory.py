@@ -39,10 +39,13 @@ class MemoryCheckpoint(Checkpoint):
         given = {key: value if hasattr(value, "shape") else self._numpy(key, value) for key, value in tensors.items()}
         self.shapes = {key: tuple(value.shape) for key, value in given.items()}
         self.dtypes = {key: _stored(value) for key, value in given.items()}
-        needed = tables.resolve(config.table(), config.n_layer, self.shapes, self.where)
+        table = config.table()
+        needed = [*tables.resolve(table, config.n_layer, self.shapes, self.where).values()]
+        if table.masked:
+            needed += table.masked.find(table.prefix, self.shapes)[0].values()
         copies: dict[Any, np.ndarray] = {}  # of tied tensors there is one
         self._tensors = {}
-        for key in needed.values():
+        for key in needed:
             place = _place(given[key]) or key
             if place not in copies:
                 copies[place] = np.array(self._numpy(key, given[key]))

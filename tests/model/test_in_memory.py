@@ -69,6 +69,10 @@ def test_models_with_other_heads(name, head, torch, reference):
         expected = theirs.base_model(torch.tensor(ids).long()).last_hidden_state.numpy()
     model = jaxqkv.load(theirs)
     assert relative_error(model.hidden(ids), expected) <= MODEL_LIMIT
+    if head.endswith("ForMaskedLM"):
+        with torch.no_grad():
+            logits = theirs(torch.tensor(ids).long()).logits.numpy()
+        assert relative_error(model.logits(ids), logits) <= MODEL_LIMIT
     assert model.config == jaxqkv.load(reference.build(config, seed=1)).config
 
 
