@@ -172,7 +172,7 @@ def _order(given: argparse.Namespace, line: Line, study: Study) -> Order:
         if taken:
             raise errors.JaxqkvError(f"{taken[0]} is a figure of {study.name}; ids stand before --{name}")
     texts = getattr(given, "text", ())
-    note_words(texts if isinstance(texts, tuple) else ())  # a study may take one text alone
+    note_words(() if isinstance(texts, str) else texts)  # a study may take one text alone
     options = made(study.options, given)
     return Order(study, specs, options, made(Files, given), bool(given.ids), given, line)
 
