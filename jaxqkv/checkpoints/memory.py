@@ -135,7 +135,7 @@ def _stored(value: Any) -> str:
 
 
 def _place(value: Any) -> Any:
-    """What two names of one tensor of PyTorch have in common; None for other arrays."""
+    """Returns what two names of one tensor of PyTorch have in common; None for other arrays."""
     if not callable(getattr(value, "data_ptr", None)) or not callable(getattr(value, "stride", None)):
         return None
     return value.data_ptr(), tuple(value.shape), tuple(value.stride()), str(value.dtype), str(value.device)

@@ -127,7 +127,7 @@ class Weights(NamedWeights):
         return self._with_own_values(self._table.head)
 
     def _with_own_values(self, rules: tuple[tables.Rule, ...]) -> tuple[tables.Rule, ...]:
-        """Of the rule of an output embedding: itself, or nothing where it is the token embedding."""
+        """Returns the rule of an output embedding; none where it is the token embedding."""
         head = tuple(rule for rule in rules if rule.key in self._keys)
         if not head or not self._table.tied:
             return head

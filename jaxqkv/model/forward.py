@@ -40,6 +40,12 @@ def _embed(params: Params, batch: Batch, *, config: Architecture) -> Float[Array
     return config.embed(params, batch.ids, batch.positions, batch.token_types)
 
 
+def site_of(layer: Any, mask: Any, config: Architecture, inputs: Any = None) -> Site:
+    """Returns the site of a layer's values: a query sees real keys, in a causal model no later ones; pads see none."""
+    visible = visible_keys(jnp.asarray(mask), config.causal) & jnp.asarray(mask)[:, :, None]
+    return Site(jnp.asarray(layer), mask, visible, inputs)
+
+
 def _run_block(
     params: Params,
     x: Float[Array, "batch pos embed"],
@@ -55,9 +61,8 @@ def _run_block(
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
     """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
-    visible = visible_keys(mask, config.causal) & jnp.asarray(mask)[:, :, None]  # and pads see nothing
-    site = Site(jnp.asarray(layer), mask, visible, inputs)
-    x, attention = config.block(params, x, visible, layer, execution, Editing(edit or {}, site))
+    site = site_of(layer, mask, config, inputs)
+    x, attention = config.block(params, x, site.visible, layer, execution, Editing(edit or {}, site))
     if reduce is None:
         result = attention.select(capture)
     else:

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxqkv.architectures.attention import visible_keys
 from jaxqkv.architectures.base import Architecture, Params
-from jaxqkv.architectures.sites import Editing, Site
+from jaxqkv.architectures.sites import Editing
 from jaxqkv.metrics import Metric
 from jaxqkv.model import microbatches
 from jaxqkv.model.branches import Branches
-from jaxqkv.model.forward import _block, _embed
+from jaxqkv.model.forward import _block, _embed, site_of
 from jaxqkv.model.request import Progress
 from jaxqkv.model.sources import Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit
@@ -32,7 +31,7 @@ BRANCH_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is asked of a sweep, checked.
+    """A sweep that is asked for, checked.
 
     Attributes:
       branches: all of them, those of a layer together.
@@ -49,12 +48,6 @@ class Sweep:
     memory: int | None = None
     mesh: Mesh | None = None
     progress: Progress | None = None
-
-
-def site_of(layer: Any, mask: Any, config: Architecture) -> Site:
-    """Returns the site of a layer's values, without inputs."""
-    visible = visible_keys(jnp.asarray(mask), config.causal) & jnp.asarray(mask)[:, :, None]
-    return Site(jnp.asarray(layer), mask, visible)
 
 
 @jit(static_argnames=("config", "execution", "count"))

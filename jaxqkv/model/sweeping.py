@@ -95,13 +95,8 @@ def _said(progress: Progress | bool) -> Iterator[Progress | None]:
     if progress is not True:
         yield progress or None
         return
-    with console.bar(total=0, desc="branches") as bar:
-
-        def say(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield say
+    with console.counting_bar(total=0, desc="branches") as show:
+        yield show
 
 
 def _named(metric: Metrics) -> tuple[dict[str, Metric], bool]:

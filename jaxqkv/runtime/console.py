@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +54,18 @@ def bar(items: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     from tqdm import tqdm
 
     return tqdm(items, delay=1, disable=True if _quiet else None, **options)
+
+
+@contextlib.contextmanager
+def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar for a `with` block, and gives a function of how much is done and of how much there is in all."""
+    with bar(**options) as drawn:
+
+        def show(done: int, total: int) -> None:
+            drawn.total = total
+            drawn.update(done - drawn.n)
+
+        yield show
 
 
 def as_json(document: Any) -> str:

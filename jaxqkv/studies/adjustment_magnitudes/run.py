@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.errors import CorpusError
 from jaxqkv.figures.panels import plain
+from jaxqkv.runtime import console
 from jaxqkv.studies.adjustment_magnitudes import STUDY, AdjustmentMagnitudesOptions
 from jaxqkv.studies.layers import pick_layer
 from jaxqkv.studies.opening import load_model
-from jaxqkv.studies.progress import layer_progress
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
@@ -107,7 +107,7 @@ class AdjustmentMagnitudesRun(Run):
         """
         if not names:
             return {}
-        with layer_progress(self.model.config.n_layer) as progress:
+        with console.counting_bar(total=self.model.config.n_layer, desc="layers", unit="layer") as progress:
             kept = self.model.run(self.batch, reduce=norms, memory=MEMORY, progress=progress)
         return {"norms": np.asarray(kept)}
 

@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import merge_heads
 from jaxqkv.kernels import column_cosine, pearson
+from jaxqkv.runtime import console
 from jaxqkv.studies.category_selectivity import STUDY, CategorySelectivityOptions
 from jaxqkv.studies.category_selectivity.words import read_words
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
 from jaxqkv.studies.opening import load_model
-from jaxqkv.studies.progress import layer_progress
 from jaxqkv.studies.study import Run
 from jaxqkv.typing import AnyArray
 
@@ -107,7 +107,7 @@ class CategorySelectivityRun(OfOneLayer, Run):
             return {}
         batch = self.model.tokenize(self.texts, special_tokens=not self.config.causal)
         layers = range(self.config.n_layer) if "layers" in names else [self.layer]
-        with layer_progress(layers[-1] + 1) as progress:
+        with console.counting_bar(total=layers[-1] + 1, desc="layers", unit="layer") as progress:
             kept = self.model.run(
                 batch, reduce=word_statistics, inputs=self.positions, layers=list(layers), progress=progress
             )
@@ -124,5 +124,5 @@ class CategorySelectivityRun(OfOneLayer, Run):
 
     @property
     def at_position(self) -> str:
-        """What the captions of figures 2a and 2b say of where they look."""
+        """Returns what the captions of figures 2a and 2b say of where they look."""
         return " (as published: of the second token, the same in every text)" if self.as_published else ""

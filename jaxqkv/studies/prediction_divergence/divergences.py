@@ -64,7 +64,7 @@ class Norms(NamedTuple):
 
     @classmethod
     def of(cls, norms: Float[np.ndarray, "layer pos"]) -> "Norms":
-        """Of norms, in `BINS` bins."""
+        """Returns norms with the bin that each is in, of `BINS` in its layer."""
         hot = np.stack([one_hot(layer, BINS) for layer in norms])
         return cls(hot, norms - norms.mean(axis=1, keepdims=True))
 

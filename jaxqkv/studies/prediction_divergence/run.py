@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.errors import JaxqkvError, NotDrawable
+from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
 from jaxqkv.studies.opening import load_model
 from jaxqkv.studies.prediction_divergence import STUDY, PredictionDivergenceOptions
 from jaxqkv.studies.prediction_divergence.divergences import LayerTests, layer_tests
-from jaxqkv.studies.progress import layer_progress
 from jaxqkv.studies.stimuli import alice
 from jaxqkv.studies.study import Run
 from jaxqkv.text.reading import read_text
@@ -101,7 +101,7 @@ class PredictionDivergenceRun(OfOneLayer, Run):
         if not names:
             return {}
         capture = {"logits"} if set(names) == {"predicted"} else {"logits", "attn_out"}
-        with layer_progress(self.config.n_layer) as progress:
+        with console.counting_bar(total=self.config.n_layer, desc="layers", unit="layer") as progress:
             captured = self.model.run(self.ids[None], capture=capture, progress=progress)
         self.predicted = np.asarray(_most_probable(captured.logits))[self.first :]
         computed: dict[str, Any] = {"predicted": self.predicted}
