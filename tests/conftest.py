@@ -50,11 +50,21 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.text.tokenizer_files
     from jaxqkv.cli.main import main
 
+from jaxqkv.figures import drawers
+
+drawers.FIGURES_EACH = (
+    10**6
+)  # commands of the suite draw in its own process; tests/figures/test_drawers.py looks at others
+
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.distilbert import DistilBertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.architectures.roberta import RobertaConfig
 from jaxqkv.checkpoints.folder import save_checkpoint
+from jaxqkv.figures import drawers
+
+# The suite's commands draw in its own process; tests/figures/test_drawers.py looks at others.
+drawers.FIGURES_EACH = 10**6
 
 SIZES = {
     "vocab_size": 43,

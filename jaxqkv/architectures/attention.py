@@ -4,6 +4,7 @@ Shapes are those of the glossary in `activations.py`; leading axes are free, exc
 the functions work on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,9 +123,12 @@ def attend(
       upcast: compute scores and softmax in float32 at least; the pattern is of v's dtype again.
       edit: is called with each field as it is computed.
     """
-    if not sharded and jax.default_backend() == "cpu" and q.shape[-2] * k.shape[-2] >= SLICED_FROM:
-        return attend_sliced(q, k, v, visible, scale, upcast, edit)
-    return attend_whole(q, k, v, visible, scale, upcast, edit)
+    whole = functools.partial(attend_whole, scale=scale, upcast=upcast, edit=edit)
+    if sharded or q.shape[-2] * k.shape[-2] < SLICED_FROM:
+        return whole(q, k, v, visible)
+    sliced = functools.partial(attend_sliced, scale=scale, upcast=upcast, edit=edit)
+    attended: Attended = jax.lax.platform_dependent(q, k, v, jnp.asarray(visible), cpu=sliced, default=whole)
+    return attended
 
 
 def attend_whole(

@@ -5,9 +5,9 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxqkv import errors
 from jaxqkv.cli.output import about_run, note_words, say, show
@@ -17,6 +17,10 @@ from jaxqkv.runtime import console
 from jaxqkv.studies import registry
 from jaxqkv.studies.options import Options, option
 from jaxqkv.studies.study import FigureSpec, Run, Study
+
+if TYPE_CHECKING:
+    from jaxqkv.figures.displays import Display
+    from jaxqkv.figures.drawers import Drawers
 
 HELP = "draw the figures of a study"
 ALL = "all"
@@ -34,6 +38,12 @@ class Files:
     format: tuple[str, ...] = option((), "write these besides png", choices=FORMATS, several=True)
     arrays_only: bool = option(False, "write the .npz files and draw nothing")
     no_compilation_cache: bool = option(False, "do not keep XLA's compiled programs")
+
+    @property
+    def formats(self) -> list[str]:
+        """Formats of the pictures to draw."""
+        first, *others = FORMATS
+        return [] if self.arrays_only else [first, *(kind for kind in others if kind in self.format)]
 
 
 # --- arguments ---
@@ -124,6 +134,7 @@ class Order:
       asked: whether they were asked for one by one.
       given: the parsed command.
       line: the command.
+      drawers: the processes that draw.
     """
 
     study: Study
@@ -133,6 +144,7 @@ class Order:
     asked: bool
     given: argparse.Namespace
     line: Line
+    drawers: "Drawers"
 
     @property
     def folder(self) -> Path:
@@ -145,15 +157,19 @@ def run(given: argparse.Namespace, line: Line) -> int:
     if not given.studies:
         show(given, _catalogue(), lambda: "\n".join(f"{row['study']:24}{row['title']}" for row in _catalogue()))
         return 0
+    from jaxqkv.figures.drawers import Drawers
+
     documents, failed = [], []
-    for study in given.studies:
-        try:
-            documents.append(_draw_study(_order(given, line, study)))
-        except errors.JaxqkvError as error:
-            if len(given.studies) == 1:
-                raise
-            failed.append(study.name)
-            print(f"jaxqkv: {study.name}: {error}", file=sys.stderr)
+    count = sum(len(study.select(given.ids)) for study in given.studies) if made(Files, given).formats else 0
+    with Drawers(count) as drawers:
+        for study in given.studies:
+            try:
+                documents.append(_draw_study(_order(given, line, study, drawers)))
+            except errors.JaxqkvError as error:
+                if len(given.studies) == 1:
+                    raise
+                failed.append(study.name)
+                print(f"jaxqkv: {study.name}: {error}", file=sys.stderr)
     show(given, documents if given.study == ALL else documents[0], lambda: "")
     if failed:
         raise errors.JaxqkvError(f"{', '.join(failed)} cannot be drawn as asked for; the others are")
@@ -164,7 +180,7 @@ def _catalogue() -> list[dict[str, str]]:
     return [{"study": each.name, "title": each.title} for each in registry.studies()]
 
 
-def _order(given: argparse.Namespace, line: Line, study: Study) -> Order:
+def _order(given: argparse.Namespace, line: Line, study: Study, drawers: "Drawers") -> Order:
     specs = study.select(given.ids)
     for name in ("model", "compare"):  # they take several values, and figure ids after them too
         values = getattr(given, name, ())
@@ -174,7 +190,7 @@ def _order(given: argparse.Namespace, line: Line, study: Study) -> Order:
     texts = getattr(given, "text", ())
     note_words(() if isinstance(texts, str) else texts)  # a study may take one text alone
     options = made(study.options, given)
-    return Order(study, specs, options, made(Files, given), bool(given.ids), given, line)
+    return Order(study, specs, options, made(Files, given), bool(given.ids), given, line, drawers)
 
 
 def _join_job(options: Any) -> None:
@@ -250,26 +266,42 @@ def _draw_each(order: Order, record: Any, run: Run, reductions: Any) -> dict[str
     from jaxqkv.pages import gallery
     from jaxqkv.runtime.files import locked
 
-    files, options = order.files, order.options
-    formats = [] if files.arrays_only else [FORMATS[0], *(kind for kind in FORMATS[1:] if kind in files.format)]
+    options, formats = order.options, order.files.formats
     left_out: dict[str, str] = {}
     try:
-        for spec in console.bar(order.specs, desc="figures", unit="figure"):
-            begin = time.monotonic()
-            try:
-                display = spec.display(run, reductions)
-            except errors.NotDrawable as error:
-                left_out[spec.id] = str(error)
+        displays = _displays(order, record, run, reductions)
+        figures = order.drawers.drawn(displays, formats, options.theme, options.dpi)
+        begin, computed = time.monotonic(), record.computing
+        for (spec, reason), display, pictures in console.bar(
+            figures, total=len(order.specs), desc="figures", unit="figure"
+        ):
+            if display is None:
+                left_out[spec.id] = reason
                 if len(order.specs) > 1:
-                    print(f"jaxqkv: {spec.id} is not drawn: {error}", file=sys.stderr)
+                    print(f"jaxqkv: {spec.id} is not drawn: {reason}", file=sys.stderr)
                 continue
             if display.text:
                 say(display.text)
-            record.computing += time.monotonic() - begin
+            record.drawing = time.monotonic() - begin - (record.computing - computed)
             command = command_for(order.given, order.study, spec.id, order.line.before)
-            gallery.save_figure(display, spec, record, command, formats, options.theme, options.dpi)
+            gallery.save_figure(display, spec, record, command, dict(zip(formats, pictures, strict=True)))
     finally:  # an interrupted run leaves a page that shows what it finished
         if record.finished:
-            with locked(files.out):  # of several runs at once, the last one's page shows what all have finished
-                gallery.write_gallery(files.out, registry.studies())
+            with locked(order.files.out):  # of several runs at once, the last one's page shows what all have finished
+                gallery.write_gallery(order.files.out, registry.studies())
     return left_out
+
+
+def _displays(
+    order: Order, record: Any, run: Run, reductions: Any
+) -> "Iterator[tuple[tuple[FigureSpec, str], Display | None]]":
+    """Computes figure after figure; yields why not where one cannot be drawn."""
+    for spec in order.specs:
+        begin = time.monotonic()
+        reason, display = "", None
+        try:
+            display = spec.display(run, reductions)
+        except errors.NotDrawable as error:
+            reason = str(error)
+        record.computing += time.monotonic() - begin
+        yield (spec, reason), display

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from jaxqkv.errors import JaxqkvWarning, escaped, listed
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
     from matplotlib.text import Text
@@ -66,20 +67,24 @@ def _usual_font(char: str) -> str:
     return "Noto Emoji" if ord(char) >= FIRST_EMOJI else "the Noto Sans of its script"
 
 
-def _texts(figure: "Figure") -> Iterator["Text"]:
-    """Every text of a figure, those in tables and tick labels that are words among them."""
+def _texts(artist: "Artist") -> Iterator["Text"]:
+    """Yields every text of a figure or a part of it, but for tick labels that are numbers."""
+    from matplotlib.axis import Axis
     from matplotlib.table import Table
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(axis.get_major_formatter(), FixedFormatter):
-                axis.get_ticklabels()  # which have their words from now on
-    yield from figure.findobj(Text)
-    for table in figure.findobj(Table):
-        assert isinstance(table, Table)
-        yield from (cell.get_text() for cell in table.get_celld().values())
+    if isinstance(artist, Axis):  # whose ticks take long to make, and are made again when it is drawn
+        yield from (artist.label, artist.offsetText)
+        if not isinstance(artist.get_major_formatter(), LogFormatter | NullFormatter | ScalarFormatter):
+            yield from artist.get_ticklabels()
+        return
+    if isinstance(artist, Text):
+        yield artist
+    if isinstance(artist, Table):
+        yield from (cell.get_text() for cell in artist.get_celld().values())
+    for child in artist.get_children():
+        yield from _texts(child)
 
 
 def _is_math(text: "Text") -> bool:

@@ -1,13 +1,12 @@
 """Files: pictures, arrays and manifest that appear together and whole or not at all, one gallery page."""
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxqkv.figures.displays import Display
-from jaxqkv.figures.drawing import drawn, rendered, save_arrays
+from jaxqkv.figures.drawing import save_arrays
 from jaxqkv.figures.style import FORMATS
 from jaxqkv.pages import manifest
 from jaxqkv.pages.html import fill, write_page
@@ -53,39 +52,33 @@ def prepare_folder(out: Path, study: str) -> None:
         make_writable(out)
 
 
-def save_figure(
-    display: Display, spec: Listed, record: Record, command: str, formats: Sequence[str], theme: str, dpi: int
-) -> None:
+def save_figure(display: Display, spec: Listed, record: Record, command: str, pictures: Mapping[str, bytes]) -> None:
     """Writes `ID.npz`, a picture in each format, and the manifest that lists them, with the command that draws them.
 
     All are made before any takes its place, so that arrays, pictures and manifest are of one run;
     pictures of earlier runs in other formats are removed. Other runs' figures stay listed: no other
     process writes to the folder from the moment that the manifest is read.
+
+    Args:
+      display: the figure.
+      spec: its id and title.
+      record: of the run.
+      command: that draws it alone.
+      pictures: content of its files, by format.
     """
-    begin = time.monotonic()
-    folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *formats)]
-    pictures = draw(display, formats, theme, dpi)
+    folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *pictures)]
     with written(folder / spec.id, ADVICE), contextlib.ExitStack() as alone:
         with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *files, listing):
             save_arrays(display.arrays, arrays)
-            for file, picture in zip(files, pictures, strict=True):
+            for file, picture in zip(files, pictures.values(), strict=True):
                 file.write(picture)
             alone.enter_context(locked(folder))
             alone.enter_context(undisturbed())
-            record.drawing += time.monotonic() - begin
             entry = {"title": spec.title, "caption": display.caption, "files": names, "command": command}
             listing.write(record.manifest(spec.id, entry))
-        for kind in set(FORMATS) - set(formats):
+        for kind in set(FORMATS) - set(pictures):
             (folder / f"{spec.id}.{kind}").unlink(missing_ok=True)
         record.finished[spec.id] = entry
-
-
-def draw(display: Display, formats: Sequence[str], theme: str, dpi: int) -> list[memoryview]:
-    """The display, drawn once: the bytes of a file in each format."""
-    if not formats:
-        return []
-    figure = drawn(display, theme, dpi)
-    return [rendered(figure, kind, theme) for kind in formats]
 
 
 _BODY = """<h1>jaxqkv figures</h1>

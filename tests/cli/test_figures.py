@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.figures import style
+from jaxqkv.figures import drawers, style
 from jaxqkv.figures.displays import Display, head_grid
 from jaxqkv.figures.distributions import Bars, Dendrogram, Pie, StackedBars, Violins
 from jaxqkv.figures.panels import Image, Line, Lines
@@ -357,7 +357,7 @@ class TestWholeOrNotAtAll:
     def test_an_interrupted_run_keeps_what_it_finished(self, draw, monkeypatch, capsys):
         folder = draw("2a", "--dpi", "40")
         before = {path.name: path.read_bytes() for path in folder.glob("2a.*")}
-        original = gallery.draw
+        original = drawers.pictures
 
         def interrupt_2a(display, *arguments):
             assert not list(folder.glob(".*"))  # while it is drawn, nothing is half-written
@@ -365,7 +365,7 @@ class TestWholeOrNotAtAll:
                 raise KeyboardInterrupt
             return original(display, *arguments)
 
-        monkeypatch.setattr(gallery, "draw", interrupt_2a)
+        monkeypatch.setattr(drawers, "pictures", interrupt_2a)
         draw("1", "2a", "2d", "--dpi", "40", "--layer", "2", status=130)
         assert {path.name: path.read_bytes() for path in folder.glob("2a.*")} == before
         assert not (folder / "2d.npz").exists()

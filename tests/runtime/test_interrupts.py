@@ -15,6 +15,7 @@ from conftest import GPT2, arrays_of, random_tensors, write_folder
 
 from jaxqkv.cli.main import main
 from jaxqkv.figures.displays import Display
+from jaxqkv.figures.drawing import pictures
 from jaxqkv.figures.tables import Table
 from jaxqkv.pages import gallery
 from jaxqkv.pages.manifest import Record, listed_figures
@@ -164,7 +165,8 @@ def save(folder, id, about, size=3, formats=()):
     display = Display(arrays={"x": np.ones(size)}, panels=[[Table(heading=("a",), rows=[("b",)])]], caption="c",
                       size=(1, 1))  # fmt: skip
     spec = FigureSpec(id, id, lambda run: display)
-    gallery.save_figure(display, spec, record, "jaxqkv", formats, "light", 40)
+    made = dict(zip(formats, pictures(display, formats, "light", 40), strict=True))
+    gallery.save_figure(display, spec, record, "jaxqkv", made)
     return record
 
 
