@@ -12,6 +12,7 @@ On the host run only `freedman_diaconis_histogram`, the size of whose result dep
 """
 
 from jaxqkv.kernels.binned import bin_index, binned_moments, percentile_edges
+from jaxqkv.kernels.blockwise import AttentionStatistics, attention_statistics
 from jaxqkv.kernels.correlation import fisher_z, pearson, representational_similarity
 from jaxqkv.kernels.divergence import jensen_shannon
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, permute_entries, upper_density
@@ -33,8 +34,10 @@ from jaxqkv.kernels.weights import (
 
 __all__ = [
     "GROUPS",
+    "AttentionStatistics",
     "DistributionShape",
     "Sample",
+    "attention_statistics",
     "bin_index",
     "binned_moments",
     "bootstrap_interval",

@@ -31,6 +31,7 @@ def exchanged(swaps, data):
 PATTERN = np.tril(GENERATOR.random((2, 3, 5, 5))).astype(np.float32)
 # The arrays and the settings that each kernel is called with.
 CALLS = {
+    "attention_statistics": ((Q, K, MASK[[0, 0]]), {"causal": True}),
     "bootstrap_interval": ((MATRIX, KEY), {"n_unit": 11, "samples": 19}),
     "bin_index": ((MATRIX, EDGES), {}),
     "binned_moments": ((MATRIX[0], np.arange(15, dtype=np.int32) % 4), {"n_bin": 3}),
