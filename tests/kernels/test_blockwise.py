@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxqkv
 from jaxqkv import kernels
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels import blockwise
