@@ -142,6 +142,22 @@ class Architecture(Config):
         """Whether `unembedding` returns."""
         return type(self).unembedding is not Architecture.unembedding
 
+    def final_norm(self, params: Params) -> tuple[Float[Array, "embed"], Float[Array, "embed"]]:
+        """Returns scale and bias of the layer norm between a sum of all that was written and the output embedding.
+
+        Args:
+          params: of what comes after the last block.
+
+        Raises:
+          JaxqkvError: where logits do not follow from such a norm: blocks normalise the residual stream itself.
+        """
+        raise JaxqkvError(f"the logits of {self.model_type} do not follow from one final norm of a sum")
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether `final_norm` returns: blocks add to a residual stream, which is normalised once at the end."""
+        return type(self).final_norm is not Architecture.final_norm
+
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""
         return self.head_dim**-0.5

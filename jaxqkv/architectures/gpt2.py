@@ -181,6 +181,10 @@ class GPT2Config(Architecture):
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
 
+    def final_norm(self, params: Params) -> tuple[Float[Array, "embed"], Float[Array, "embed"]]:
+        """Returns scale and bias of `ln_f`."""
+        return params["ln_f"]["scale"], params["ln_f"]["bias"]
+
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0

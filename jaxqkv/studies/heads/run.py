@@ -1,0 +1,118 @@
+"""The run of the study: the checkpoint and its texts; what figures take of them is computed in their files."""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxqkv.checkpoints.weights import Weights
+from jaxqkv.errors import JaxqkvError, NotDrawable, NoTokenizer
+from jaxqkv.figures.panels import plain
+from jaxqkv.studies.heads import STUDY, HeadsOptions
+from jaxqkv.studies.opening import load_model
+from jaxqkv.studies.pairs import Pair, chosen_pair
+from jaxqkv.studies.stimuli import stimuli
+from jaxqkv.studies.study import Run
+from jaxqkv.text.batches import Batch
+
+Value = TypeVar("Value")
+# What figures take, by name: functions of the run.
+REDUCTIONS: dict[str, Callable[["HeadsRun"], Any]] = {}
+
+
+def reduction(function: Callable[["HeadsRun"], Value]) -> Callable[["HeadsRun"], Value]:
+    """Makes the decorated function a reduction: figures that have a parameter of its name are given its result.
+
+    It is called once for all figures. If it raises `NotDrawable`, so does `needed`.
+    """
+    REDUCTIONS[function.__name__] = function
+    return function
+
+
+def needed(found: Any) -> Any:
+    """Returns what a reduction has returned.
+
+    Raises:
+      NotDrawable: if that is why there is nothing.
+    """
+    if isinstance(found, NotDrawable):
+        raise found
+    return found
+
+
+@STUDY.computation
+class HeadsRun(Run):
+    """The checkpoint, and the texts that figures run.
+
+    Attributes:
+      options: of the study.
+      model: reads weights and tokenizer when it is run.
+      weights: the checkpoint's, in float32.
+      config: its sizes.
+      name: of the checkpoint.
+    """
+
+    def __init__(self, options: HeadsOptions, folder: Path | None = None):
+        self.options = options
+        self.model = load_model(options, STUDY)
+        self.weights = Weights(self.model.checkpoint)
+        self.config = self.model.config
+        self.name = self.model.checkpoint.name
+        if options.layer is not None and not 0 <= options.layer < self.config.n_layer:
+            raise JaxqkvError(f"--layer {options.layer}: the layers of {self.name} are 0 to {self.config.n_layer - 1}")
+        self.pair: Pair = chosen_pair(options, options.demo)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the manifest says of this run."""
+        texts = {"text": self.text, "clean": self.pair.clean, "donor": self.pair.donor}
+        about = {"answers": list(self.pair.answers), "null": self.options.null, "raw": self.options.raw}
+        return {"checkpoint": [self.model.checkpoint.identity()], **texts, **about}
+
+    def compute(self, names: Collection[str]) -> Mapping[str, Any]:
+        """Returns what figures take, by its name; the error in the place of what cannot be computed."""
+        computed: dict[str, Any] = {}
+        for name in sorted(names):
+            try:
+                computed[name] = REDUCTIONS[name](self)
+            except (NotDrawable, NoTokenizer) as error:
+                computed[name] = NotDrawable(str(error))
+        return computed
+
+    @property
+    def label(self) -> str:
+        """The checkpoint, for a title."""
+        return plain(self.name)
+
+    @property
+    def text(self) -> str:
+        """The text that is run where a figure says no other."""
+        return stimuli("attention_scores/purple.txt")[0] if self.options.text is None else self.options.text
+
+    @cached_property
+    def batch(self) -> Batch:
+        """That text as ids; for a model that sees both ways, with the tokenizer's special tokens.
+
+        Raises:
+          NotDrawable: if the study's own text does not fit the model.
+        """
+        return self.fit(self.options.text is None, lambda: self.tokenize(self.text))
+
+    def tokenize(self, *texts: str) -> Batch:
+        """Returns texts as a batch; for a model that sees both ways, with the tokenizer's special tokens."""
+        return self.model.tokenize(texts, special_tokens=not self.config.causal)
+
+    @staticmethod
+    def fit(own: bool, make: Callable[[], Value]) -> Value:
+        """Returns `make()`, whose error leaves a figure out where it is about the study's `own` stimulus.
+
+        Raises:
+          NotDrawable: in the place of an error about the study's own stimulus; else the error itself.
+        """
+        try:
+            return make()
+        except NoTokenizer:
+            raise
+        except JaxqkvError as error:
+            if not own:
+                raise
+            raise NotDrawable(f"{error}; choose another") from None
