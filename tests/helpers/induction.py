@@ -2,9 +2,9 @@
 
 The residual stream holds three vectors of `SIZE` numbers, each beside its negative so that their mean is 0: the token,
 the position, and the previous token, which head `PREVIOUS` of layer 0 writes there. Head `INDUCTION` of layer 1 looks
-for its own token among the previous ones, and writes the token that it finds in the place of its own token. The
-scales of the norms are uneven, and what they and their biases do to these two heads is undone in the heads' weights. All
-other heads are random, and write almost nothing.
+for its own token among the previous ones, and writes the token that it finds in the place of its own. The norms have
+uneven scales and biases, and the weights of these two heads undo both. All other heads are random, and write almost
+nothing.
 """
 
 import numpy as np
