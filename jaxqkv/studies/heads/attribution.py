@@ -81,7 +81,7 @@ def contributions(model: Model, batch: Batch, answers: Sequence[int]) -> Contrib
         mlp=of(found["mlp_out"].swapaxes(0, 1)),
         embedding=of(found["resid_pre"][:1].swapaxes(0, 1))[:, 0],
         bias=of(np.broadcast_to(written, (len(residual), *written.shape))).sum(axis=1) + shift @ direction,
-        total=np.asarray(config.final(final, residual)) @ direction,
+        total=np.asarray(config.final(final, jnp.asarray(residual)[:, None]))[:, 0] @ direction,
     )
 
 
@@ -142,8 +142,8 @@ def _all_parts(found: Contributions) -> Lines:
     sums = [found.embedding, found.head.sum(axis=(1, 2)), found.mlp.sum(axis=1), found.bias, found.total]
     places = np.arange(len(names))
     lines = [
-        Line(x=places, y=values, label=name, color=COLORS[name], marker="s", linestyle="", size=9)
-        for name, values in zip(TEXTS, np.stack(sums, axis=1), strict=True)
+        Line(x=places + beside, y=values, label=name, color=COLORS[name], marker="s", linestyle="", size=9)
+        for name, values, beside in zip(TEXTS, np.stack(sums, axis=1), (-0.1, 0.1), strict=True)
     ]
     ends = (-0.5, len(names) - 0.5)
     return Lines(
