@@ -201,7 +201,7 @@ class TestNull:
             return {"mean": np.full((2, 3), checkpoint.tensor("wte.weight").mean(), np.float32)}
 
         def ask(count, config=GPT2, **about):
-            return null.null_values(config, count, statistics, kind="mean 1", **about)["mean"]
+            return null.null_values(config, count, statistics, statistics="mean", **about)["mean"]
 
         return ask, seeds, tmp_path / "nulls"
 
@@ -235,13 +235,13 @@ class TestNull:
             return {"mean": np.zeros((1, 1))}
 
         with pytest.raises(KeyboardInterrupt):
-            null.null_values(GPT2, 2, statistics, kind="mean 1")
+            null.null_values(GPT2, 2, statistics, statistics="mean")
         assert not list(tmp_path.rglob("*.npz"))
 
     def test_a_cache_that_cannot_be_written_is_said(self, monkeypatch, tmp_path, capsys):
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("JAXQKV_CACHE", str(tmp_path / "file"))
-        found = null.null_values(GPT2, 1, lambda checkpoint: {"mean": np.ones((1, 1))}, kind="mean 1")
+        found = null.null_values(GPT2, 1, lambda checkpoint: {"mean": np.ones((1, 1))}, statistics="mean")
         assert found["mean"].tolist() == [[[1]]]
         assert "the values of fresh checkpoints are not kept" in capsys.readouterr().err
 
@@ -255,7 +255,7 @@ class TestNull:
 
     def test_a_config_that_does_not_say_how(self):
         with pytest.raises(JaxqkvError, match="initializer_range is missing"):
-            null.null_values(changed(GPT2, initializer_range=None), 1, lambda checkpoint: {}, kind="mean 1")
+            null.null_values(changed(GPT2, initializer_range=None), 1, lambda checkpoint: {}, statistics="mean")
 
 
 # --- attribution ---

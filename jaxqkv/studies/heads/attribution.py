@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
-from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, head_map
@@ -18,6 +17,7 @@ from jaxqkv.kernels import attribution as attribution_kernel
 from jaxqkv.model.model import Model
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
 
 TEXTS = ("clean", "donor")
@@ -59,7 +59,7 @@ def contributions(model: Model, batch: Batch, answers: Sequence[int]) -> Contrib
     Raises:
       NotDrawable: where logits do not follow from one final norm of a sum, naming the architecture.
     """
-    config, weights = model.config, Weights(model.checkpoint)
+    config, weights = model.config, wide_weights(model)
     check_final_norm(model)
     final = weights.final(unembedding=False)
     scale, shift = config.final_norm(final)

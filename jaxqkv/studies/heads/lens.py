@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.panels import Image, plain
 from jaxqkv.kernels import logit_lens
@@ -15,6 +14,7 @@ from jaxqkv.runtime import console
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.attribution import check_final_norm
 from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
 
 # The last positions whose tokens are written into their cells, and how many characters of each.
@@ -35,7 +35,7 @@ def read_streams(model: Model, batch: Batch) -> Lens:
       NotDrawable: where logits do not follow from one final norm of a sum, naming the architecture.
     """
     check_final_norm(model)
-    config, weights = model.config, Weights(model.checkpoint)
+    config, weights = model.config, wide_weights(model)
     scale, shift = config.final_norm(weights.final(unembedding=False))
     unembedding = jnp.asarray(weights.W_U.T)
     rows = []

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.panels import Image, Line, Lines, Panel, extremes
@@ -18,6 +17,7 @@ from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
 from jaxqkv.studies.heads.types import map_of_heads
+from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
 
 # Layers that are drawn, and the percentile of a map's values that its colours end at: a few are far larger.
@@ -59,7 +59,7 @@ def measure_norms(model: Model, batch: Batch) -> Norms:
     """
     if batch.ids.shape[1] < 2:
         raise NotDrawable("what later tokens take from the first needs a text of 2 tokens or more")
-    weights, layers = Weights(model.checkpoint), model.layerwise(batch, {"pattern", "v"})
+    weights, layers = wide_weights(model), model.layerwise(batch, {"pattern", "v"})
     rows = []
     for layer, attention in console.bar(layers, total=model.config.n_layer, desc="layers", unit="layer"):
         pattern, v = (getattr(attention, name)[0] for name in ("pattern", "v"))

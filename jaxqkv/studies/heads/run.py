@@ -5,11 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import CheckpointError, JaxqkvError, NotDrawable, NoTokenizer
 from jaxqkv.figures.panels import plain
 from jaxqkv.studies.heads import STUDY, HeadsOptions
-from jaxqkv.studies.opening import load_model
+from jaxqkv.studies.opening import load_model, wide_weights
 from jaxqkv.studies.pairs import Pair, chosen_pair
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
@@ -55,7 +54,7 @@ class HeadsRun(Run):
     def __init__(self, options: HeadsOptions, folder: Path | None = None):
         self.options = options
         self.model = load_model(options, STUDY)
-        self.weights = Weights(self.model.checkpoint)
+        self.weights = wide_weights(self.model)
         self.config = self.model.config
         self.name = self.model.checkpoint.name
         if options.layer is not None and not 0 <= options.layer < self.config.n_layer:

@@ -26,8 +26,8 @@ from jaxqkv.text.corpora import digest
 TEXTS, TOKENS = 32, 25
 # Kinds of heads that fresh checkpoints are the null of, and those that are compared with a text without a repetition.
 KINDS, REPEATING = ("previous", "duplicate", "induction"), ("duplicate", "induction")
-# Name and version of what is kept of fresh checkpoints; another when the statistic changes.
-VERSION = "types 1"
+# Raised when types are computed otherwise, so that those of fresh checkpoints are computed again.
+VERSION = 1
 
 
 class Repeated(NamedTuple):
@@ -140,8 +140,8 @@ def measure_types(model: Model, seed: int, null: int) -> Types:
             found = types_of(Model(checkpoint, dtype=dtype, stream=True), given.texts)
             return {kind: getattr(found, kind).mean(axis=0) for kind in KINDS}
 
-        about = {"ids": digest(given.texts.tolist()), "dtype": str(dtype)}
-        values = null_values(model.config, null, statistics, kind=VERSION, **about)
+        about = {"statistics": "types", "version": VERSION, "ids": digest(given.texts.tolist()), "dtype": str(dtype)}
+        values = null_values(model.config, null, statistics, **about)
         q_value = {kind: null_q(getattr(said_twice, kind).mean(axis=0), values[kind]) for kind in KINDS}
     return Types(given, said_twice, control, low, high, q_value)
 
