@@ -389,7 +389,7 @@ def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):
     with pytest.raises(NotDrawable, match=r"the model's 17 positions; .*; choose --text"):
         heads.figure("norms", model=gpt2)
     with pytest.raises(NotDrawable, match=r"' Mike' is not one token .*; choose --answers"):
-        heads.figure("attribution", model=gpt2, clean=CLEAN, donor=DONOR)
+        heads.figure("attribution", model="demo-gpt2")
     with pytest.raises(JaxqkvError, match="the model's 17 positions") as caught:
         heads.figure("norms", model=gpt2, text=" w1" * 18)
     assert not isinstance(caught.value, NotDrawable)
