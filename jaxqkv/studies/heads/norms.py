@@ -19,6 +19,7 @@ from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
 from jaxqkv.studies.heads.types import map_of_heads
 from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
+from jaxqkv.typing import AnyArray
 
 # Layers that are drawn, and the percentile of a map's values that its colours end at: a few are far larger.
 DRAWN, LARGEST = 4, 98
@@ -42,7 +43,7 @@ class Norms(NamedTuple):
 def _of_layer(
     pattern: Float[Array, "head query key"],
     v: Float[Array, "head key head_dim"],
-    output: Float[Array, "head head_dim embed"],
+    output: Float[AnyArray, "head head_dim embed"],
 ) -> tuple[Array, ...]:
     """Returns what `Norms` has, of one layer."""
     pattern = pattern.astype(jnp.float32)
