@@ -145,7 +145,7 @@ class Architecture(Config):
         """Whether `unembedding` returns."""
         return type(self).unembedding is not Architecture.unembedding
 
-    def final_norm(self, params: Params) -> tuple[Float[Array, "embed"], Float[Array, "embed"]]:
+    def final_norm(self, params: Params) -> tuple[Float[AnyArray, "embed"], Float[AnyArray, "embed"]]:
         """Returns scale and bias of the layer norm between a sum of all that was written and the output embedding.
 
         Args:

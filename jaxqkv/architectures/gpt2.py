@@ -182,7 +182,7 @@ class GPT2Config(Architecture):
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
 
-    def final_norm(self, params: Params) -> tuple[Float[Array, "embed"], Float[Array, "embed"]]:
+    def final_norm(self, params: Params) -> tuple[Float[AnyArray, "embed"], Float[AnyArray, "embed"]]:
         """Returns scale and bias of `ln_f`."""
         return params["ln_f"]["scale"], params["ln_f"]["bias"]
 

@@ -27,7 +27,9 @@ from jaxqkv.kernels.correlation import fisher_z, pearson, representational_simil
 from jaxqkv.kernels.divergence import jensen_shannon, pattern_divergence
 from jaxqkv.kernels.groups import GROUPS, column_correlation, group_densities, permute_entries, upper_density
 from jaxqkv.kernels.histograms import counts, density, density_by_group, freedman_diaconis_histogram, require_finite
+from jaxqkv.kernels.logits import attribution, logit_lens
 from jaxqkv.kernels.moments import moments
+from jaxqkv.kernels.patterns import HeadTypes, head_types, weighted_attention
 from jaxqkv.kernels.regression import linear_regression
 from jaxqkv.kernels.resampling import bootstrap_interval, exchange_null, permutation_null, permutation_p
 from jaxqkv.kernels.scores import Sample, causal_samples, first_and_last, last_token_scores
@@ -46,7 +48,9 @@ __all__ = [
     "GROUPS",
     "Circuit",
     "DistributionShape",
+    "HeadTypes",
     "Sample",
+    "attribution",
     "bin_index",
     "binned_moments",
     "bootstrap_interval",
@@ -69,10 +73,12 @@ __all__ = [
     "head_pair_densities",
     "head_pair_masks",
     "head_similarity",
+    "head_types",
     "jensen_shannon",
     "ks_normal",
     "last_token_scores",
     "linear_regression",
+    "logit_lens",
     "moments",
     "neighbour_correlations",
     "ov_circuit",
@@ -90,5 +96,6 @@ __all__ = [
     "student_t",
     "subspace_overlap",
     "upper_density",
+    "weighted_attention",
     "welch_t",
 ]

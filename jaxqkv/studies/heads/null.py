@@ -24,7 +24,7 @@ Statistics = Callable[[Checkpoint], Mapping[str, Float[np.ndarray, "layer head"]
 
 
 def null_values(
-    config: Config, count: int, statistics: Statistics, **about: Any
+    config: Config, count: int, compute: Statistics, **about: Any
 ) -> dict[str, Float[np.ndarray, "seed layer head"]]:
     """Returns statistics of freshly initialised checkpoints of a config, with the seeds 0 … count − 1.
 
@@ -34,7 +34,7 @@ def null_values(
     Args:
       config: of the checkpoint that they are compared with.
       count: how many, from 1 up.
-      statistics: arrays by name, of a checkpoint.
+      compute: of a checkpoint, the statistics by name.
       about: all that decides the values besides the config, as JSON has it: name and version of the statistics, a
         digest of the tokens, dtype.
 
@@ -42,13 +42,13 @@ def null_values(
       CheckpointError: for a config that does not say how weights are initialised.
     """
     sizes = {"model_type": config.model_type, **dataclasses.asdict(config)}
-    key = {"version": VERSION, "config": sizes, "precision": precision(), **about}
+    key = {"version": VERSION, "config": sizes, "precision": precision(), "about": about}
     path = cache_folder() / "nulls" / f"{digest(key)[:32]}.npz"
     kept = recall(path) or {}
     done = min(map(len, kept.values()), default=0)
     seeds = range(done, count)
     fresh = [
-        statistics(FreshCheckpoint(f"random:{config.model_type}", config, seed))
+        compute(FreshCheckpoint(f"random:{config.model_type}", config, seed))
         for seed in console.bar(seeds, desc="fresh checkpoints", unit="checkpoint")
     ]
     if fresh:

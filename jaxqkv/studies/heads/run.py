@@ -5,11 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxqkv.checkpoints.weights import Weights
-from jaxqkv.errors import JaxqkvError, NotDrawable, NoTokenizer
+from jaxqkv.errors import CheckpointError, JaxqkvError, NotDrawable, NoTokenizer
 from jaxqkv.figures.panels import plain
 from jaxqkv.studies.heads import STUDY, HeadsOptions
-from jaxqkv.studies.opening import load_model
+from jaxqkv.studies.opening import load_model, wide_weights
 from jaxqkv.studies.pairs import Pair, chosen_pair
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
@@ -55,7 +54,7 @@ class HeadsRun(Run):
     def __init__(self, options: HeadsOptions, folder: Path | None = None):
         self.options = options
         self.model = load_model(options, STUDY)
-        self.weights = Weights(self.model.checkpoint)
+        self.weights = wide_weights(self.model)
         self.config = self.model.config
         self.name = self.model.checkpoint.name
         if options.layer is not None and not 0 <= options.layer < self.config.n_layer:
@@ -95,24 +94,45 @@ class HeadsRun(Run):
         Raises:
           NotDrawable: if the study's own text does not fit the model.
         """
-        return self.fit(self.options.text is None, lambda: self.tokenize(self.text))
+        return self._fitting(self.options.text, lambda: self.tokenize(self.text), "--text")
+
+    @cached_property
+    def pair_batch(self) -> Batch:
+        """The clean text and the donor as ids.
+
+        Raises:
+          NotDrawable: if the study's own do not fit the model.
+        """
+        given = self.options.clean or self.options.donor
+        return self._fitting(given, lambda: self.tokenize(self.pair.clean, self.pair.donor), "--clean and --donor")
+
+    @cached_property
+    def answers(self) -> tuple[int, int]:
+        """The tokens of the two answers.
+
+        Raises:
+          NotDrawable: if the study's own are not one token each.
+        """
+        one, two = self.pair.answers
+        single = self.model.tokenizer.single_token
+        return self._fitting(self.options.answers, lambda: (single(one), single(two)), "--answers")
 
     def tokenize(self, *texts: str) -> Batch:
         """Returns texts as a batch; for a model that sees both ways, with the tokenizer's special tokens."""
         return self.model.tokenize(texts, special_tokens=not self.config.causal)
 
     @staticmethod
-    def fit(own: bool, make: Callable[[], Value]) -> Value:
-        """Returns `make()`, whose error leaves a figure out where it is about the study's `own` stimulus.
+    def _fitting(given: Any, make: Callable[[], Value], options: str) -> Value:
+        """Returns `make()` of a stimulus, `given` by options or the study's own.
 
         Raises:
-          NotDrawable: in the place of an error about the study's own stimulus; else the error itself.
+          NotDrawable: in the place of an error about the study's own, naming the options; else the error itself.
         """
         try:
             return make()
-        except NoTokenizer:
+        except CheckpointError:
             raise
         except JaxqkvError as error:
-            if not own:
+            if given:
                 raise
-            raise NotDrawable(f"{error}; choose another") from None
+            raise NotDrawable(f"{error}; choose {options}") from None

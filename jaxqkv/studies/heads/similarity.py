@@ -70,7 +70,7 @@ def figure_similarity(run: HeadsRun, similarity: Any) -> Display:
         others = values[apart]  # of a head with itself there is nothing to see
         largest = float(np.nanmax(np.abs(others))) if np.isfinite(others).any() else 1.0
         image = Image(values=values, cmap="RdBu_r" if signed else "viridis", vmin=-largest if signed else 0.0,
-                      vmax=largest or 1.0, aspect="equal", title=title, colorbar=label, **ticks)  # fmt: skip
+                      vmax=largest or 1.0, title=title, colorbar=label, **ticks)  # fmt: skip
         panels.append(image)
     strip = {"values": (order // n_head)[None], "cmap": "plasma", "yticks": (), "xticks": (), "colorbar": "Layer"}
     strips = [Image(**strip, xlabel="Heads, those of similar $\\mathbf{W_{QK}}$ side by side") for _ in range(2)]
@@ -84,5 +84,5 @@ def figure_similarity(run: HeadsRun, similarity: Any) -> Display:
         f"attention patterns on the text, mean over queries from 1 on. Weights {layers.words}. Heads in the order of "
         "Ward's clustering by W_QK, with their layers below; colours to the largest value of two different heads. None "
         "of these depends on the basis inside a head, or on b_K, as the cosines of single columns do.",
-        size=(12, 11),
+        size=(12, 10.8),
     )
