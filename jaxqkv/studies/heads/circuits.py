@@ -128,9 +128,10 @@ def figure_copying(run: HeadsRun, copying: Any) -> Display:
         panels=[panels],
         title=f"Copying by the heads of {run.label}",
         caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map from "
-        "the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens makes "
-        f"itself more probable, −1 if less. Weights {Layers(run.weights, run.options.raw).words}. After the first "
-        f"layer the token embedding is only a part of what a head reads.{tested}",
+        "the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
+        "makes itself more probable, −1 if less. "
+        f"Weights {Layers(run.weights, run.options.raw).words}. After the first layer the token embedding is only a "
+        f"part of what a head reads.{tested}",
         size=(11, 4.5),
     )
 
@@ -182,9 +183,9 @@ def figure_spectra(run: HeadsRun, spectra: Any) -> Display:
         arrays=found._asdict(),
         panels=panels,
         title=run.label,
-        caption="Largest singular value σ and effective rank, exp of the entropy of σ/Σσ, of W_QK = W_Q W_Kᵀ / √head_dim "
-        f"and W_OV = W_V W_O of every head of {run.name}; weights {Layers(run.weights, run.options.raw).words}. A rank "
-        f"is at most head_dim = {run.config.head_dim}.",
+        caption="Largest singular value σ and effective rank, exp of the entropy of σ/Σσ, of W_QK = W_Q W_Kᵀ / "
+        f"√head_dim and W_OV = W_V W_O of every head of {run.name}. "
+        f"Weights {Layers(run.weights, run.options.raw).words}. A rank is at most head_dim = {run.config.head_dim}.",
         size=(11, 8),
     )
 
@@ -264,8 +265,8 @@ def figure_composition(run: HeadsRun, composition: Any) -> Display:
         panels=[images],
         title=f"How the heads of {run.label} go together",
         caption="How much of what an earlier head writes (column) is what a later one reads as query, key or value "
-        f"(row), of all heads of {run.name} in the order of layers: ‖W_OV W_QK‖ / (‖W_OV‖ ‖W_QK‖) for Q, with W_QKᵀ for "
-        "K and the later head's W_OV for V, minus the root mean square of random directions, "
+        f"(row), of all heads of {run.name} in the order of layers: ‖W_OV W_QK‖ / (‖W_OV‖ ‖W_QK‖) for Q, with W_QKᵀ "
+        "for K and the later head's W_OV for V, minus the root mean square of random directions, "
         f"{baseline:.4f}. Weights {layers.words}. Colours to the {100 * SHOWN:g}th percentile of absolute values. "
         f"Largest (layer.head): {'; '.join(said)}.",
         size=(16, 5.6),

@@ -16,6 +16,7 @@ from jaxqkv.studies.heads.layers import KEEP_BYTES, Heads, Layers, number_of_pai
 from jaxqkv.text.batches import Batch
 
 Rows = Float[Array, "inner embed"]
+ThreeRows = Float[Array, "three_inner embed"]
 
 
 class Composition(NamedTuple):
@@ -27,7 +28,7 @@ class Composition(NamedTuple):
 
 
 @jit
-def _sides(heads: Heads) -> tuple[Rows, Rows]:
+def _sides(heads: Heads) -> tuple[Rows, ThreeRows]:
     """Returns what later layers need of a layer's heads; and what the three compositions with earlier ones need."""
     qk, ov = heads.qk, heads.ov
     readers = [one_side(*qk), one_side(qk.right, qk.left), one_side(*ov)]
@@ -35,7 +36,7 @@ def _sides(heads: Heads) -> tuple[Rows, Rows]:
 
 
 @jit(static_argnames="n_head")
-def _compositions(writers: Rows, readers: Rows, *, n_head: int) -> Float[Array, "head three_heads"]:
+def _compositions(writers: Rows, readers: ThreeRows, *, n_head: int) -> Float[Array, "head three_heads"]:
     return jnp.sqrt(block_norms(writers, readers, n_head=n_head, n_other=3 * n_head))
 
 
