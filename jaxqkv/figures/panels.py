@@ -33,6 +33,7 @@ class Panel:
     xticks: Sequence[float] | None = None
     xnames: Sequence[str] | None = None  # of these ticks
     yticks: Sequence[float] | None = None
+    ynames: Sequence[str] | None = None  # of these ticks
     wide: bool = False  # alone in its row, as wide as all columns
 
     def draw(self, ax: "Axes") -> None:
@@ -46,7 +47,7 @@ class Panel:
         if self.xticks is not None:
             ax.set_xticks(self.xticks, self.xnames)
         if self.yticks is not None:
-            ax.set_yticks(self.yticks)
+            ax.set_yticks(self.yticks, self.ynames)
 
     def _draw(self, ax: "Axes") -> None:
         raise NotImplementedError
@@ -66,6 +67,7 @@ class Image(Panel):
     colorbar: str = ""  # its label; pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
     hlines: Sequence[float] = ()
+    boundaries: Sequence[float] = ()  # thin lines both down and across, between groups of rows and of columns
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
@@ -88,6 +90,9 @@ class Image(Panel):
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
         for y in self.hlines:
             ax.axhline(y, linestyle="--", color="w", linewidth=1)
+        for place in self.boundaries:
+            ax.axvline(place, color="0.5", linewidth=0.3)
+            ax.axhline(place, color="0.5", linewidth=0.3)
         shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
