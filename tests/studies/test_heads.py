@@ -255,7 +255,7 @@ class TestNull:
         np.testing.assert_allclose(q, [[3 / 9, 3 / 9], [1, np.nan]], rtol=1e-6)
 
     def test_a_config_that_does_not_say_how(self):
-        with pytest.raises(JaxqkvError, match="initializer_range is missing"):
+        with pytest.raises(NotDrawable, match=r"initializer_range is missing; add .*; or give --null 0"):
             null.null_values(changed(GPT2, initializer_range=None), 1, lambda checkpoint: {}, statistics="mean")
 
 
