@@ -123,4 +123,5 @@ def _spread(n_layer: int) -> list[int]:
 def _map(values: Float[np.ndarray, "query key"], title: str, unit: str) -> Image:
     seen = values[np.isfinite(values) & (values != 0)]
     largest = float(np.percentile(seen, LARGEST)) if seen.size else 1.0
-    return Image(values=values, vmin=0, vmax=largest, title=title, xlabel="Key", ylabel="Query", colorbar=unit)
+    about: dict[str, Any] = {"xlabel": "Key", "ylabel": "Query", "integer_x": True, "integer_y": True}
+    return Image(values=values, vmin=0, vmax=largest, title=title, colorbar=unit, **about)

@@ -152,8 +152,6 @@ def types(run: HeadsRun) -> Types:
     return measure_types(run.model, run.options.seed, run.options.null)
 
 
-# Up to so many layers have a tick each.
-TICKS = 16
 # Kinds, as panels call them, and their colours beside the control.
 TITLES = {
     "previous": "Previous token",
@@ -169,8 +167,8 @@ def map_of_heads(values: Float[np.ndarray, "layer head"], marked: Bool[np.ndarra
                  **image: Any) -> Image:  # fmt: skip
     """Returns values of every head as colours, a column a layer, with a star at those that are marked."""
     texts = () if marked is None else [["★" if each else "" for each in row] for row in marked.T]
-    about: dict[str, Any] = {"xlabel": "Transformer layer", "ylabel": "Head", "origin": "lower", "integer_y": True}
-    about["xticks"] = range(len(values)) if len(values) <= TICKS else None
+    about: dict[str, Any] = {"xlabel": "Transformer layer", "ylabel": "Head", "origin": "lower"}
+    about |= {"integer_x": True, "integer_y": True}
     return Image(values=values.T, texts=texts, **about | image)
 
 
