@@ -127,8 +127,8 @@ def figure_copying(run: HeadsRun, copying: Any) -> Display:
         arrays=arrays,
         panels=[panels],
         title=f"Copying by the heads of {run.label}",
-        caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map from "
-        "the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
+        caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map "
+        "from the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
         "makes itself more probable, −1 if less. "
         f"Weights {Layers(run.weights, run.options.raw).words}. After the first layer the token embedding is only a "
         f"part of what a head reads.{tested}",
