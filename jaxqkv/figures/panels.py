@@ -71,6 +71,7 @@ class Image(Panel):
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
+    integer_x: bool = False
     integer_y: bool = False
 
     def _draw(self, ax: "Axes") -> None:
@@ -108,8 +109,9 @@ class Image(Panel):
             effect = [withStroke(linewidth=3, foreground="k")]
             place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
             ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
-        if self.integer_y:
-            integer_ticks(ax.yaxis)
+        for integer, axis in ((self.integer_x, ax.xaxis), (self.integer_y, ax.yaxis)):
+            if integer:
+                integer_ticks(axis)
         if self.colorbar:
             ax.figure.colorbar(image, ax=ax, pad=0.01, label=self.colorbar, extend=self._beyond())
 
