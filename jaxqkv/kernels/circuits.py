@@ -5,7 +5,7 @@ A circuit is an [embed, embed] matrix of rank head_dim, which is kept as its two
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +123,17 @@ def circuit_singular_values(
     Returns:
       float32, to some 1e-6 of the largest.
     """
-    one, two = (_rotated(jnp.asarray(each, jnp.float32))[1] for each in (left, right))
+    one, two = jnp.split(_rotated(_joined(left, right))[1], 2)
     return jnp.linalg.svd(one @ two.swapaxes(1, 2), compute_uv=False)
+
+
+def _joined(*factors: Float[AnyArray, "_ embed head_dim"]) -> Float[Array, "all_heads embed head_dim"]:
+    """Returns the heads of several factors as one array.
+
+    What needs eigenvectors is given all of it at once: on a CPU, two batched `eigh` that may run at the same time in
+    one program wait for each other's threads, on a machine with two for ever.
+    """
+    return jnp.concatenate([jnp.asarray(each, jnp.float32) for each in factors])
 
 
 def _root(
@@ -146,17 +155,19 @@ def _rotated(
     return directions, second @ first
 
 
-def one_side(
-    left: Float[AnyArray, "head embed head_dim"], right: Float[AnyArray, "head embed head_dim"]
-) -> Float[Array, "head embed head_dim"]:
+def one_sides(*circuits: tuple[Any, Any]) -> list[Float[Array, "_ embed head_dim"]]:
     """Returns Z with Z Zᵀ = W Wᵀ / ‖W‖², W = left · rightᵀ, of every head: all that the norm of a product Vᵀ W needs.
 
-    Z = left Sᵀ / ‖left Sᵀ‖, with SᵀS = rightᵀ right by its eigenvectors. NaN for W = 0.
+    Z = left Sᵀ / ‖left Sᵀ‖, with SᵀS = rightᵀ right by its eigenvectors; NaN for W = 0.
+
+    Args:
+      circuits: left and right factors of each, all of the same embed and head_dim.
     """
-    left, right = (jnp.asarray(each, jnp.float32) for each in (left, right))
+    left, right = (_joined(*factors) for factors in zip(*circuits, strict=True))
     values, vectors = jnp.linalg.eigh(right.swapaxes(1, 2) @ right)
-    side = left @ (vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :])
-    return side / jnp.sqrt((side**2).sum(axis=(1, 2), keepdims=True))
+    sides = left @ (vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :])
+    sides /= jnp.sqrt((sides**2).sum(axis=(1, 2), keepdims=True))
+    return jnp.split(sides, np.cumsum([len(one) for one, _ in circuits])[:-1])
 
 
 def wide(factors: Float[Array, "head embed head_dim"]) -> Float[Array, "inner embed"]:
@@ -203,7 +214,7 @@ def composition(
     Returns:
       float32; NaN where a matrix is 0.
     """
-    one, other = one_side(right, left), one_side(other_left, other_right)
+    one, other = one_sides((right, left), (other_left, other_right))
     return jnp.sqrt(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
 
 
@@ -321,6 +332,6 @@ def subspace_overlap(
     Returns:
       float32; NaN for weights of 0.
     """
-    one, two = basis(weights), basis(other)
+    one, two = jnp.split(basis(_joined(weights, other)), [len(weights)])
     overlap = block_norms(wide(one), wide(two), n_head=len(one), n_other=len(two)) / one.shape[-1]
     return jnp.minimum(overlap, 1)
