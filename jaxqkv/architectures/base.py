@@ -69,11 +69,14 @@ class Architecture(Config):
       layer: module of a config and an `Execution`; takes the stream, the visible keys, the layer's number and an
         `Editing`, and returns the next stream and `Attention`.
       counterpart: the same model in `transformers`.
+      attention_norm: place, in a layer's parameters, of the norm whose output attention reads; "" where it reads the
+        residual stream as it is.
     """
 
     embedding: ClassVar[Callable[..., nn.Module]]
     layer: ClassVar[Callable[..., nn.Module]]
     counterpart: ClassVar[Counterpart]
+    attention_norm: ClassVar[str] = ""
 
     def embed(
         self,
@@ -141,6 +144,22 @@ class Architecture(Config):
     def has_logits(self) -> bool:
         """Whether `unembedding` returns."""
         return type(self).unembedding is not Architecture.unembedding
+
+    def final_norm(self, params: Params) -> tuple[Float[AnyArray, "embed"], Float[AnyArray, "embed"]]:
+        """Returns scale and bias of the layer norm between a sum of all that was written and the output embedding.
+
+        Args:
+          params: of what comes after the last block.
+
+        Raises:
+          JaxqkvError: where logits do not follow from such a norm: blocks normalise the residual stream itself.
+        """
+        raise JaxqkvError(f"the logits of {self.model_type} do not follow from one final norm of a sum")
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether `final_norm` returns: blocks add to a residual stream, which is normalised once at the end."""
+        return type(self).final_norm is not Architecture.final_norm
 
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""

@@ -127,6 +127,7 @@ class GPT2Config(Architecture):
     tokenizer_class = "GPT2Tokenizer"
     embedding = Embed
     layer = Block
+    attention_norm = "ln_1"
     counterpart = Counterpart(
         config="GPT2Config",
         model="GPT2LMHeadModel",
@@ -180,6 +181,10 @@ class GPT2Config(Architecture):
         if "lm_head" in params["final"]:
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
+
+    def final_norm(self, params: Params) -> tuple[Float[AnyArray, "embed"], Float[AnyArray, "embed"]]:
+        """Returns scale and bias of `ln_f`."""
+        return params["ln_f"]["scale"], params["ln_f"]["bias"]
 
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
         """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""

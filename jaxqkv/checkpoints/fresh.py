@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint, as_path, is_path
-from jaxqkv.checkpoints.config import Registry
+from jaxqkv.checkpoints.config import Config, Registry
 from jaxqkv.checkpoints.hub import download
 from jaxqkv.errors import CheckpointError, NoTokenizer
 from jaxqkv.text.tokenizers import TOKENIZER_FILES
 
 
-class RandomCheckpoint(Checkpoint):
-    """Freshly initialised weights, made tensor by tensor as they are asked for.
+class FreshCheckpoint(Checkpoint):
+    """Freshly initialised weights of a config, made tensor by tensor as they are asked for.
 
     Normal with the config's `initializer_range`; zero biases; unit norms; GPT-2's projections back
     into the residual stream are divided by √(2·n_layer). Each tensor depends on seed and key only.
@@ -23,38 +23,23 @@ class RandomCheckpoint(Checkpoint):
 
     finite = True
 
-    def __init__(self, spec: str, seed: int, registry: Registry, revision: str | None = None):
-        self.spec, self.seed, self.base = spec, seed, spec.removeprefix("random:")
-        self._revision, self._known = revision, registry.known
-        self._template = None
-        if self.base in registry.known:
-            self.config = registry.known[self.base]
-        elif not self.base or self.base.startswith("random:"):
-            raise CheckpointError(f"{spec}: expected a checkpoint after 'random:', for example random:gpt2")
-        elif self.base in BUNDLED or is_path(self.base):
-            self._template = BUNDLED.get(self.base) or as_path(self.base)
-            self.config = registry.read(self._template / "config.json")
-        else:
-            self._template = download(self.base, revision, ("config.json", *TOKENIZER_FILES), registry.known)
-            self.config = registry.read(self._template / "config.json")
-        if self.config.initializer_range is None:
-            raise CheckpointError(f"{spec}: {self.config.missing('initializer_range')}")
-        self.where = spec
-        self._rules = self.config.table().rules(self.config.n_layer)
+    def __init__(self, spec: str, config: Config, seed: int):
+        """Takes a config.
+
+        Args:
+          spec: what messages call it.
+          config: sizes and settings.
+          seed: of the weights.
+
+        Raises:
+          CheckpointError: for a config that does not say how weights are initialised.
+        """
+        if config.initializer_range is None:
+            raise CheckpointError(f"{spec}: {config.missing('initializer_range')}")
+        self.spec, self.where, self.config, self.seed, self.tokenizer_folder = spec, spec, config, seed, None
+        self._rules = config.table().rules(config.n_layer)
         self.shapes = {key: rule.shape for key, rule in self._rules.items()}
         self.dtypes = dict.fromkeys(self.shapes, "F32")
-        self.tokenizer_folder = self._template
-
-    def tokenizer_source(self) -> Path | None:
-        if self._template is None:
-            try:
-                return download(self.base, self._revision, TOKENIZER_FILES, self._known)
-            except CheckpointError as error:
-                raise NoTokenizer(
-                    f"{self.spec}: text needs the tokenizer of {error}; or give a folder with tokenizer files "
-                    "(--tokenizer FOLDER, in the library tokenizer=)"
-                ) from None
-        return self._template
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
         rule = self._rules[key]
@@ -75,3 +60,35 @@ class RandomCheckpoint(Checkpoint):
 
     def identity(self) -> dict[str, Any]:
         return {"checkpoint": self.spec, "source": "random", "seed": self.seed}
+
+
+class RandomCheckpoint(FreshCheckpoint):
+    """Freshly initialised weights of a checkpoint that a name says, with its tokenizer: `random:SPEC`."""
+
+    def __init__(self, spec: str, seed: int, registry: Registry, revision: str | None = None):
+        self.base = spec.removeprefix("random:")
+        self._revision, self._known = revision, registry.known
+        self._template = None
+        if self.base in registry.known:
+            self.config = registry.known[self.base]
+        elif not self.base or self.base.startswith("random:"):
+            raise CheckpointError(f"{spec}: expected a checkpoint after 'random:', for example random:gpt2")
+        elif self.base in BUNDLED or is_path(self.base):
+            self._template = BUNDLED.get(self.base) or as_path(self.base)
+            self.config = registry.read(self._template / "config.json")
+        else:
+            self._template = download(self.base, revision, ("config.json", *TOKENIZER_FILES), registry.known)
+            self.config = registry.read(self._template / "config.json")
+        super().__init__(spec, self.config, seed)
+        self.tokenizer_folder = self._template
+
+    def tokenizer_source(self) -> Path | None:
+        if self._template is None:
+            try:
+                return download(self.base, self._revision, TOKENIZER_FILES, self._known)
+            except CheckpointError as error:
+                raise NoTokenizer(
+                    f"{self.spec}: text needs the tokenizer of {error}; or give a folder with tokenizer files "
+                    "(--tokenizer FOLDER, in the library tokenizer=)"
+                ) from None
+        return self._template

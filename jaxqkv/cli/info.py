@@ -1,20 +1,41 @@
 """`jaxqkv info`: sizes, tokenizer and files of a checkpoint."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxqkv.cli.output import show
-from jaxqkv.cli.parser import Line, Output, Parser, add_checkpoint, add_options
+from jaxqkv.cli.parser import Line, Output, Parser, add_checkpoint, add_options, made
+from jaxqkv.studies.options import option, whole_number
 
-EXAMPLES = """example:
-  jaxqkv info demo-gpt2"""
+EXAMPLES = """examples:
+  jaxqkv info demo-gpt2
+  jaxqkv info demo-gpt2 --heads"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsOptions:
+    """Heads."""
+
+    heads: bool = option(False, "name the most typical heads of each kind, from the weights and one pass")
+    tokenizer: Path | None = option(
+        None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
+    )
+    seed: int = option(0, "seed of the random tokens, and of the weights of random:SPEC", parse=whole_number(0),
+                       metavar="N")  # fmt: skip
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses the words after `info`."""
-    parser = Parser(prog="jaxqkv info", description="Describe a checkpoint; its weights are not read.", epilog=EXAMPLES)
+    parser = Parser(
+        prog="jaxqkv info",
+        description="Describe a checkpoint; without --heads its weights are not read.",
+        epilog=EXAMPLES,
+    )
     add_checkpoint(parser)
-    add_options(parser, Output)
+    for group in (HeadsOptions, Output):
+        add_options(parser, group)
     return parser.parse_all(words)
 
 
@@ -23,6 +44,17 @@ def run(given: argparse.Namespace, line: Line) -> None:
     from jaxqkv.architectures import open_checkpoint
     from jaxqkv.checkpoints.weights import Weights
 
-    weights = Weights(open_checkpoint(given.spec, revision=given.revision))
-    lines = (f"{name + ':':22}{value}" for name, value in weights.summary().items())
-    show(given, weights.facts(), lambda: "\n".join(lines))
+    options = made(HeadsOptions, given)
+    checkpoint = open_checkpoint(given.spec, revision=given.revision, seed=options.seed)
+    weights = Weights(checkpoint)
+    lines = [f"{name + ':':22}{value}" for name, value in weights.summary().items()]
+    document = weights.facts()
+    if options.heads:
+        from jaxqkv.model.model import load
+        from jaxqkv.runtime.devices import enable_compilation_cache
+        from jaxqkv.studies.heads import summary
+
+        enable_compilation_cache()
+        document["heads"] = summary.typical_heads(load(checkpoint, tokenizer=options.tokenizer), options.seed)
+        lines += ["", summary.table(document["heads"]).text()]
+    show(given, document, lambda: "\n".join(lines))

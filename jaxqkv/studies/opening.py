@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxqkv.architectures import open_checkpoint
@@ -84,6 +85,12 @@ def load_model(options: Any, study: Defaults, stream: bool | None = True) -> Mod
         tokenizer=options.tokenizer,
         mesh=_mesh(options),
     )
+
+
+def wide_weights(model: Model) -> Weights:
+    """Returns the weights of a model in float32: its own, where that is its dtype."""
+    own = model.weights
+    return own if own.dtype == np.float32 else Weights(model.checkpoint)
 
 
 def _mesh(options: Any) -> Mesh | None:

@@ -229,6 +229,17 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PairOfTexts:
+    """Two texts and two answers."""
+
+    clean: str | None = option(None, "text whose next token is asked for, instead of the study's own", metavar="TEXT")
+    donor: str | None = option(None, "text of as many tokens with the other answer", metavar="TEXT")
+    answers: tuple[str, ...] = option(
+        (), "the two answers, a token each, with their leading spaces", metavar="WORD", several=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Documents:
     """Documents of a corpus."""
 

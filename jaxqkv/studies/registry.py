@@ -18,6 +18,7 @@ MODULES = (
     "category_selectivity",
     "head_silencing",
     "head_patching",
+    "heads",
 )
 # Studies that are defined elsewhere, added by `add`.
 _added: dict[str, Study] = {}

@@ -6,9 +6,6 @@ Counting is array arithmetic on whole batches of documents, which `tokenizers` t
 import collections
 import dataclasses
 import itertools
-import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,7 @@ from jaxtyping import Float, Int
 
 from jaxqkv.errors import CorpusError
 from jaxqkv.runtime import console, distributed
-from jaxqkv.runtime.caches import cache_folder
-from jaxqkv.runtime.files import replacing
+from jaxqkv.runtime.caches import cache_folder, keep, recall
 from jaxqkv.text.corpora import Corpus, digest
 from jaxqkv.text.tokenizers import Tokenizer
 
@@ -264,20 +260,10 @@ def _path(kind: str, key: dict[str, Any]) -> Path:
 
 def _recall(kind: str, key: dict[str, Any], *names: str) -> dict[str, np.ndarray] | None:
     """Arrays that were kept under this key; None if there are none, or not whole ones."""
-    path = _path(kind, key)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return None
+    kept = recall(_path(kind, key))
+    return kept if kept is not None and kept.keys() >= set(names) else None
 
 
 def _keep(kind: str, key: dict[str, Any], **arrays: Any) -> None:
     """Writes arrays, whole or not at all; a cache that cannot be written is said, and left alone."""
-    path = _path(kind, key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            np.savez_compressed(file, **arrays)
-    except OSError as error:
-        print(f"jaxqkv: the {kind} of tokens are not kept: {path.parent}: {error.strerror}", file=sys.stderr)
+    keep(_path(kind, key), f"{kind} of tokens", arrays)

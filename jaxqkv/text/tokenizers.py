@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, first_line
 from jaxqkv.runtime.files import refuse_pointer
@@ -141,6 +142,13 @@ class Tokenizer:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Each id's text, spaces and all, fit to be printed."""
         return [self.backend.decode([int(i)], skip_special_tokens=False) for i in ids]
+
+    @property
+    def ordinary_ids(self) -> Int[np.ndarray, " id"]:
+        """The ids of the vocabulary that the model has, without special tokens, ascending."""
+        special = {id for id, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        ids = set(self.backend.get_vocab().values()) - special
+        return np.array(sorted(id for id in ids if id < self.vocab_size), np.int32)
 
     def single_token(self, text: str) -> int:
         """The id of a text that is one token.

@@ -15,6 +15,7 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.studies.registry import names, study
 
+PAIR = ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"]
 # What each study takes besides the checkpoint, to run in a moment.
 STIMULI = {
     "qkv-weights": [],
@@ -27,7 +28,8 @@ STIMULI = {
     "prediction-divergence": ["--text-file", "texts/0.txt", "--permutations", "19"],
     "category-selectivity": ["--words", "words.txt", "--permutations", "19"],
     "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
-    "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
+    "head-patching": PAIR,
+    "heads": [*PAIR, "--text", "a cat saw her", "--null", "1"],
 }
 OF_TEXT = ("attention-scores", "token-frequency", "token-similarity", "view")
 COMMANDS = (*names(), "info", "view", "verify")
@@ -378,6 +380,7 @@ NOT_DRAWN = {
     "category-selectivity": {"5"},
     "head-silencing": {"3"},
     "head-patching": set(),
+    "heads": set(),
 }
 
 

@@ -34,6 +34,7 @@ def lines(folder, tmp_path):
     (tmp_path / "words.txt").write_text("a cat\na saw\na her\nb run\nb home\n")
     (tmp_path / "predicted.txt").write_text(PREDICTED * 2)
     corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
+    pair = ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"]
     extra = {
         "attention-scores": ["--text", "a cat saw her run home"],
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
@@ -44,7 +45,8 @@ def lines(folder, tmp_path):
         "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
         "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
         "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
-        "head-patching": ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"],
+        "head-patching": pair,
+        "heads": [*pair, "--text", "a cat saw her", "--null", "1"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}

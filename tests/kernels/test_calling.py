@@ -28,17 +28,26 @@ def exchanged(swaps, data):
     return swaps.astype(data.dtype) @ data
 
 
+HEADS, OTHERS = GENERATOR.normal(size=(3, 13, 7)), GENERATOR.normal(size=(5, 13, 7))
+HEADS, OTHERS = HEADS.astype(np.float32), OTHERS.astype(np.float32)
+TURNED = np.roll(HEADS, 1, axis=0)
+GAMMA, READOUT = HEADS[0, :, 0], (HEADS[0] @ HEADS[1].T)
 PATTERN = np.tril(GENERATOR.random((2, 3, 5, 5))).astype(np.float32)
+V, OUTPUT = GENERATOR.normal(size=(3, 5, 7)).astype(np.float32), GENERATOR.normal(size=(3, 7, 11)).astype(np.float32)
 # The arrays and the settings that each kernel is called with.
 CALLS = {
     "attention_statistics": ((Q, K, MASK[[0, 0]]), {"causal": True}),
+    "attribution": ((MATRIX, MATRIX[1], MATRIX[2], MATRIX[3]), {"epsilon": 1e-5}),
     "bootstrap_interval": ((MATRIX, KEY), {"n_unit": 11, "samples": 19}),
     "bin_index": ((MATRIX, EDGES), {}),
     "binned_moments": ((MATRIX[0], np.arange(15, dtype=np.int32) % 4), {"n_bin": 3}),
     "causal_samples": ((PATTERN, MASK), {}),
+    "circuit_singular_values": ((HEADS, TURNED), {}),
     "column_correlation": ((MATRIX,), {}),
     "column_cosine": ((MATRIX,), {}),
     "column_cosine_moments": ((MATRIX,), {"strips": 2}),
+    "composition": ((HEADS, TURNED, OTHERS, OTHERS**3), {}),
+    "copying_score": ((HEADS, TURNED, READOUT), {}),
     "counts": ((MATRIX, EDGES, MATRIX > 0), {}),
     "density": ((MATRIX, EDGES, MATRIX > 0), {}),
     "density_by_group": ((MATRIX, EDGES, (MATRIX > 0).astype(np.int32)), {"n_group": 2}),
@@ -49,24 +58,32 @@ CALLS = {
     "freedman_diaconis_histogram": ((MATRIX,), {}),
     "group_densities": ((MATRIX, EDGES), {"centred": True}),
     "head_pair_densities": ((MATRIX, EDGES), {"n_head": 3}),
+    "head_types": ((PATTERN[:, :, 1:, 1:],), {}),
+    "head_similarity": ((HEADS, TURNED, OTHERS, OTHERS**3), {}),
     "jensen_shannon": ((PATTERN[0, 0, 4], PATTERN[1, 2, 4]), {}),
     "ks_normal": ((MATRIX, np.float32(0.1), np.float32(0.9)), {}),
     "last_token_scores": ((Q, K, MASK), {}),
     "linear_regression": ((MATRIX[:, :3], MATRIX[:, 3], MATRIX[:, 4] > -1), {}),
+    "logit_lens": ((MATRIX, MATRIX[1], MATRIX[2], MATRIX**2), {"epsilon": 1e-5}),
     "moments": ((MATRIX, MATRIX > 0), {"ddof": 1}),
     "neighbour_correlations": ((MATRIX,), {}),
+    "ov_circuit": ((HEADS, HEADS.swapaxes(1, 2)), {"folded": False}),
+    "pattern_divergence": ((PATTERN[0], PATTERN[1], MASK[1]), {}),
     "pearson": ((MATRIX, MATRIX**2, MATRIX > 0), {}),
     "percentile_edges": ((MATRIX,), {"n_bin": 5}),
     "permutation_null": ((MATRIX[:, 0], MATRIX, KEY), {"statistic": difference, "permutations": 19}),
     "permutation_p": ((MATRIX, MATRIX[3]), {}),
     "permute_entries": ((MATRIX, KEY), {}),
     "principal_components": ((MATRIX,), {}),
+    "qk_circuit": ((HEADS, TURNED, GAMMA, np.float32(0.3)), {"folded": True}),
     "representational_similarity": ((SQUARE, SQUARE**3), {}),
     "require_finite": ((MATRIX,), {}),
     "student_t": ((MATRIX[:, 0], MATRIX[:, 1]), {}),
     "welch_t": ((MATRIX[:, 0], MATRIX[:, 1]), {}),
     "spectrum": ((MATRIX,), {}),
+    "subspace_overlap": ((HEADS, OTHERS), {}),
     "upper_density": ((MATRIX, EDGES), {}),
+    "weighted_attention": ((PATTERN[0], V, OUTPUT), {}),
 }
 ARRAYS = [n for n in kernels.__all__ if callable(f := getattr(kernels, n)) and not inspect.isclass(f)]
 

@@ -27,6 +27,17 @@ ROUNDED = {
     "fisher_z": lambda: kernels.fisher_z(X / 9),
     "permutation_p": lambda: kernels.permutation_p(X, X[0]),
 }
+CIRCUITS = HEADS[0].swapaxes(1, 2), HEADS[1].swapaxes(1, 2)
+ROUNDED |= {
+    "qk_circuit": lambda: tuple(kernels.qk_circuit(*CIRCUITS, HEADS[0, 0, 0], 0.3)),
+    "ov_circuit": lambda: tuple(kernels.ov_circuit(CIRCUITS[0], HEADS[1], GENERATOR.normal(size=7))),
+    "circuit_singular_values": lambda: kernels.circuit_singular_values(*CIRCUITS),
+    "composition": lambda: kernels.composition(*CIRCUITS, *CIRCUITS),
+    "copying_score": lambda: kernels.copying_score(*CIRCUITS, np.eye(7)),
+    "head_similarity": lambda: kernels.head_similarity(*CIRCUITS, *CIRCUITS),
+    "subspace_overlap": lambda: kernels.subspace_overlap(*CIRCUITS),
+    "pattern_divergence": lambda: kernels.pattern_divergence(abs(HEADS[0]), abs(HEADS[1])),
+}
 KEPT = {
     "column_cosine": lambda: kernels.column_cosine(X),
     "column_cosine_moments": lambda: kernels.column_cosine_moments(X),

@@ -6,19 +6,14 @@ Source: Mike X Cohen, "50 ML projects to understand LLMs", project 41, patching 
 import dataclasses
 from pathlib import Path
 
-from jaxqkv.studies.options import Options, Running, option, whole_number
+from jaxqkv.studies.options import Options, PairOfTexts, Running, option, whole_number
 from jaxqkv.studies.study import Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadPatchingOptions(Options, Running):
+class HeadPatchingOptions(Options, Running, PairOfTexts):
     """Options of `head-patching`."""
 
-    clean: str | None = option(None, "text that is edited, instead of the study's own", metavar="TEXT")
-    donor: str | None = option(None, "text of as many tokens that heads are taken from", metavar="TEXT")
-    answers: tuple[str, ...] = option(
-        (), "the two answers, a token each, with their leading spaces", metavar="WORD", several=True
-    )
     pairs: Path | None = option(
         None,
         "file of pairs to average over: lines with clean text, donor, first and second answer, between tabs",

@@ -15,6 +15,7 @@ from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies.head_patching import STUDY, HeadPatchingOptions
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
 from jaxqkv.studies.opening import load_model
+from jaxqkv.studies.pairs import Pair, chosen_pair
 from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
 from jaxqkv.text.reading import read_text
@@ -24,24 +25,6 @@ LAYER = 4
 RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
 
 
-class Pair(NamedTuple):
-    """A text that is edited, the one that heads are taken from, and the two answers."""
-
-    clean: str
-    donor: str
-    answers: tuple[str, str]
-
-
-def _sentences(first: str, second: str, place: str, thing: str) -> Pair:
-    beginning = f"When{first} and{second} went to the {place},"
-    ends = (f"{name} gave a {thing} to" for name in (second, first))
-    clean, donor = (beginning + end for end in ends)
-    return Pair(clean, donor, (first, second))
-
-
-PAIR = _sentences(" Mike", " Emma", "cafe", "coffee")
-# Names that the bundled checkpoint has as one token each.
-DEMO_PAIR = _sentences(" John", " Mary", "house", "book")
 # What needs next-token logits.
 OF_LOGITS = ("scores", "shuffled", "patched", "positions")
 
@@ -206,8 +189,4 @@ def _pairs(options: HeadPatchingOptions) -> list[Pair]:
         if not pairs:
             raise JaxqkvError(f"{options.pairs}: no pair of texts in it")
         return pairs
-    own = DEMO_PAIR if options.demo else PAIR
-    if options.answers and len(options.answers) != 2:
-        raise JaxqkvError(f"--answers are two words, not {len(options.answers)}")
-    first, second = options.answers or own.answers
-    return [Pair(options.clean or own.clean, options.donor or own.donor, (first, second))]
+    return [chosen_pair(options, options.demo)]

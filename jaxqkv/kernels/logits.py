@@ -1,0 +1,77 @@
+"""What parts of a residual stream say of the next token, through a final layer norm and the output embedding.
+
+Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; nostalgebraist 2020, "interpreting
+GPT: the logit lens".
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxqkv.kernels.calling import kernel
+from jaxqkv.typing import AnyArray
+
+
+@kernel(static_argnames="epsilon")
+def attribution(
+    parts: Float[AnyArray, "part embed"],
+    residual: Float[AnyArray, "embed"],
+    scale: Float[AnyArray, "embed"],
+    direction: Float[AnyArray, "embed"],
+    *,
+    epsilon: float,
+) -> Float[Array, "part"]:
+    """Contributions of parts of a residual stream to its product with a direction after the final layer norm.
+
+        ((r − mean r) / σ) · (γ ⊙ u),    σ = √(var + ε) of the whole residual
+
+    linear in r once σ is fixed: parts that add up to the residual have contributions that add up to
+    (LN(residual) − β) · u. With u = u_a − u_b, the difference of two rows of the output embedding, that is a logit
+    difference, without β · u and the difference of output biases.
+    Source: Elhage et al. 2021; `logit_attrs` of TransformerLens.
+
+    Args:
+      parts: r, vectors that are added to the residual stream.
+      residual: the whole of it, at the same position.
+      scale: γ of the norm.
+      direction: u.
+      epsilon: ε of the norm.
+
+    Returns:
+      Float32, in the unit of logits.
+    """
+    parts, residual, scale, direction = (jnp.asarray(x, jnp.float32) for x in (parts, residual, scale, direction))
+    sigma = jnp.sqrt(residual.var() + epsilon)
+    centred = parts - parts.mean(axis=-1, keepdims=True)
+    return centred @ (scale * direction) / sigma
+
+
+@kernel(static_argnames="epsilon")
+def logit_lens(
+    residual: Float[AnyArray, "pos embed"],
+    scale: Float[AnyArray, "embed"],
+    bias: Float[AnyArray, "embed"],
+    unembedding: Float[AnyArray, "vocab embed"],
+    *,
+    epsilon: float,
+) -> tuple[Int[Array, "pos"], Float[Array, "pos"]]:
+    """The most probable next token where the model would end at this residual stream, and its probability.
+
+        softmax over the vocabulary of W_U LN(residual)
+
+    Source: nostalgebraist 2020.
+
+    Args:
+      residual: after any layer, or the embedding.
+      scale, bias: of the final layer norm.
+      unembedding: the output embedding, a row a token.
+      epsilon: of the norm.
+
+    Returns:
+      The token, and its probability in 1/vocab…1.
+    """
+    residual, scale, bias, unembedding = (jnp.asarray(x, jnp.float32) for x in (residual, scale, bias, unembedding))
+    centred = residual - residual.mean(axis=-1, keepdims=True)
+    normed = centred / jnp.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)
+    logits = (normed * scale[None] + bias[None]) @ unembedding.T
+    largest = logits.max(axis=-1, keepdims=True)
+    return logits.argmax(axis=-1).astype(jnp.int32), 1 / jnp.exp(logits - largest).sum(axis=-1)

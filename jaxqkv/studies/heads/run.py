@@ -1,0 +1,138 @@
+"""The run of the study: the checkpoint and its texts; what figures take of them is computed in their files."""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxqkv.errors import CheckpointError, JaxqkvError, NotDrawable, NoTokenizer
+from jaxqkv.figures.panels import plain
+from jaxqkv.studies.heads import STUDY, HeadsOptions
+from jaxqkv.studies.opening import load_model, wide_weights
+from jaxqkv.studies.pairs import Pair, chosen_pair
+from jaxqkv.studies.stimuli import stimuli
+from jaxqkv.studies.study import Run
+from jaxqkv.text.batches import Batch
+
+Value = TypeVar("Value")
+# What figures take, by name: functions of the run.
+REDUCTIONS: dict[str, Callable[["HeadsRun"], Any]] = {}
+
+
+def reduction(function: Callable[["HeadsRun"], Value]) -> Callable[["HeadsRun"], Value]:
+    """Makes the decorated function a reduction: figures that have a parameter of its name are given its result.
+
+    It is called once for all figures. If it raises `NotDrawable`, so does `needed`.
+    """
+    REDUCTIONS[function.__name__] = function
+    return function
+
+
+def needed(found: Any) -> Any:
+    """Returns what a reduction has returned.
+
+    Raises:
+      NotDrawable: if that is why there is nothing.
+    """
+    if isinstance(found, NotDrawable):
+        raise found
+    return found
+
+
+@STUDY.computation
+class HeadsRun(Run):
+    """The checkpoint, and the texts that figures run.
+
+    Attributes:
+      options: of the study.
+      model: reads weights and tokenizer when it is run.
+      weights: the checkpoint's, in float32.
+      config: its sizes.
+      name: of the checkpoint.
+    """
+
+    def __init__(self, options: HeadsOptions, folder: Path | None = None):
+        self.options = options
+        self.model = load_model(options, STUDY)
+        self.weights = wide_weights(self.model)
+        self.config = self.model.config
+        self.name = self.model.checkpoint.name
+        if options.layer is not None and not 0 <= options.layer < self.config.n_layer:
+            raise JaxqkvError(f"--layer {options.layer}: the layers of {self.name} are 0 to {self.config.n_layer - 1}")
+        self.pair: Pair = chosen_pair(options, options.demo)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the manifest says of this run."""
+        texts = {"text": self.text, "clean": self.pair.clean, "donor": self.pair.donor}
+        about = {"answers": list(self.pair.answers), "null": self.options.null, "raw": self.options.raw}
+        return {"checkpoint": [self.model.checkpoint.identity()], **texts, **about}
+
+    def compute(self, names: Collection[str]) -> Mapping[str, Any]:
+        """Returns what figures take, by its name; the error in the place of what cannot be computed."""
+        computed: dict[str, Any] = {}
+        for name in sorted(names):
+            try:
+                computed[name] = REDUCTIONS[name](self)
+            except (NotDrawable, NoTokenizer) as error:
+                computed[name] = NotDrawable(str(error))
+        return computed
+
+    @property
+    def label(self) -> str:
+        """The checkpoint, for a title."""
+        return plain(self.name)
+
+    @property
+    def text(self) -> str:
+        """The text that is run where a figure says no other."""
+        return stimuli("attention_scores/purple.txt")[0] if self.options.text is None else self.options.text
+
+    @cached_property
+    def batch(self) -> Batch:
+        """That text as ids; for a model that sees both ways, with the tokenizer's special tokens.
+
+        Raises:
+          NotDrawable: if the study's own text does not fit the model.
+        """
+        return self._fitting(self.options.text, lambda: self.tokenize(self.text), "--text")
+
+    @cached_property
+    def pair_batch(self) -> Batch:
+        """The clean text and the donor as ids.
+
+        Raises:
+          NotDrawable: if the study's own do not fit the model.
+        """
+        given = self.options.clean or self.options.donor
+        return self._fitting(given, lambda: self.tokenize(self.pair.clean, self.pair.donor), "--clean and --donor")
+
+    @cached_property
+    def answers(self) -> tuple[int, int]:
+        """The tokens of the two answers.
+
+        Raises:
+          NotDrawable: if the study's own are not one token each.
+        """
+        one, two = self.pair.answers
+        single = self.model.tokenizer.single_token
+        return self._fitting(self.options.answers, lambda: (single(one), single(two)), "--answers")
+
+    def tokenize(self, *texts: str) -> Batch:
+        """Returns texts as a batch; for a model that sees both ways, with the tokenizer's special tokens."""
+        return self.model.tokenize(texts, special_tokens=not self.config.causal)
+
+    @staticmethod
+    def _fitting(given: Any, make: Callable[[], Value], options: str) -> Value:
+        """Returns `make()` of a stimulus, `given` by options or the study's own.
+
+        Raises:
+          NotDrawable: in the place of an error about the study's own, naming the options; else the error itself.
+        """
+        try:
+            return make()
+        except CheckpointError:
+            raise
+        except JaxqkvError as error:
+            if given:
+                raise
+            raise NotDrawable(f"{error}; choose {options}") from None

@@ -1,0 +1,39 @@
+"""Pairs of texts that differ in who is the indirect object, and the two answers."""
+
+from typing import NamedTuple
+
+from jaxqkv.errors import JaxqkvError
+from jaxqkv.studies.options import PairOfTexts
+
+
+class Pair(NamedTuple):
+    """A text, one of as many tokens with the other answer, and the two answers."""
+
+    clean: str
+    donor: str
+    answers: tuple[str, str]
+
+
+def _sentences(first: str, second: str, place: str, thing: str) -> Pair:
+    beginning = f"When{first} and{second} went to the {place},"
+    ends = (f"{name} gave a {thing} to" for name in (second, first))
+    clean, donor = (beginning + end for end in ends)
+    return Pair(clean, donor, (first, second))
+
+
+PAIR = _sentences(" Mike", " Emma", "cafe", "coffee")
+# Names that the bundled checkpoint has as one token each.
+DEMO_PAIR = _sentences(" John", " Mary", "house", "book")
+
+
+def chosen_pair(options: PairOfTexts, demo: bool) -> Pair:
+    """Returns the pair that the options give, and what they do not give of the study's own or the demo's.
+
+    Raises:
+      JaxqkvError: for answers that are not two.
+    """
+    own = DEMO_PAIR if demo else PAIR
+    if options.answers and len(options.answers) != 2:
+        raise JaxqkvError(f"--answers are two words, not {len(options.answers)}")
+    first, second = options.answers or own.answers
+    return Pair(options.clean or own.clean, options.donor or own.donor, (first, second))
