@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import processes, report
-from benchmarks.cases import KERNELS
+from benchmarks.kernels import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
 
 import jaxqkv

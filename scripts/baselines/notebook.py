@@ -44,6 +44,27 @@ def cached(model, ids, mask):
     return {name: np.array(layers) for name, layers in kept.items()} | {"logits": output.logits.cpu().numpy()}
 
 
+def head_sweep(model, ids, answers):
+    """Difference of the logits of two answers with z of each head set to 0 alone, `[layer, head]`: a pass for each."""
+    layers, n_head = model.config.n_layer, model.config.n_head
+    head_dim = model.config.n_embd // n_head
+    scores = np.zeros((layers, n_head))
+    for layer in range(layers):
+        for head in range(n_head):
+
+            def silence(module, inputs, head=head):
+                z = inputs[0].clone()
+                z[:, :, head * head_dim : (head + 1) * head_dim] = 0
+                return (z, *inputs[1:])
+
+            handle = model.transformer.h[layer].attn.c_proj.register_forward_pre_hook(silence)
+            with torch.no_grad():
+                logits = model(ids).logits
+            handle.remove()
+            scores[layer, head] = logits[0, -1, answers[0]] - logits[0, -1, answers[1]]
+    return scores
+
+
 def _hooked(model, ids, mask, keep):
     """`keep(output)` of what makes Q, K and V, by layer (GPT-2: side by side) or by (layer, part)."""
     kept = {}

@@ -39,6 +39,38 @@ def cached(model, ids, mask):
     return kept | {"pattern": output.attentions, "logits": output.logits}
 
 
+def _z(block, x, n_head):
+    """z of a block, its heads side by side."""
+    q, k, v = (
+        each.unflatten(-1, (n_head, -1)).transpose(1, 2) for each in block.attn.c_attn(block.ln_1(x)).chunk(3, -1)
+    )
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def _after(block, x, z):
+    """The residual stream after a block in which attention gave `z`."""
+    x = x + block.attn.c_proj(z)
+    return x + block.mlp(block.ln_2(x))
+
+
+@torch.inference_mode()
+def head_sweep(model, ids, answers, size=16):
+    """Branches with a head silenced begin at its layer, go on together, `size` at a time, and end at two logits."""
+    n_head = model.config.n_head
+    clean = model.transformer.wte(ids) + model.transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
+    kept = 1 - torch.eye(n_head, device=ids.device)
+    branches = clean[:0]
+    for block in model.transformer.h:
+        z = _z(block, clean, n_head)
+        silenced = (z.unflatten(-1, (n_head, -1)) * kept[:, None, :, None]).flatten(2)
+        pieces = branches.split(size) if len(branches) else ()
+        moved = [_after(block, piece, _z(block, piece, n_head)) for piece in pieces]
+        branches = torch.cat([*moved, _after(block, clean, silenced)])
+        clean = _after(block, clean, z)
+    one, other = model.lm_head.weight[answers]
+    return (model.transformer.ln_f(branches[:, -1]) @ (one - other)).view(-1, n_head)
+
+
 class Done(Exception):
     """Raised in a hook: nothing after it is needed."""
 
