@@ -44,24 +44,40 @@ def cached(model, ids, mask):
     return {name: np.array(layers) for name, layers in kept.items()} | {"logits": output.logits.cpu().numpy()}
 
 
-def head_sweep(model, ids, answers):
-    """Difference of the logits of two answers with z of each head set to 0 alone, `[layer, head]`: a pass for each."""
-    layers, n_head = model.config.n_layer, model.config.n_head
-    head_dim = model.config.n_embd // n_head
-    scores = np.zeros((layers, n_head))
-    for layer in range(layers):
-        for head in range(n_head):
+def each_head_edited(model, ids, edit):
+    """Last token's logits with z of each head edited alone, one pass after another: yields layer, head and logits.
 
-            def silence(module, inputs, head=head):
+    `edit(layer, head, z)` gets a copy of all heads side by side, and changes it.
+    """
+    for layer in range(model.config.n_layer):
+        for head in range(model.config.n_head):
+
+            def change(module, inputs, layer=layer, head=head):
                 z = inputs[0].clone()
-                z[:, :, head * head_dim : (head + 1) * head_dim] = 0
+                edit(layer, head, z)
                 return (z, *inputs[1:])
 
-            handle = model.transformer.h[layer].attn.c_proj.register_forward_pre_hook(silence)
+            handle = model.transformer.h[layer].attn.c_proj.register_forward_pre_hook(change)
             with torch.no_grad():
                 logits = model(ids).logits
             handle.remove()
-            scores[layer, head] = logits[0, -1, answers[0]] - logits[0, -1, answers[1]]
+            yield layer, head, logits[0, -1]
+
+
+def silence(head_dim):
+    """An edit that sets a head to 0."""
+
+    def edit(layer, head, z):
+        z[:, :, head * head_dim : (head + 1) * head_dim] = 0
+
+    return edit
+
+
+def head_sweep(model, ids, answers):
+    """Difference of the logits of two answers with z of each head set to 0 alone, `[layer, head]`."""
+    scores = np.zeros((model.config.n_layer, model.config.n_head))
+    for layer, head, logits in each_head_edited(model, ids, silence(model.config.n_embd // model.config.n_head)):
+        scores[layer, head] = logits[answers[0]] - logits[answers[1]]
     return scores
 
 

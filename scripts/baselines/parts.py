@@ -21,6 +21,11 @@ def nearest(index, size, seed_size):
     return index if index < size else index * size // seed_size
 
 
+def shown_layer(wanted, layers):
+    """The layer that a figure shows: the study's, or the middle one of a model that has fewer."""
+    return wanted if wanted < layers else layers // 2
+
+
 def qkv_by_layer(model, ids, mask=None):
     """Notebook: the outputs of every layer's `c_attn` in one pass over the whole model, logits and all."""
     kept = {}
@@ -60,9 +65,11 @@ class Weights:
 
 
 def host(tree):
-    """Tensors as NumPy arrays, in nested dicts."""
+    """Tensors as NumPy arrays, in nested dicts and tuples."""
     if isinstance(tree, dict):
         return {name: host(each) for name, each in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map(host, tree))
     return tree.cpu().numpy() if isinstance(tree, torch.Tensor) else np.asarray(tree)
 
 

@@ -6,7 +6,7 @@ import torch
 from baselines import PATTERN_EDGES, SCORE_EDGES, load_tokenizer
 from baselines import notebook as loops
 from baselines import tuned as fast
-from baselines.parts import freedman_diaconis, histogram, host, qkv_by_layer, run_layers
+from baselines.parts import freedman_diaconis, histogram, host, qkv_by_layer, run_layers, shown_layer
 
 
 def notebook(job):
@@ -14,7 +14,7 @@ def notebook(job):
 
     model = AutoModelForCausalLM.from_pretrained(job["models"][0], dtype=torch.float32).eval().to(job["device"])
     layers, n_head, width = model.config.n_layer, model.config.n_head, model.config.n_embd
-    head_dim, layer = width // n_head, min(6, layers - 1)
+    head_dim, layer = width // n_head, shown_layer(6, layers)
     ids = torch.tensor([load_tokenizer(job["models"][0]).encode(job["texts"][0], add_special_tokens=False).ids])
     pos = ids.shape[1]
     kept = qkv_by_layer(model, ids)
@@ -89,7 +89,7 @@ def tuned(job):
 
     model = GPT2Model.from_pretrained(job["models"][0], dtype=torch.float32).eval().to(job["device"])
     layers, n_head, width = model.config.n_layer, model.config.n_head, model.config.n_embd
-    head_dim, drawn = width // n_head, min(6, layers - 1)
+    head_dim, drawn = width // n_head, shown_layer(6, layers)
     ids = torch.tensor([load_tokenizer(job["models"][0]).encode(job["texts"][0], add_special_tokens=False).ids])
     score_edges = np.linspace(-15, 15, 201)
     kept = {}

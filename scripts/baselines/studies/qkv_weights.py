@@ -7,7 +7,7 @@ import torch
 
 from baselines import notebook as loops
 from baselines import tuned as fast
-from baselines.parts import Weights, freedman_diaconis, histogram, host
+from baselines.parts import Weights, freedman_diaconis, histogram, host, shown_layer
 
 
 def notebook(job):
@@ -48,7 +48,7 @@ def notebook(job):
 
     name, model = next(iter(models.items()))
     layers, n_head, width = model.config.n_layer, model.config.n_head, model.config.n_embd
-    layer, head_dim = min(6, layers - 1), width // n_head
+    layer, head_dim = shown_layer(6, layers), width // n_head
     figures["2a"] = {"weights": model.transformer.h[layer].attn.c_attn.weight.detach().numpy()}
     figures["2b"] = {}
     for letter, w in zip("qkv", matrices(model, layer), strict=True):
@@ -110,7 +110,7 @@ def tuned(job):
 
     name, first = next(iter(files.items()))
     layers, width, head_dim = first.layers, first.width, first.width // first.n_head
-    drawn = min(6, layers - 1)
+    drawn = shown_layer(6, layers)
     wide_edges, pair_edges = np.linspace(-0.8, 0.8, 81), np.linspace(-0.4, 0.4, 101)
     wide_density = torch.zeros(layers, 3, 80)
     density, pair_mean, pair_std = torch.zeros(layers, 2, 2, 100), torch.zeros(layers, 2, 2), torch.zeros(layers, 2, 2)

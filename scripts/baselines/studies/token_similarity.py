@@ -5,7 +5,7 @@ import torch
 
 from baselines import CORRELATION_EDGES, load_tokenizer
 from baselines import tuned as fast
-from baselines.parts import histogram, host, qkv_by_layer, run_layers
+from baselines.parts import histogram, host, qkv_by_layer, run_layers, shown_layer
 
 
 def notebook(job):
@@ -13,7 +13,7 @@ def notebook(job):
 
     model = AutoModelForCausalLM.from_pretrained(job["models"][0], dtype=torch.float32).eval().to(job["device"])
     layers, width = model.config.n_layer, model.config.n_embd
-    layer = min(6, layers - 1)
+    layer = shown_layer(6, layers)
     tokenizer = load_tokenizer(job["models"][0])
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in job["texts"]]
     (token,) = tokenizer.encode(job["target"], add_special_tokens=False).ids
@@ -78,7 +78,7 @@ def tuned(job):
 
     model = GPT2Model.from_pretrained(job["models"][0], dtype=torch.float32).eval().to(job["device"])
     layers, width = model.config.n_layer, model.config.n_embd
-    drawn = min(6, layers - 1)
+    drawn = shown_layer(6, layers)
     tokenizer = load_tokenizer(job["models"][0])
     encoded = [each.ids for each in tokenizer.encode_batch_fast(job["texts"], add_special_tokens=False)]
     (token,) = tokenizer.encode(job["target"], add_special_tokens=False).ids
