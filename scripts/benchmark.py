@@ -40,7 +40,7 @@ PUBLISHED = README.with_name("benchmark.json")
 DEVICES = ("cpu", "gpu", "tpu")
 Case = Repeated | Whole
 
-# Checkpoint, sentences, tokens of each; and what else `cases.py` is told.
+# Checkpoint, sentences, tokens of each; and what else `passes.py` is told.
 FORWARDS = {
     "quick": (("random:gpt2", 54, 24, {"padded": True}), ("random:gpt2", 4, 128, {"cache": True})),
     "full": (

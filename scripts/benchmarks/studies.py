@@ -12,7 +12,11 @@ from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
 # Of a token at most, so that there are enough.
 CHARACTERS = 6
-ENDS = ("p", "q_value", "null_mean", "null_low", "null_high")
+# Arrays of prediction-divergence's figure 6 that its permutations decide.
+BY_CHANCE = (
+    *("null_mean", "null_low", "null_high"),
+    *("p", "q_value", "difference_p", "difference_q_value", "p_shift"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +28,9 @@ class StudyCase:
       figures: those that the baselines compute; all of them unless given.
       texts: gives the texts that the baselines get.
       text_file, corpus: whether jaxqkv gets the texts too, in a file, or as the documents of a corpus.
-      counted: whether it is about a whole corpus, of so many tokens by size.
+      counted: whether it is about a whole corpus, which takes the place of texts.
       options: of the command and of the baselines' job alike.
-      small: those that are others in small.
+      small: options that are others with `--demo` and in tests.
       drawn: whether the baselines have the pictures too.
       random: arrays of figures that each side draws with its own generator, or that have no digits to compare.
     """
@@ -66,6 +70,7 @@ def passages() -> list[str]:
 
 
 def _random(**figures: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Returns pairs of a figure and an array; a figure's name may begin with an underscore here."""
     return frozenset((figure.removeprefix("_"), name) for figure, names in figures.items() for name in names)
 
 
@@ -116,9 +121,7 @@ STUDIES = {
         text_file=True,
         options={"permutations": 1000},
         small={"permutations": 40, "length": 97},
-        random=_random(
-            _5=("null", "p", "counts", "edges"), _6=(*ENDS, "difference_p", "difference_q_value", "p_shift")
-        ),
+        random=_random(_5=("null", "p", "counts", "edges"), _6=BY_CHANCE),
     ),
     "category-selectivity": StudyCase(
         full=("random:gpt2-large",),
