@@ -22,8 +22,9 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import processes, report
-from benchmarks.cases import KERNELS
+from benchmarks.kernels import KERNELS
 from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
+from benchmarks.studies import STUDIES, inputs
 
 import jaxqkv
 from jaxqkv.architectures import REGISTRY, open_checkpoint
@@ -32,15 +33,14 @@ from jaxqkv.checkpoints.folder import FolderCheckpoint, save_checkpoint
 from jaxqkv.cli.parser import Parser
 from jaxqkv.runtime.devices import cache_folder
 from jaxqkv.runtime.files import make_writable, replacing, written
-from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
+from jaxqkv.text.corpora import PYTHON_DOCS
 
 README = Path(__file__).with_name("README.md")
 PUBLISHED = README.with_name("benchmark.json")
 DEVICES = ("cpu", "gpu", "tpu")
 Case = Repeated | Whole
 
-GPT2_STUDIES = ("qkv-weights", "attention-scores", "weight-tour", "token-similarity")
-# Checkpoint, sentences, tokens of each; and what else `cases.py` is told.
+# Checkpoint, sentences, tokens of each; and what else `passes.py` is told.
 FORWARDS = {
     "quick": (("random:gpt2", 54, 24, {"padded": True}), ("random:gpt2", 4, 128, {"cache": True})),
     "full": (
@@ -67,16 +67,11 @@ LARGE_FORWARDS = (
     ("random:bert-large-uncased", 64, 512, {}),
 )
 FIRST_USES = {"quick": ("random:gpt2",), "full": ("random:gpt2", "random:gpt2-medium"), "demo": ("demo-gpt2",)}
-STUDY_MODELS = {
-    "quick": {"attention-scores": ("random:gpt2-medium",)},
-    "full": {
-        "qkv-weights": ("random:gpt2", "random:gpt2-medium", "random:gpt2-large", "random:gpt2-xl"),
-        "attention-scores": ("random:gpt2-medium",),
-        "token-frequency": ("random:bert-large-uncased",),
-        "weight-tour": ("random:gpt2",),
-        "token-similarity": ("random:gpt2",),
-    },
-    "demo": dict.fromkeys(GPT2_STUDIES, ("demo-gpt2",)) | {"token-frequency": ("demo-bert",)},
+# Checkpoint, and tokens of the text whose heads are silenced.
+SWEEPS = {
+    "quick": (("random:gpt2", 17),),
+    "full": (("random:gpt2", 17), ("random:gpt2-medium", 24)),
+    "demo": (("demo-gpt2", 7),),
 }
 
 
@@ -137,6 +132,16 @@ def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repe
     )
 
 
+def sweep_name(spec: str, pos: int) -> str:
+    return f"sweep of heads {_short(spec)}, 1 × {pos}"
+
+
+def sweep_case(spec: str, pos: int) -> Repeated:
+    """A logit difference with each head silenced, of weights that are in memory."""
+    spec_of = {"kind": "sweep", "folder": str(checkpoint_folder(spec)), "pos": pos}
+    return Repeated(sweep_name(spec, pos), spec_of)
+
+
 def kernel_case(name: str, small: bool) -> Repeated:
     return Repeated(f"kernel {name}", {"kind": "kernel", "kernel": name, "small": small})
 
@@ -145,7 +150,8 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
     """Names, and what makes a case when its turn comes: checkpoints are written for those that are chosen."""
     size = _size(options)
     forwards: Sequence[Any] = FORWARDS[size]
-    studies: dict[str, Sequence[str]] = STUDY_MODELS[size]
+    sweeps: Sequence[Any] = SWEEPS[size]
+    studies: dict[str, Sequence[str]] = {name: case.models(size) for name, case in STUDIES.items()}
     first_uses = FIRST_USES[size]
     if options.model:
         configs = {spec: open_checkpoint(spec).config for spec in options.model}
@@ -154,8 +160,9 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
         shapes = [(spec, min(512, configs[spec].n_positions)) for spec in options.model]
         forwards = [(spec, batch, min(pos, most), {}) for spec, most in shapes for batch, pos in ((1, 115), (8, most))]
         first_uses = tuple(options.model)
-        studies = {study: causal if study == "qkv-weights" else causal[:1] for study in GPT2_STUDIES if causal}
-        studies |= {"token-frequency": others[:1]} if others else {}
+        sweeps = [(spec, min(24, configs[spec].n_positions)) for spec in causal]
+        kinds = {name: others if "bert" in case.demo[0] else causal for name, case in STUDIES.items()}
+        studies = {name: kinds[name] if name == "qkv-weights" else kinds[name][:1] for name in STUDIES}
     elif size == "full" and device != "cpu":
         forwards = [*forwards, *LARGE_FORWARDS]
 
@@ -173,19 +180,19 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
             forward_name(spec, batch, pos, extra),
             lambda spec=spec, b=batch, p=pos, e=extra: forward_case(spec, b, p, e),
         )
+    for spec, pos in sweeps:
+        yield sweep_name(spec, pos), lambda spec=spec, pos=pos: sweep_case(spec, pos)
     for kernel in KERNELS:
         yield f"kernel {kernel}", lambda kernel=kernel: kernel_case(kernel, small=options.demo)
     for draw in (False, True) if size == "full" else (False,):
         for study, specs in studies.items():
+            if not specs or (draw and not STUDIES[study].drawn):
+                continue
 
             def study_case(study: str = study, specs: Sequence[str] = specs, draw: bool = draw) -> Case:
-                extra: dict[str, Any] = {"device": {"gpu": "cuda"}.get(device, "cpu")}
-                if study == "token-frequency":
-                    tokens, batch = (100_000, 8) if options.demo else (1_000_000, 64)
-                    documents = open_corpus(options.corpus or PYTHON_DOCS)
-                    corpus = processes.write_corpus(scratch / "corpus.jsonl", documents, tokens)
-                    extra |= {"corpus": corpus, "tokens": tokens, "batch": batch}
-                return processes.study_case(study, [checkpoint_folder(spec) for spec in specs], draw, **extra)
+                words, job = inputs(study, scratch, options.demo, options.corpus)
+                job |= {"device": {"gpu": "cuda"}.get(device, "cpu")}
+                return processes.study_case(study, [checkpoint_folder(spec) for spec in specs], draw, words, job)
 
             yield f"{study}, {'with pictures' if draw else 'arrays'}", study_case
 

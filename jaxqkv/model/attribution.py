@@ -78,7 +78,7 @@ def _of_output(
     """Returns the metrics of the clean run, `[batch]`, and their gradients by the last stream, `[metric, …]`."""
 
     def run(stream: Any) -> tuple[Any, Any]:
-        found = measure(final, head, metrics, places, None, stream, config=config, count=1)
+        found = measure(final, head, metrics, places, None, [stream], config=config, count=1)
         leaves = [leaf[0] for leaf in jax.tree.leaves(found)]
         if any(leaf.ndim != 1 for leaf in leaves):
             raise JaxqkvError('method="gradient" takes metrics that are one number of each text; use method="exact"')

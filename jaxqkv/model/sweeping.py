@@ -84,7 +84,7 @@ def measure_run(
         return joined(stream)
 
     clean = final(Request(memory=request.memory, mesh=request.mesh)) if readout.of_clean else None
-    found = jax.tree.map(lambda leaf: leaf[0], readout(final(request), clean, slice(0, len(batch.ids)), 1))
+    found = jax.tree.map(lambda leaf: leaf[0], readout([final(request)], clean, slice(0, len(batch.ids)), 1))
     found = found if per_text else jax.tree.map(lambda leaf: _mean(leaf, None), found)
     return found["metric"] if single else found
 

@@ -29,8 +29,8 @@ def hook_everything(blocks, keep):
 
 
 def study(side, name):
-    """The function of a study of the notebook or the tuned side."""
-    return getattr(import_module(f"baselines.{side}_studies"), name.replace("-", "_"))
+    """The function of a study of the notebook or the tuned side: found by its name in `baselines/studies`."""
+    return getattr(import_module(f"baselines.studies.{name.replace('-', '_')}"), side)
 
 
 def load_tokenizer(folder):

@@ -1,7 +1,7 @@
 """A study in PyTorch as a process of its own: `python -m baselines notebook|tuned JOB.json`.
 
-A job has `study`, `models` (folders), `texts`, `target`, `corpus` (a .jsonl file), `tokens`, `batch`,
-`device`, `out` (a folder for the arrays, and the pictures if `draw`).
+A job has `study`, `models` (folders), `texts`, `device`, `out` (a folder for the arrays, and the pictures if `draw`),
+and the study's own options under their names on the command line; `corpus` is a .jsonl file.
 """
 
 import json

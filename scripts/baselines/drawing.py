@@ -1,4 +1,4 @@
-"""The figures of the five studies in plain matplotlib, from the arrays of either baseline.
+"""The figures of the first five studies in plain matplotlib, from the arrays of either baseline.
 
 Both baselines draw alike: what is compared is computing. Each function takes a figure's arrays and
 returns a matplotlib figure of the size that the package draws.

@@ -44,6 +44,43 @@ def cached(model, ids, mask):
     return {name: np.array(layers) for name, layers in kept.items()} | {"logits": output.logits.cpu().numpy()}
 
 
+def each_head_edited(model, ids, edit):
+    """Last token's logits with z of each head edited alone, one pass after another: yields layer, head and logits.
+
+    `edit(layer, head, z)` gets a copy of all heads side by side, and changes it.
+    """
+    for layer in range(model.config.n_layer):
+        for head in range(model.config.n_head):
+
+            def change(module, inputs, layer=layer, head=head):
+                z = inputs[0].clone()
+                edit(layer, head, z)
+                return (z, *inputs[1:])
+
+            handle = model.transformer.h[layer].attn.c_proj.register_forward_pre_hook(change)
+            with torch.no_grad():
+                logits = model(ids).logits
+            handle.remove()
+            yield layer, head, logits[0, -1]
+
+
+def silence(head_dim):
+    """An edit that sets a head to 0."""
+
+    def edit(layer, head, z):
+        z[:, :, head * head_dim : (head + 1) * head_dim] = 0
+
+    return edit
+
+
+def head_sweep(model, ids, answers):
+    """Difference of the logits of two answers with z of each head set to 0 alone, `[layer, head]`."""
+    scores = np.zeros((model.config.n_layer, model.config.n_head))
+    for layer, head, logits in each_head_edited(model, ids, silence(model.config.n_embd // model.config.n_head)):
+        scores[layer, head] = logits[answers[0]] - logits[answers[1]]
+    return scores
+
+
 def _hooked(model, ids, mask, keep):
     """`keep(output)` of what makes Q, K and V, by layer (GPT-2: side by side) or by (layer, part)."""
     kept = {}

@@ -24,6 +24,8 @@ from jaxqkv.studies import attention_scores, qkv_weights, token_frequency, token
 from jaxqkv.studies.registry import names, study
 
 TEXT = "a cat saw her run home"
+# The checkpoint predicts some of its words, and not all.
+PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat home cat her"
 DOCUMENTS = ("the cat saw her " * 20, "run home run " * 30, "home her a the cat " * 10)
 
 
@@ -95,6 +97,37 @@ class TestTheSameAsTheCommands:
         for given in (corpus, [str(corpus)]):
             figure = token_frequency.figure("5d", model=folder, corpus=given, mesh={"data": 1}, **options)
             assert_same(figure.arrays, files / "5d.npz")
+
+    @pytest.mark.parametrize(
+        ("name", "id", "options"),
+        [
+            ("qkv-activations", "3b", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
+            ("adjustment-magnitudes", "4", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
+            (
+                "prediction-divergence",
+                "6",
+                {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True},
+            ),
+            ("category-selectivity", "6a", {"words": "words", "permutations": 19, "seed": 3}),
+            ("head-silencing", "5a", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
+            ("head-patching", "5", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
+        ],
+    )
+    def test_studies_of_runs(self, tmp_path, folder, name, id, options):
+        """An open model and keywords; files are given as paths, and texts and answers as they are."""
+        (tmp_path / "a.txt").write_text("\n\n".join((PREDICTED, "a cat saw her run home", "run home her", PREDICTED)))
+        (tmp_path / "words").write_text("a cat\na saw\na her\nb run\nb home\n")
+        options = {key: tmp_path / given if given in ("a.txt", "words") else given for key, given in options.items()}
+        line = []
+        for key, given in options.items():
+            line += [
+                f"--{key.replace('_', '-')}",
+                *(given if isinstance(given, tuple) else [] if given is True else [given]),
+            ]
+        files = of_the_command(tmp_path, name, id, folder, *map(str, line), "--dpi", "20")
+        figure = study(name).figure(id, model=jaxqkv.load(folder), dpi=20, **options)
+        assert_same(figure.arrays, files / f"{id}.npz")
+        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / f"{id}.png").read_bytes()))
 
     def test_weights_of_several_and_compared(self, tmp_path, folder):
         fresh = f"random:{folder}"

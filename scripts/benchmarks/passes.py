@@ -1,0 +1,131 @@
+"""Forward passes: Q, K and V of every layer, their lengths alone, or all that a cache has."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.sides import Spec, Work, host, jax_work, on_torch, torch_work
+
+# What a pass with a cache keeps of each layer, besides the logits.
+CACHED = ("q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
+
+
+def forward(side: str, spec: Spec) -> Work:
+    """Q, K and V of every layer; or, with `norms`, their lengths by token, where all of them would not fit.
+
+    With `cache`, logits and everything of every layer, from one pass.
+    """
+    import json
+
+    config = json.loads((Path(spec["folder"]) / "config.json").read_text())
+    generator = np.random.default_rng(0)
+    batch, pos = spec["batch"], spec["pos"]
+    ids = generator.integers(0, config["vocab_size"], (batch, pos)).astype(np.int32)
+    lengths = generator.integers(pos // 2, pos + 1, batch) if spec.get("padded") else np.full(batch, pos)
+    mask = np.arange(pos)[None] < lengths[:, None]
+    build = _forward_jaxqkv if side == "jaxqkv" else _forward_torch
+    run, as_array, *settle = build(side, spec, ids, mask)
+
+    def compared(value: Any) -> np.ndarray:
+        """First, middle and last layer, `[layer, 3, batch, pos, …]`, with nothing at pads; of a cache one long row."""
+        array = as_array(value)
+        if spec.get("cache"):
+            return array
+        real = mask if spec.get("norms") else mask[..., None]
+        return np.where(real, array, 0)
+
+    made = jax_work(run, compared) if side == "jaxqkv" else torch_work(run, spec, compared)
+    return dataclasses.replace(made, settle=settle[0]) if settle else made
+
+
+def _row(parts: dict[str, Any], logits: Any) -> np.ndarray:
+    """Each part of a cache as a share of its largest value, at first, middle and last layer, in one row."""
+    chosen = [host(parts[name][layer]) for name in CACHED for layer in _ends(len(parts["q"]))]
+    return np.concatenate([(x / np.abs(x).max()).ravel() for x in (*chosen, host(logits))])
+
+
+def _ends(layers: int) -> list[int]:
+    return sorted({0, layers // 2, layers - 1})
+
+
+def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> Any:
+    import jax.numpy as jnp
+
+    import jaxqkv
+    from jaxqkv.runtime import devices
+
+    tokens = jaxqkv.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
+    if spec.get("compiled programs"):
+        devices.enable_compilation_cache()
+    if spec.get("first use"):  # as a user would, reading weights while it runs
+        model = jaxqkv.load(spec["folder"])
+        run = lambda: model.run(tokens, capture={"q", "k", "v"})  # noqa: E731
+    elif spec.get("norms"):
+        model = jaxqkv.load(spec["folder"], stream=False)
+        params = model.params()
+
+        def norms(attention: Any, mask: Any) -> Any:
+            return jnp.stack(
+                [jnp.sqrt((x**2).sum(axis=(1, 3))) for x in (attention.q, attention.k, attention.v)], axis=1
+            )
+
+        run = lambda: jaxqkv.forward(params, tokens, model.config, reduce=norms, memory=2 << 30)  # noqa: E731
+        return run, lambda x: np.asarray(x)[_ends(x.shape[0])].swapaxes(1, 2)
+    elif spec.get("cache"):
+        model = jaxqkv.load(spec["folder"], stream=False)
+        params = model.params()
+        run = lambda: jaxqkv.forward(params, tokens, model.config, capture={*CACHED, "logits"})  # noqa: E731
+
+        def row(acts: Any) -> np.ndarray:
+            parts = {name: np.asarray(acts[name]) for name in CACHED}
+            for name in ("q", "k", "v", "z"):  # as PyTorch has them, heads side by side
+                x = parts[name].swapaxes(2, 3)
+                parts[name] = x.reshape(*x.shape[:3], -1)
+            return _row(parts, np.asarray(acts.logits))
+
+        return run, row
+    else:
+        model = jaxqkv.load(spec["folder"], stream=False)
+        params = model.params()
+        run = lambda: jaxqkv.forward(params, tokens, model.config, capture={"q", "k", "v"})  # noqa: E731
+
+    def as_array(acts: Any) -> np.ndarray:
+        parts = [np.asarray(x[np.array(_ends(x.shape[0]))]) for x in (acts.q, acts.k, acts.v)]
+        return np.stack([x.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1) for x in parts], axis=1)
+
+    return run, as_array
+
+
+def _forward_torch(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> Any:
+    import importlib
+    import time
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    baseline = importlib.import_module(f"baselines.{side}")
+    put, synchronise, _ = on_torch(spec["device"])
+    cache = spec.get("cache", False)
+    model = (baseline.load_with_logits if cache else baseline.load)(spec["folder"]).to(spec["device"])
+    if cache:
+        arguments = (put(ids).long(), put(mask).long())
+        return lambda: baseline.cached(model, *arguments), lambda x: _row(x, x["logits"])
+    function = baseline.qkv_norms if spec.get("norms") else baseline.qkv
+    arguments = (put(ids).long(), put(mask).long())
+
+    def settle() -> None:
+        """Whichever attention is faster here; runs of a minute and more stay with sdpa, the default."""
+        seconds = {}
+        for kind in ("eager", "sdpa") if side == "tuned" and ids.size <= 4096 else ():
+            model.set_attn_implementation(kind)
+            start = time.perf_counter()
+            function(model, *arguments)
+            synchronise()
+            seconds[kind] = time.perf_counter() - start
+        if seconds:
+            model.set_attn_implementation(min(seconds, key=seconds.__getitem__))
+
+    return lambda: function(model, *arguments), lambda x: host(x[_ends(len(x))]), settle
