@@ -2,14 +2,15 @@
 
 They take one matrix or sample unless they say otherwise, and jit and vmap over layers or heads.
 
-Histograms, moments, correlations of samples, statistics in bins, tests, and what describes weights, circuits and
-patterns are float32 whatever comes in: float64 is rounded, also with `jax_enable_x64`. `column_cosine`,
+Histograms, moments, correlations of samples, statistics in bins, tests, and statistics of weights, circuits and
+patterns are computed in float32: float64 is rounded, also with `jax_enable_x64`. `column_cosine`,
 `column_cosine_moments`, `column_correlation`, `permute_entries`, `last_token_scores` and `causal_samples` keep the
-dtype that they get, float64 with `jax_enable_x64`; `permutation_null`, `exchange_null` and `bootstrap_interval` that of
-the statistic.
+dtype of their input, float64 with `jax_enable_x64`; `permutation_null`, `exchange_null` and `bootstrap_interval` have
+the dtype of the statistic.
 
-On the host run only `freedman_diaconis_histogram`, the size of whose result depends on the data, `percentile_edges`
-and `bin_index`, for which float64 decides, and the eigenvalues of `copying_score`, which accelerators do not have.
+All run on the device except `freedman_diaconis_histogram`, whose result has a size that depends on the data,
+`percentile_edges` and `bin_index`, which compute in float64, and the eigenvalues of `copying_score`, which accelerators
+do not have.
 """
 
 from jaxqkv.kernels.binned import bin_index, binned_moments, percentile_edges

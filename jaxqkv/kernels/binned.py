@@ -1,7 +1,7 @@
 """Mean and standard deviation of one variable in bins of another.
 
-The bins of a sequence are the same in every layer, so they are found once, on the host and in
-float64, where ties with an edge decide; the statistics are jitted and take the bins' indices.
+The bins of a sequence are the same in every layer, so they are found once, on the host and in float64, so that ties
+with an edge are exact. The statistics are jitted and take the bins' indices.
 
 Source: study token-frequency (Cohen, 50 ML projects to understand LLMs, project 39).
 """
@@ -14,22 +14,24 @@ from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
-# Sums go over this many parts first, so that float32 adds numbers of one size.
+# Values are summed in this many parts first, so that float32 adds numbers of similar size.
 PARTS = 512
 
 
 @kernel(compiled=False)
 def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Float[np.ndarray, "edge"]:
-    """Edges of `n_bin` bins with equally many values each: `numpy.percentile(values, linspace(0, 100, n_bin + 1))`.
+    """Returns edges of `n_bin` bins with equally many values each.
 
-    NaN is left out; no value at all gives edges of NaN. Edges repeat where many values are the same.
+    As `numpy.percentile(values, linspace(0, 100, n_bin + 1))`.
+
+    NaN is left out; an empty sample gives edges of NaN. Edges repeat where many values are the same.
 
     Args:
       values: any shape, any unit.
-      n_bin: how many, at least one.
+      n_bin: number of bins, at least one.
 
     Returns:
-      Float64, `n_bin + 1` of them, rising, in the unit of `values`.
+      `n_bin + 1` edges in float64, increasing, in the unit of `values`.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -40,14 +42,14 @@ def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Floa
 
 @kernel(compiled=False)
 def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "*shape"]:
-    """The bin of each value: bin i is [edge i, edge i+1), the last one closed; −1 outside and for NaN.
+    """Returns the bin of each value: bin i is [edge i, edge i+1), the last one closed; −1 outside and for NaN.
 
-    Edges need not be equally spaced. Of repeated edges the bins between them are empty: a value on
-    an edge belongs to the bin above. Compared in float64.
+    Edges need not be equally spaced. Bins between repeated edges are empty: a value on an edge belongs to the bin
+    above. Compared in float64.
 
     Args:
       values: any shape.
-      edges: rising, in the unit of `values`; as `percentile_edges` gives them.
+      edges: increasing, in the unit of `values`, for instance from `percentile_edges`.
     """
     values = np.asarray(values, np.float64)
     bins = len(edges) - 1
@@ -60,7 +62,7 @@ def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edg
 def binned_moments(
     values: Float[AnyArray, "value"], index: Int[AnyArray, "value"], *, n_bin: int
 ) -> tuple[Int[Array, "bin"], Float[Array, "bin"], Float[Array, "bin"]]:
-    """Count, mean and population standard deviation of the values in each bin, in two passes.
+    """Returns count, mean and population standard deviation of the values in each bin, in two passes.
 
         mean b = Σ x / n b,    std b = √(Σ (x − mean b)² / n b),    over the x whose index is b
 
@@ -69,19 +71,19 @@ def binned_moments(
     Args:
       values: one sample, any unit.
       index: the bin of each value, from `bin_index`; those outside 0 … n_bin − 1 are left out.
-      n_bin: how many bins there are.
+      n_bin: number of bins.
 
     Returns:
       Three arrays `[bin]`: int32, and two of float32 in the unit of `values`.
 
     Raises:
-      JaxqkvError: if there is not one bin for each value.
+      JaxqkvError: if `values` and `index` do not have the same length.
     """
     values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index, jnp.int32)
     if values.shape != index.shape or values.ndim != 1:
         raise KernelError(f"a bin for each value, in one row: not {values.shape} and {index.shape}")
     inside = (index >= 0) & (index < n_bin)
-    # A part of the values adds to cells of its own; the last cell of a part takes what is left out.
+    # Each part of the values has its own cells; its last cell takes the values outside the bins.
     parts = min(PARTS, max(values.size, 1))
     part = jnp.arange(values.size, dtype=jnp.int32) // max(-(-values.size // parts), 1)
     cell = part * (n_bin + 1) + jnp.where(inside, index, n_bin)

@@ -1,4 +1,4 @@
-"""Statistics of attention by query that need no [query, key] array: keys are taken a block at a time.
+"""Statistics of attention by query without a [query, key] array: keys are taken a block at a time.
 
 Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao et al. 2022, "FlashAttention".
 """
@@ -14,19 +14,19 @@ from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
-# Queries and keys of a block: its scores are 64 kB.
+# Queries and keys in a block; its scores take 64 kB.
 BLOCK = 128
 
 
 class AttentionStatistics(NamedTuple):
-    """What a query attends to, in numbers; `.mean(axis=1)` of each is the mean over heads.
+    """Statistics of what each query attends to; `.mean(axis=1)` is the mean over heads.
 
     Attributes:
-      logsumexp: ln Σ exp(score) over the visible keys; −∞ where none is.
+      logsumexp: ln Σ exp(score) over the visible keys; −∞ if there is none.
       entropy: −Σ a ln a of the pattern a, in nats.
       largest: the largest weight of the pattern.
       distance: Σ a |query − key|, in positions.
-      mass: Σ a over the keys that were asked for.
+      mass: Σ a over the given keys.
     """
 
     logsumexp: Float[Array, "batch head query"]
@@ -65,21 +65,21 @@ def attention_statistics(
     *,
     causal: bool,
 ) -> AttentionStatistics:
-    """Statistics of softmax(q·k · scale) over the visible keys, of every query, without the pattern.
+    """Returns statistics of every query's softmax(q·k · scale) over the visible keys, without the pattern.
 
-    With the largest score m so far, Σ exp(s − m), Σ (s − m) exp(s − m) and the other sums are corrected by exp(m − m′)
-    when a later block has a larger score m′; then entropy = ln Σ exp(s − m) − Σ (s − m) exp(s − m) / Σ exp(s − m). In
-    a causal pattern blocks of later keys are left out.
+    The sums Σ exp(s − m), Σ (s − m) exp(s − m) and so on are relative to the largest score m so far, and are corrected
+    by exp(m − m′) when a later block has a larger score m′. Then
+    entropy = ln Σ exp(s − m) − Σ (s − m) exp(s − m) / Σ exp(s − m). Blocks of later keys are skipped if causal.
 
     Args:
       q, k: of one layer.
       mask: True at real tokens.
-      keys: those of `mass`; the first real token of each text unless given.
+      keys: the keys that `mass` counts; the first real token of each text unless given.
       scale: of q·k; 1/√head_dim unless given.
-      causal: whether queries see no later keys.
+      causal: whether later keys are hidden from a query.
 
     Returns:
-      Float32. A query that sees no key has a logsumexp of −∞, and 0 else.
+      Float32. For a query that sees no key, logsumexp is −∞ and the others are 0.
     """
     q, k = (jnp.asarray(each, jnp.float32) for each in (q, k))
     batch, n_head, pos, head_dim = q.shape
@@ -107,7 +107,7 @@ def attention_statistics(
     found = jax.lax.platform_dependent(
         *of_heads,
         *of_texts,
-        cpu=lambda *arrays: jax.lax.map(lambda x: one(*x), arrays),  # whose cache a block fits into
+        cpu=lambda *arrays: jax.lax.map(lambda x: one(*x), arrays),  # one at a time fits into the cache
         default=jax.vmap(one),
     )
     return AttentionStatistics(*(x.reshape(batch, n_head, pos) for x in found))

@@ -1,4 +1,4 @@
-"""`kernel`: what all kernels have in common in how they are called."""
+"""`kernel`, the decorator that gives all kernels one calling convention."""
 
 import functools
 import inspect
@@ -16,24 +16,25 @@ from jaxqkv.runtime.devices import jit
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-# What annotations of floats, of masks and of JAX's random keys have in common, each in all versions of jaxtyping.
+# Annotations of floats, masks and random keys; their `dtypes` identify the kind in every version of jaxtyping.
 _ANNOTATIONS: tuple[Any, ...] = (Float[jax.Array, ""], Bool[jax.Array, ""], Key[jax.Array, ""])
 FLOATS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
-# Kinds of NumPy's dtypes that are no numbers.
+# Kinds of NumPy dtypes that are not numeric.
 NO_NUMBERS = "OSUMm"
 
 
 def kernel(
     *, compiled: bool = True, **options: Any
 ) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
-    """Returns a decorator that makes a kernel of a function of arrays.
+    """Returns a decorator that turns a function of arrays into a kernel.
 
-    The kernel takes arrays of any library, and lists of numbers. Each array has the axes that its annotation names, and
-    an axis has one length in all of them. What the caller changes in an array after the call is not seen.
+    The kernel takes arrays of any library, and lists of numbers. The axes of each array must match its annotation, and
+    an axis must have the same length in all arrays. Changes that the caller makes to an array after the call have no
+    effect.
 
     Args:
-      compiled: by `jit`; a function that is not compiled runs on the host, or calls others that are.
-      options: of `jax.jit`.
+      compiled: whether to compile by `jit`; otherwise the function runs on the host, or calls compiled ones.
+      options: options of `jax.jit`.
     """
 
     def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -57,15 +58,15 @@ def kernel(
 
 
 def _shaped(annotation: Any) -> Any:
-    """Returns the first array type of jaxtyping in an annotation, or None; JAX's random keys are no such arrays."""
+    """Returns the first jaxtyping array type in an annotation, or None; JAX's random keys do not count."""
     types = typing.get_args(annotation) or (annotation,)
     return next((each for each in types if hasattr(each, "dim_str") and each.dtypes != KEYS), None)
 
 
 def _array(value: Any, name: str, annotation: Any) -> Any:
-    """Returns a value as an array of JAX, or as one of NumPy that no one else changes; a mask as booleans.
+    """Returns a value as a JAX array, or as a NumPy array that no one else can change; a mask as booleans.
 
-    Of a tree of arrays, each.
+    In a tree of arrays, each array is converted.
     """
     if annotation is None and not jax.tree_util.all_leaves([value]):
         return jax.tree.map(lambda leaf: _array(leaf, name, None), value)
@@ -86,7 +87,7 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
 
 
 def _check_axes(kernel: str, arrays: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
-    """Refuses arrays with other axes than their annotations name, or of different lengths.
+    """Refuses arrays whose axes or lengths are not those that the annotations name.
 
     Raises:
       KernelError: naming the array and the axes.

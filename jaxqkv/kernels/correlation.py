@@ -15,7 +15,7 @@ def pearson(
     y: Float[AnyArray, "*shape"],
     where: Bool[AnyArray, "*#shape"] | None = None,
 ) -> Float[Array, ""]:
-    """Pearson's correlation coefficient of paired values.
+    """Returns Pearson's correlation coefficient of paired values.
 
         r = Σ(x − x̄)(y − ȳ) / √(Σ(x − x̄)² · Σ(y − ȳ)²)
 
@@ -40,7 +40,7 @@ def representational_similarity(
     y: Float[AnyArray, "item item"],
     weights: Float[AnyArray, "item"] | None = None,
 ) -> Float[Array, ""]:
-    """Pearson's correlation of the upper triangles of two similarity matrices, without their diagonals.
+    """Returns Pearson's correlation of the upper triangles of two similarity matrices, without their diagonals.
 
         r = Σ w (x − x̄)(y − ȳ) / √(Σ w (x − x̄)² · Σ w (y − ȳ)²),    over pairs i < j, with w = wᵢ wⱼ
 
@@ -48,7 +48,7 @@ def representational_similarity(
 
     Args:
       x, y: symmetric similarities of the same items.
-      weights: how often each item is there, for resamples of the items; once unless given. Pairs of two copies of an
+      weights: how often each item occurs in a resample of the items; once unless given. Pairs of two copies of an
         item do not count.
 
     Returns:
@@ -59,7 +59,7 @@ def representational_similarity(
     x, y = (deviations(jnp.asarray(each, jnp.float32)[one, other]) for each in (x, y))
     # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant.
     x, y = (each / jnp.abs(each).max() for each in (x, y))
-    # The only product with weights: of many resamples, one matrix product.
+    # The only product with weights, so that many resamples are one matrix product.
     terms = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
     n, sx, sy, sxx, sxy, syy = (copies[one] * copies[other]) @ terms
     r = (sxy - sx * sy / n) / jnp.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
@@ -68,12 +68,12 @@ def representational_similarity(
 
 @kernel()
 def fisher_z(r: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
-    """Fisher's z of correlations or cosines: artanh(r) = ½ ln((1 + r) / (1 − r)), in float32 and without a unit.
+    """Returns Fisher's z of correlations or cosines: artanh(r) = ½ ln((1 + r) / (1 − r)); float32, without a unit.
 
     Source: Fisher 1915, "Frequency distribution of the values of the correlation coefficient".
 
     Args:
-      r: −1…1. ±1, and what rounding puts beyond, count as the float32 number next to it, whose z is ±8.66.
+      r: −1…1. ±1, and values that rounding puts beyond, count as the nearest float32 number inside, with z = ±8.66.
     """
     largest = jnp.nextafter(jnp.float32(1), jnp.float32(0))
     return jnp.arctanh(jnp.clip(jnp.asarray(r, jnp.float32), -largest, largest))

@@ -13,31 +13,31 @@ from jaxqkv.typing import AnyArray
 
 @kernel()
 def jensen_shannon(p: Shaped[AnyArray, "bin"], q: Shaped[AnyArray, "bin"]) -> Float[Array, ""]:
-    """Jensen and Shannon's divergence of two histograms, in nats; in 0…ln 2.
+    """Returns Jensen and Shannon's divergence of two histograms, in nats; in 0…ln 2.
 
         JS = ½ Σ p ln(p / m) + ½ Σ q ln(q / m),    m = (p + q) / 2
 
-    The square of `scipy.spatial.distance.jensenshannon`. Computed bin by bin from d = (p − q) / (p + q), of which no
-    bin is negative, so that nearly equal distributions lose few digits.
+    The square of `scipy.spatial.distance.jensenshannon`. Computed from d = (p − q) / (p + q) in each bin, so that no
+    bin's term is negative and nearly equal distributions lose few digits.
     Source: Lin 1991, "Divergence measures based on the Shannon entropy".
 
     Args:
-      p, q: counts or probabilities of the same bins, none negative; each is divided by its sum.
+      p, q: non-negative counts or probabilities of the same bins; each is divided by its sum.
 
     Returns:
-      A float32 scalar; NaN where one of them is empty.
+      A float32 scalar; NaN if p or q is empty.
     """
     p, q = (jnp.asarray(each, jnp.float32) for each in (p, q))
     return _jensen_shannon(p / p.sum(), q / q.sum())
 
 
 def _jensen_shannon(p: Float[Array, "*#bins"], q: Float[Array, "*#bins"]) -> Float[Array, "..."]:
-    """Returns the divergence of probabilities along the last axis, whose axes broadcast."""
+    """Returns the divergence of probabilities along the last axis; the other axes broadcast."""
     total = p + q
     d = (p - q) / jnp.where(total > 0, total, 1)
 
     def part(d: Array) -> Array:
-        """(1 + d) ln(1 + d), 0 at −1."""
+        """Returns (1 + d) ln(1 + d), 0 at −1."""
         return jnp.where(d > -1, (1 + d) * jnp.log1p(jnp.where(d > -1, d, 0)), 0)
 
     bins = total * jnp.maximum(part(d) + part(-d), 0)
@@ -50,18 +50,19 @@ def pattern_divergence(
     other: Float[AnyArray, "other_head query key"],
     where: Bool[AnyArray, "query"] | None = None,
 ) -> Float[Array, "head other_head"]:
-    """Jensen and Shannon's divergence of all pairs of heads' patterns, mean over queries, in nats; in 0…ln 2.
+    """Returns Jensen and Shannon's divergence of every pair of heads' patterns, mean over queries, in nats.
 
         mean over queries of ½ Σ p ln(p / m) + ½ Σ q ln(q / m),    m = (p + q) / 2
 
-    One head is compared with all others at a time, so that [head, other_head, query, key] is never in memory.
+    In 0…ln 2. One head is compared with all others at a time, so that [head, other_head, query, key] is never in
+    memory.
 
     Args:
       pattern, other: probabilities of every query's keys.
       where: the queries that count; all of them unless given. A causal model's first query has one key.
 
     Returns:
-      float32; NaN where no query counts.
+      Float32; NaN if no query counts.
     """
     pattern, other = (jnp.asarray(each, jnp.float32) for each in (pattern, other))
     counted = jnp.ones(pattern.shape[1], bool) if where is None else jnp.asarray(where)

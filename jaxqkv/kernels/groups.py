@@ -13,13 +13,13 @@ from jaxqkv.kernels.histograms import density
 from jaxqkv.kernels.similarity import column_cosine, unit_columns
 from jaxqkv.typing import AnyArray
 
-# The order of every array with a group axis: pairs of the thirds Q, K, V.
+# Groups in the order of every group axis, as pairs of the thirds Q, K, V.
 GROUPS = {"QQ": (0, 0), "KK": (1, 1), "VV": (2, 2), "QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
 
 
 @kernel()
 def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
-    """Pearson correlation of every pair of columns: cosine similarity of the centred columns; in −1…1."""
+    """Returns Pearson's correlation of every pair of columns: the cosine of the centred columns; in −1…1."""
     return column_cosine(x - x.mean(axis=0, keepdims=True))
 
 
@@ -27,18 +27,18 @@ def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column
 def group_densities(
     x: Float[AnyArray, "sample three_embed"], edges: Float[np.ndarray, "edge"], *, centred: bool
 ) -> Float[Array, "group bin"]:
-    """Densities of the similarities of column pairs, by group: QQ, KK, VV, QK, QV, KV.
+    """Returns densities of the similarities of column pairs, by group: QQ, KK, VV, QK, QV, KV.
 
-    Within a third, each pair once (the upper triangle); between two thirds, all pairs. One block
-    `[embed, embed]` of the matrix is in memory at a time.
+    Within a third each pair counts once (the upper triangle), between two thirds all pairs. One block `[embed, embed]`
+    of the matrix is in memory at a time.
 
     Args:
       x: samples of Q, K and V side by side.
       edges: equally spaced bin edges in −1…1.
-      centred: correlation; else cosine similarity.
+      centred: whether the similarity is correlation; else it is cosine similarity.
 
     Returns:
-      `[6, bin]`, in the order of `GROUPS`; each of integral 1, or 0 for a group without a pair.
+      `[6, bin]`, in the order of `GROUPS`; the integral is 1, or 0 for a group without a pair.
     """
     unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
     thirds = jnp.stack(jnp.split(unit, 3, axis=1))
@@ -53,7 +53,7 @@ def group_densities(
 
 @kernel()
 def permute_entries(x: Float[AnyArray, "sample column"], key: Key[Array, ""]) -> Float[Array, "sample column"]:
-    """The control: the same entries in random order, so that no column is like another but by chance.
+    """Shuffles all entries: a control in which columns are alike only by chance.
 
     Args:
       x: samples.
@@ -64,7 +64,7 @@ def permute_entries(x: Float[AnyArray, "sample column"], key: Key[Array, ""]) ->
 
 @kernel(compiled=False)
 def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, "edge"]) -> Float[Array, " bin"]:
-    """Density of the cosine similarities of all pairs of columns, each once.
+    """Returns the density of the cosine similarities of all pairs of columns, each once.
 
     Args:
       x: samples.

@@ -10,6 +10,7 @@ from jaxqkv.kernels.calling import kernel
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
+# Most bins of a Freedman–Diaconis histogram.
 MOST_BINS = 100_000
 
 
@@ -19,10 +20,10 @@ def counts(
     edges: Float[AnyArray, "edge"],
     where: Bool[AnyArray, "*#shape"] | None = None,
 ) -> Int[Array, "bin"]:
-    """How many values fall in each bin: bin i is [edge i, edge i+1), the last one closed.
+    """Counts the values in each bin: bin i is [edge i, edge i+1), the last one closed.
 
-    As `numpy.histogram(values, edges)[0]`, to the last count: NumPy edges in float64 are compared
-    exactly, although the values are float32. NaN falls in no bin; a subnormal value counts as 0.
+    Exactly `numpy.histogram(values, edges)[0]`: NumPy edges in float64 are compared exactly, although the values are
+    float32. NaN is in no bin; a subnormal value counts as 0.
 
     Args:
       values: any shape.
@@ -30,7 +31,7 @@ def counts(
       where: the values that count; all of them unless given.
 
     Raises:
-      ValueError: for edges that are not two or more, equally spaced and increasing. (Inside `jax.jit` nobody looks.)
+      ValueError: for edges that are not two or more, equally spaced and increasing. (Not checked inside `jax.jit`.)
     """
     return _counts(values, _bounds(_checked(edges)), _group_of(where), n_group=1)[0]
 
@@ -41,7 +42,7 @@ def density(
     edges: Float[AnyArray, "edge"],
     where: Bool[AnyArray, "*#shape"] | None = None,
 ) -> Float[Array, "bin"]:
-    """Probability density: count / (total count inside the edges · bin width), in 1/unit of `values`.
+    """Returns the probability density: count / (total count inside the edges · bin width), in 1/unit of `values`.
 
     As `numpy.histogram(values, edges, density=True)[0]`, but an empty sample gives zeros, not NaN.
     Arguments as for `counts`.
@@ -57,13 +58,13 @@ def density_by_group(
     *,
     n_group: int,
 ) -> Float[Array, "group bin"]:
-    """`density` of several samples in one pass: `group` says which of `n_group` a value belongs to.
+    """Returns `density` of several samples in one pass: `group` says which of `n_group` a value belongs to.
 
     Args:
       values: any shape.
       edges: as for `counts`.
-      group: of each value; those whose group is not among 0 … n_group − 1 are left out.
-      n_group: how many groups there are.
+      group: group of each value; values whose group is not in 0 … n_group − 1 are left out.
+      n_group: number of groups.
 
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
@@ -72,17 +73,17 @@ def density_by_group(
 
 
 def _group_of(where: Bool[AnyArray, "*#shape"] | None) -> Int[Array, "*#shape"] | None:
-    """The only group's number where a value counts."""
+    """Returns group 0 where a value counts, −1 elsewhere."""
     return None if where is None else jnp.where(where, 0, -1)
 
 
 def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
-    """Edges as an array, that bins can lie between."""
+    """Returns edges as an array, checked."""
     if isinstance(edges, jax.core.Tracer):
         return edges
     places = np.asarray(edges, np.float64)
     if places.ndim == 1 and places.size > 1 and places[0] < places[-1]:
-        # By less than half a bin from equal spacing, so that the index arithmetic is off by one bin at most.
+        # Within half a bin of equal spacing, so that the index arithmetic is off by one bin at most.
         off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
         if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
             return edges if isinstance(edges, jax.Array) else places
@@ -106,15 +107,15 @@ def _densities(
 def freedman_diaconis_histogram(
     values: Shaped[np.ndarray, "*shape"], *, density: bool = False
 ) -> tuple[Shaped[np.ndarray, "bin"], Float[np.ndarray, "edge"]]:
-    """Heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
+    """Returns heights and edges with Freedman and Diaconis' bin width, 2·IQR/∛n: NumPy's `bins="fd"`.
 
-    On the host: the number of bins depends on the data, so a compiled kernel would be compiled anew
-    for every sample. Heights are counts, or densities as in `density`; an empty sample gives one
-    bin [0, 1] of height 0. A far outlier does not ask for more than 100,000 bins.
+    Runs on the host: the number of bins depends on the data, so that a compiled kernel would be compiled anew for
+    every sample. Heights are counts, or densities as in `density`; an empty sample gives one bin [0, 1] of height 0.
+    There are at most 100,000 bins, however far an outlier is.
 
     Args:
       values: any shape, any unit; bins of whole numbers are not narrower than 1.
-      density: heights in 1/unit of `values`; else counts.
+      density: whether heights are densities, in 1/unit of `values`; else counts.
 
     Raises:
       NotDrawable: if a value is NaN or infinite.
@@ -134,7 +135,7 @@ def freedman_diaconis_histogram(
 
 @kernel(compiled=False)
 def require_finite(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """The values, for a histogram between the smallest and the largest of them.
+    """Returns the values if all are finite, for a histogram between the smallest and the largest of them.
 
     Raises:
       NotDrawable: if a value is NaN or infinite.
@@ -146,7 +147,7 @@ def require_finite(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "
 
 
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
-    """Float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
+    """Returns float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
     if isinstance(edges, jax.Array):
         edges = edges.astype(jnp.float32)
         return edges.at[-1].set(jnp.nextafter(edges[-1], jnp.float32(jnp.inf)))
@@ -171,7 +172,7 @@ def _counts(
     bins = bounds.size - 1
     scale = bins / (bounds[-1] - bounds[0])
     index = jnp.clip((values - bounds[0]) * scale, 0, bins - 1).astype(jnp.int32)
-    # The arithmetic can be one bin off next to an edge; the bounds decide.
+    # Near an edge the arithmetic can be one bin off; the bounds correct it.
     index -= (values < bounds[index]).astype(jnp.int32)
     index += (values >= bounds[index + 1]).astype(jnp.int32)
     inside = (values >= bounds[0]) & (values < bounds[-1])

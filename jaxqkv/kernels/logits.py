@@ -1,4 +1,4 @@
-"""What parts of a residual stream say of the next token, through a final layer norm and the output embedding.
+"""What parts of a residual stream say about the next token, through a final layer norm and the output embedding.
 
 Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; nostalgebraist 2020, "interpreting
 GPT: the logit lens".
@@ -20,7 +20,7 @@ def attribution(
     *,
     epsilon: float,
 ) -> Float[Array, "part"]:
-    """Contributions of parts of a residual stream to its product with a direction after the final layer norm.
+    """Returns what parts of a residual stream contribute to its product with a direction after the final layer norm.
 
         ((r − mean r) / σ) · (γ ⊙ u),    σ = √(var + ε) of the whole residual
 
@@ -30,8 +30,8 @@ def attribution(
     Source: Elhage et al. 2021; `logit_attrs` of TransformerLens.
 
     Args:
-      parts: r, vectors that are added to the residual stream.
-      residual: the whole of it, at the same position.
+      parts: r, vectors that add up to the residual stream, or some of them.
+      residual: the whole residual stream at the same position.
       scale: γ of the norm.
       direction: u.
       epsilon: ε of the norm.
@@ -54,17 +54,17 @@ def logit_lens(
     *,
     epsilon: float,
 ) -> tuple[Int[Array, "pos"], Float[Array, "pos"]]:
-    """The most probable next token where the model would end at this residual stream, and its probability.
+    """Returns the most probable next token if the model ended at this residual stream, and its probability.
 
         softmax over the vocabulary of W_U LN(residual)
 
     Source: nostalgebraist 2020.
 
     Args:
-      residual: after any layer, or the embedding.
-      scale, bias: of the final layer norm.
-      unembedding: the output embedding, a row a token.
-      epsilon: of the norm.
+      residual: residual stream after any layer, or the embedding.
+      scale, bias: γ and β of the final layer norm.
+      unembedding: output embedding, with a row for each token.
+      epsilon: ε of the norm.
 
     Returns:
       The token, and its probability in 1/vocab…1.

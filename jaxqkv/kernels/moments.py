@@ -10,23 +10,23 @@ from jaxqkv.typing import AnyArray
 def deviations(
     x: Float[Array, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, axis: int | None = None
 ) -> Float[Array, "*shape"]:
-    """Differences from the mean, over everything or along an axis; exactly 0 where all values are the same.
+    """Returns differences from the mean, over everything or along an axis; exactly 0 if all values are the same.
 
-    The mean of many equal float32 numbers is not always that number. What is left of one rounding is
-    no spread: differences within the last place of the largest value count as none.
+    The mean of many equal float32 numbers is not always that number, so differences within the last place of the
+    largest value count as 0.
 
     Args:
       x: any shape, any unit.
       where: the values that count; the others give 0.
-      axis: that has a mean of its own at each place of the other axes; one mean of all unless given.
+      axis: axis to average over; all values have one mean unless given.
     """
     mask = jnp.broadcast_to(True if where is None else where, x.shape)
     n = jnp.maximum(mask.sum(axis=axis, keepdims=True), 1).astype(x.dtype)
     x = jnp.where(mask, x, 0)
     largest = jnp.abs(x).max(axis=axis, keepdims=True)
-    # One of the values first: what a compiler fuses into the subtraction of a mean is then no larger than the spread.
+    # Subtract one of the values first: roundings of a fused subtraction of the mean are then no larger than the spread.
     x = jnp.where(mask, x - jnp.where(mask, x, -largest).max(axis=axis, keepdims=True), 0)
-    for _ in range(2):  # twice: the rounding of the mean itself, the same in every difference, drops out
+    for _ in range(2):  # twice: the second time removes the rounding of the first mean
         x = jnp.where(mask, x - x.sum(axis=axis, keepdims=True) / n, 0)
     constant = jnp.abs(x).max(axis=axis, keepdims=True) <= jnp.finfo(x.dtype).eps * largest
     return jnp.where(constant, 0, x)
@@ -36,7 +36,7 @@ def deviations(
 def moments(
     values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation over all values, in two passes.
+    """Returns mean and standard deviation over all values, in two passes.
 
         mean = Σx / n,    std = √(Σ(x − mean)² / (n − ddof))
 

@@ -1,4 +1,4 @@
-"""What heads do with attention: what their patterns say of texts that repeat themselves, and what they move.
+"""What heads attend to in repeated texts, and how much attention moves between positions.
 
 Sources: Olsson et al. 2022, "In-context learning and induction heads"; Kobayashi et al. 2020, "Attention is not only a
 weight: analyzing transformers with vector norms".
@@ -15,14 +15,14 @@ from jaxqkv.typing import AnyArray
 
 
 class HeadTypes(NamedTuple):
-    """Means over queries of what every head attends to in a text that is said twice.
+    """Means over queries of every head's attention in a text that is repeated once; probabilities, and an entropy.
 
     Attributes:
-      previous: to the token before; a probability, as the next three.
-      duplicate: to the same token in the first half.
-      induction: to the token after that one.
-      first: to the first position.
-      entropy: of the attention, in nats.
+      previous: attention to the token before.
+      duplicate: attention to the same token in the first half.
+      induction: attention to the token after that one.
+      first: attention to the first position.
+      entropy: entropy of the attention, in nats.
     """
 
     previous: Float[AnyArray, "batch head"]
@@ -34,7 +34,7 @@ class HeadTypes(NamedTuple):
 
 @kernel()
 def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
-    """What every head attends to in texts of 2n tokens, whose second half repeats the first.
+    """Returns what every head attends to in texts of 2n tokens, whose second half repeats the first.
 
         previous = mean of A[t, t − 1],          t = 2 … 2n − 1
         duplicate = mean of A[t, t − n],         t = n + 1 … 2n − 1
@@ -45,10 +45,10 @@ def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
     Sources: Olsson et al. 2022, and the detectors of TransformerLens (`head_detector`), which see whole matrices.
 
     Args:
-      pattern: of one layer; an even number of positions from 4 up.
+      pattern: patterns of one layer, with an even number of positions, at least 4.
 
     Returns:
-      Float32, of each text and head; probabilities in 0…1, the entropy in 0…ln(2n).
+      Float32, for each text and head; probabilities in 0…1, the entropy in 0…ln(2n).
 
     Raises:
       KernelError: for a number of positions that is odd or below 4.
@@ -59,7 +59,7 @@ def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
     pattern, n = jnp.asarray(pattern, jnp.float32), pos // 2
 
     def back(steps: int, start: int) -> Float[Array, "batch head"]:
-        """Mean of A[t, t − steps] over t from `start` on."""
+        """Returns the mean of A[t, t − steps] over t from `start` on."""
         values = jnp.diagonal(pattern, offset=-steps, axis1=-2, axis2=-1)
         return values[..., start - steps :].mean(axis=-1)
 
@@ -80,16 +80,16 @@ def weighted_attention(
     v: Float[AnyArray, "head key head_dim"],
     output: Float[AnyArray, "head head_dim embed"],
 ) -> Float[Array, "head query key"]:
-    """Euclidean norms of what attention moves from every key to every query.
+    """Returns Euclidean norms of what attention moves from every key to every query.
 
         ‖α[q, k] v[k] W_O‖ = α[q, k] √(v[k] G v[k]ᵀ),    G = W_O W_Oᵀ, [head_dim, head_dim]
 
-    so that nothing of size [query, key, embed] is made.
+    so that no array [query, key, embed] is needed.
     Source: Kobayashi et al. 2020, equation 4.
 
     Args:
-      pattern: α, of one text in one layer.
-      v: with its bias.
+      pattern: α of one text in one layer.
+      v: values, bias included.
       output: W_O by head.
 
     Returns:

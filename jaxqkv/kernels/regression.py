@@ -1,4 +1,4 @@
-"""Least squares."""
+"""Linear regression by least squares."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
 from jaxqkv.typing import AnyArray
 
-# A column that the others leave less of than this share of its length has no coefficient of its own.
+# A column of which the others explain all but this share of its length is collinear with them.
 COLLINEAR = 1e-5
 
 
@@ -18,21 +18,20 @@ def linear_regression(
     y: Float[AnyArray, "observation"],
     where: Bool[AnyArray, "observation"] | None = None,
 ) -> Float[Array, "coefficient"]:
-    """Coefficients of the least-squares fit of y by the columns of x and a constant.
+    """Returns coefficients of the least-squares fit of y by the columns of x and a constant.
 
         y ≈ β₀ + Σ βᵢ xᵢ
 
-    By QR of the centred columns at unit length, which does not square their condition number as XᵀX does.
+    Computed by QR of the centred unit columns, which does not square their condition number as XᵀX does.
 
     Args:
-      x: one variable a column, any unit.
-      y: what is fitted, any unit.
+      x: variables in columns, any unit.
+      y: values to fit, any unit.
       where: the observations that count; all of them unless given. The others may hold anything, NaN too.
 
     Returns:
-      Float32 `[variable + 1]`: the constant first, in the unit of `y`; then the slopes, in its unit by that of the
-      variable. NaN where the observations do not determine them: too few, a constant column, or one that the others
-      give.
+      Float32 `[variable + 1]`: the constant first, in the unit of `y`, then the slopes, in the unit of `y` per unit of
+      the variable. All NaN if the observations do not determine them: too few, or a constant or collinear column.
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, y.shape)

@@ -1,7 +1,7 @@
-"""Permutation tests and bootstrap intervals: what chance alone gives, and how sure a number is.
+"""Permutation tests and bootstrap intervals.
 
-The statistic is a function of one permutation or one resample, and is vmapped over all of them. What it computes as a
-product of labels or weights with fixed arrays becomes one matrix product for all.
+The statistic is a function of one permutation or one resample, and is vmapped over all of them. A product of labels or
+weights with fixed arrays in it becomes one matrix product for all.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
-# Roundings by which a value of the null may be below the observed one and still count as equal to it.
+# Float32 roundings by which a value of the null may be below the observed one and still count as equal.
 TIES = 64
 
 
@@ -28,16 +28,16 @@ def permutation_null(
     permutations: int = 1000,
     together: int = 1000,
 ) -> Shaped[Array, "permutation *shape"]:
-    """Values of a statistic when labels and units do not belong together.
+    """Returns values of a statistic for randomly permuted labels.
 
     Source: Pitman 1937, "Significance tests which may be applied to samples from any populations".
 
     Args:
-      labels: of the units, such as which condition each belongs to.
-      data: arrays that stay as they are.
-      key: from `jax.random.key`; the same one gives the same permutations, whatever the data.
-      statistic: `statistic(labels, data)`, compiled once for each function: give one that is defined once.
-      permutations: how many.
+      labels: labels of the units, such as the condition of each.
+      data: arrays that are not permuted.
+      key: from `jax.random.key`; the same key gives the same permutations, whatever the data.
+      statistic: `statistic(labels, data)`; compiled for each function object, so define it once.
+      permutations: number of permutations.
       together: permutations that are in memory at a time.
 
     Returns:
@@ -61,22 +61,22 @@ def exchange_null(
     permutations: int = 1000,
     together: int = 100,
 ) -> Shaped[Array, "permutation *shape"]:
-    """Values of a statistic when the two conditions of each unit are exchanged or not, with probability ½.
+    """Returns values of a statistic with each unit's two conditions exchanged with probability ½.
 
-    For paired samples, of which `permutation_null` would mix the units.
+    For paired samples, where `permutation_null` would mix the units.
     Source: Fisher 1935, "The design of experiments".
 
     Args:
-      data: arrays that stay as they are.
-      key: from `jax.random.key`; the same one gives the same exchanges, whatever the data.
+      data: arrays that the statistic takes.
+      key: from `jax.random.key`; the same key gives the same exchanges, whatever the data.
       n_unit: number of units.
       statistic: `statistic(exchanged, data)`, with `exchanged [unit]` True where a unit's conditions are exchanged.
-        It is compiled once for each function: give one that is defined once.
-      permutations: how many.
-      together: those that are in memory at a time.
+        It is compiled for each function object, so define it once.
+      permutations: number of random exchanges.
+      together: exchanges that are in memory at a time.
 
     Returns:
-      The statistic of each, in its own shape and unit.
+      The statistic of each exchange, in its own shape and unit.
     """
     data = jax.tree.map(jnp.asarray, data)
 
@@ -90,18 +90,18 @@ def exchange_null(
 def permutation_p(
     null: Float[AnyArray, "permutation *shape"], observed: Float[AnyArray, "*shape"], *, two_sided: bool = True
 ) -> Float[Array, "*shape"]:
-    """Share of the null that is as large as what was observed.
+    """Returns the share of the null that is at least as large as the observed value.
 
         p = (1 + #{null ≥ observed}) / (1 + permutations)
 
-    never 0, since what was observed is one of the permutations. A value that is lower by roundings alone counts as
+    never 0, since the observed labels are one of the permutations. A value that is lower by roundings only counts as
     equal.
     Source: Phipson and Smyth 2010, "Permutation P-values should never be zero".
 
     Args:
       null: from `permutation_null`.
-      observed: the statistic of the labels as they are.
-      two_sided: whether magnitudes are compared.
+      observed: the statistic of the labels as observed.
+      two_sided: whether to compare magnitudes.
 
     Returns:
       Float32 in 1/(1 + permutations)…1; NaN where `observed` is NaN.
@@ -115,7 +115,7 @@ def permutation_p(
 
 
 def weighted_mean(weights: Float[Array, "unit"], data: Float[Array, "unit *shape"]) -> Float[Array, "*shape"]:
-    """Mean over units, each as often as its weight says."""
+    """Returns the mean over units, each counted as often as its weight says."""
     flat = data.reshape(data.shape[0], -1)
     return (weights @ flat / weights.sum()).reshape(data.shape[1:])
 
@@ -131,24 +131,24 @@ def bootstrap_interval(
     level: float = 0.95,
     together: int = 1000,
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Percentile interval of a statistic over resamples of independent units.
+    """Returns the percentile interval of a statistic over resamples of independent units.
 
-    A resample takes `n_unit` units with replacement; it is given by how often each of them was taken. The ends of the
+    A resample draws `n_unit` units with replacement; the weight of a unit is how often it was drawn. The ends of the
     interval are the percentiles 100·(1 − level)/2 and 100·(1 + level)/2.
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
 
     Args:
       data: arrays that the statistic takes.
-      key: from `jax.random.key`; the same one gives the same resamples.
+      key: from `jax.random.key`; the same key gives the same resamples.
       n_unit: number of units.
-      statistic: `statistic(weights, data)`, with `weights [unit]` of sum `n_unit`, the mean of `data [unit, …]` unless
-        given. It is compiled once for each function: give one that is defined once.
+      statistic: `statistic(weights, data)`, with `weights [unit]` of sum `n_unit`; the mean of `data [unit, …]` unless
+        given. It is compiled for each function object, so define it once.
       samples: number of resamples.
       level: share of the resamples that are inside.
       together: resamples that are in memory at a time.
 
     Returns:
-      Lower and upper end, in the statistic's shape and unit. Resamples for which it is NaN are left out.
+      Lower and upper end, in the statistic's shape and unit. Resamples whose statistic is NaN are left out.
     """
     data = jax.tree.map(jnp.asarray, data)
 
@@ -165,7 +165,7 @@ def bootstrap_interval(
 def _mapped(
     function: Callable[[Key[Array, ""]], Array], keys: Key[Array, "sample"], together: int
 ) -> Shaped[Array, "sample *shape"]:
-    """The function of every key, of some of them at a time."""
+    """Returns the function of every key, computed for `together` keys at a time."""
     n = keys.shape[0]
     if n <= together:
         return jax.vmap(function)(keys)

@@ -1,7 +1,6 @@
 """Samples of attention scores and patterns, as values with a mask of those that count.
 
-A mask instead of a selection keeps shapes static, so that the kernels jit and vmap, and lets pads of
-a batch drop out: positions that are not real never count.
+A mask instead of a selection keeps shapes static, so that the kernels jit and vmap. Pads never count.
 
 Source: study attention-scores (Cohen, 50 ML projects to understand LLMs, project 35).
 """
@@ -24,7 +23,7 @@ class Sample(NamedTuple):
 
 @kernel(compiled=False)
 def first_and_last(mask: Bool[AnyArray, "batch pos"]) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
-    """Positions of each sequence's first and last real token, from 0; pads may stand on either side."""
+    """Returns positions of each sequence's first and last real token, from 0; pads may be on either side."""
     pos = mask.shape[-1]
     return jnp.argmax(mask, axis=-1), pos - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
 
@@ -35,7 +34,7 @@ def last_token_scores(
     k: Float[AnyArray, "batch head pos head_dim"],
     mask: Bool[AnyArray, "batch pos"],
 ) -> tuple[Sample, Sample]:
-    """Scores of the last token's Q in every head against the K of every head, within and across heads.
+    """Returns scores of the last token's Q in every head against the K of every head, within and across heads.
 
         scores[b, h, g, p] = q[b, h, last] · k[b, g, p] / √head_dim
 
@@ -63,15 +62,15 @@ def last_token_scores(
 def causal_samples(
     pattern: Float[AnyArray, "batch head query key"], mask: Bool[AnyArray, "batch pos"]
 ) -> tuple[Sample, Sample, Sample]:
-    """Three samples of a causal pattern, over all heads: probabilities in 0…1.
+    """Returns three samples of a causal pattern, over all heads: probabilities in 0…1.
 
     Args:
       pattern: of one layer, causal.
       mask: True at real tokens.
 
     Returns:
-      final to previous: the last token to every earlier one, the first included, itself not;
-      self, others: every token but the first to itself; self, first: the first to itself.
+      final to previous: from the last token to every earlier one, the first included;
+      self, others: from every token but the first to itself; self, first: from the first to itself.
       All `[batch, head, pos]`.
     """
     first, last = first_and_last(mask)

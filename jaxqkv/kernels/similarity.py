@@ -1,4 +1,4 @@
-"""Cosine similarities between the columns of a matrix, whole, by head, and summarised.
+"""Cosine similarities between the columns of a matrix: all of them, by head, and their moments.
 
 Source: study qkv-weights (Cohen, 50 ML projects to understand LLMs, project 33).
 """
@@ -17,7 +17,7 @@ from jaxqkv.typing import AnyArray
 
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
-    """Columns divided by their Euclidean norms; a column of zeros stays zero."""
+    """Returns columns divided by their Euclidean norms; a column of zeros stays zero."""
     x = jnp.asarray(x)
     norm = jnp.linalg.norm(x, axis=0, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
@@ -25,7 +25,7 @@ def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]
 
 @kernel()
 def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column column"]:
-    """Cosine similarity of every pair of columns: UᵀU, with U the columns at unit length; in −1…1, of x's dtype."""
+    """Returns the cosine similarity of every pair of columns: UᵀU, U the unit columns; in −1…1, in x's dtype."""
     unit = unit_columns(x)
     return unit.T @ unit
 
@@ -34,7 +34,7 @@ def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column colu
 def column_cosine_moments(
     x: Float[AnyArray, "row column"], *, ddof: int = 1, strips: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation of the column cosines above the diagonal, without keeping them.
+    """Returns mean and standard deviation of the column cosines above the diagonal, without keeping them.
 
     The mean needs no product of columns: with U the unit columns, Σᵢⱼ cᵢⱼ = ‖Σᵢ uᵢ‖². The squares
     about it are summed over horizontal strips of UᵀU that begin at the diagonal, which is
@@ -43,7 +43,7 @@ def column_cosine_moments(
     Args:
       x: one matrix; n columns give n(n−1)/2 cosines.
       ddof: 1 for the sample's standard deviation (the default), 0 for the population's.
-      strips: how many strips the product is cut in.
+      strips: number of strips that the product is cut into.
 
     Returns:
       Two scalars of the dtype of `x`, in −1…1 and 0…1; 0 and 0 for a single column.
@@ -62,13 +62,13 @@ def column_cosine_moments(
 
 
 def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
-    """`n` cut in at most `pieces` runs of nearly equal length."""
+    """Cuts the range of `n` into at most `pieces` runs of nearly equal length."""
     edges = [n * piece // min(pieces, n) for piece in range(min(pieces, n) + 1)]
     return list(itertools.pairwise(edges))
 
 
 def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
-    """Which pairs of columns are within a head, and which across heads, each pair once.
+    """Returns which pairs of columns are within a head, and which across heads, each pair once.
 
     Columns are heads side by side, `head_dim` each. Index 0: i < j in the same head (upper triangles of the diagonal
     blocks). Index 1: head of i < head of j (the blocks above the diagonal).
@@ -83,7 +83,7 @@ def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column co
 def head_pair_densities(
     x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
-    """Densities, means and population standard deviations of column cosines within and across heads.
+    """Returns densities, means and population standard deviations of column cosines within and across heads.
 
     Args:
       x: heads side by side, `n_head · head_dim` columns.
@@ -94,7 +94,7 @@ def head_pair_densities(
       density `[2, bin]`, mean `[2]`, std `[2]`; index 0 within heads, 1 across heads.
 
     Raises:
-      ValueError: for columns that are not as many for every head, and edges that are no edges.
+      ValueError: if the columns do not divide evenly among the heads, and for bad edges, as `counts`.
     """
     if np.ndim(x) != 2 or n_head < 1 or x.shape[1] % n_head:
         raise KernelError(f"expected a matrix whose columns are {n_head} heads side by side, got {list(np.shape(x))}")

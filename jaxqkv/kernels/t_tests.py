@@ -15,7 +15,7 @@ def student_t(
     where_x: Bool[AnyArray, "*#first"] | None = None,
     where_y: Bool[AnyArray, "*#second"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Student's t of two samples whose variances are taken to be equal, and its degrees of freedom.
+    """Returns Student's t of two samples, taking their variances to be equal, and its degrees of freedom.
 
         t = (x̄ − ȳ) / √(s² (1/n + 1/m)),    s² = (Σ(x − x̄)² + Σ(y − ȳ)²) / (n + m − 2)
 
@@ -41,7 +41,7 @@ def welch_t(
     where_x: Bool[AnyArray, "*#first"] | None = None,
     where_y: Bool[AnyArray, "*#second"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Welch's t of two samples whose variances may differ, and its degrees of freedom.
+    """Returns Welch's t of two samples whose variances may differ, and its degrees of freedom.
 
         t = (x̄ − ȳ) / √(a + b),    a = Σ(x − x̄)² / (n(n − 1)),    b = Σ(y − ȳ)² / (m(m − 1))
         degrees of freedom = (a + b)² / (a²/(n − 1) + b²/(m − 1))
@@ -64,9 +64,9 @@ def _difference_and_squares(
     where_x: Bool[AnyArray, "*#first"] | None,
     where_y: Bool[AnyArray, "*#second"] | None,
 ) -> tuple[Float[Array, ""], Pair, Pair]:
-    """Difference of the means, sizes, and sums of squares about the means; of values at most 1 in size.
+    """Returns the difference of the means, the sizes, and the sums of squares, of samples scaled to at most 1.
 
-    t does not change with shift and scale, so no square overflows and a common mean costs no digits.
+    t does not change with shift and scale; scaled, no square overflows, and centred, a common mean costs no digits.
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     masks = [jnp.broadcast_to(True if w is None else w, v.shape) for v, w in ((x, where_x), (y, where_y))]

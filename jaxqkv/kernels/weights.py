@@ -1,4 +1,4 @@
-"""What a matrix of weights looks like: shape of its distribution, distance from normal, spectrum.
+"""Statistics of weight matrices: shape of the distribution, distance from a normal one, spectrum.
 
 Source: study weight-tour (Exploring Transformer Weights).
 """
@@ -13,12 +13,12 @@ from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
 from jaxqkv.typing import AnyArray
 
-# Cells of equal probability: the Kolmogorov–Smirnov distance is known to half of one.
+# Number of cells of equal probability; the Kolmogorov–Smirnov distance is exact to half a cell.
 KS_CELLS = 1 << 19
 
 
 class DistributionShape(NamedTuple):
-    """Moments of a sample: mean and standard deviation in its unit, the others without one."""
+    """Moments of a sample: mean and standard deviation in its unit, skewness and excess kurtosis without a unit."""
 
     mean: Float[Array, ""]
     std: Float[Array, ""]
@@ -28,7 +28,7 @@ class DistributionShape(NamedTuple):
 
 @kernel()
 def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
-    """Mean, population standard deviation, skewness and excess kurtosis, by central moments.
+    """Returns mean, population standard deviation, skewness and excess kurtosis, by central moments.
 
         m k = Σ(x − mean)ᵏ / n,    skewness = m₃ / m₂^1.5,    kurtosis = m₄ / m₂² − 3
 
@@ -40,7 +40,7 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
     """
     values = jnp.asarray(values, jnp.float32)
     centred = deviations(values)
-    # Of at most 1 first, and then in standard units, so that no power overflows or vanishes.
+    # Scaled to at most 1 first, and then to standard units, so that no power overflows or vanishes.
     largest = jnp.abs(centred).max()
     std = largest * jnp.sqrt(((centred / jnp.where(largest > 0, largest, 1)) ** 2).mean())
     units = centred / jnp.where(std > 0, std, jnp.nan)
@@ -51,18 +51,17 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
 def ks_normal(
     values: Float[AnyArray, "*shape"], mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
 ) -> Float[Array, ""]:
-    """Kolmogorov and Smirnov's distance of a sample from a normal distribution; in 0…1.
+    """Returns Kolmogorov and Smirnov's distance of a sample from a normal distribution; in 0…1.
 
         D = max over x of |share of values ≤ x − Φ((x − mean) / std)|
 
-    The statistic of `scipy.stats.kstest(values, "norm", (mean, std))` to about 1e-6; 1 for a standard
-    deviation of 0, NaN for an empty sample and one with a NaN.
-    The values are counted in cells of equal probability instead of sorted, which is many times
-    faster: inside a cell the distance is known to half its width.
+    The statistic of `scipy.stats.kstest(values, "norm", (mean, std))` to about 1e-6; 1 for a standard deviation of 0,
+    NaN for an empty sample or one with a NaN. The values are counted in cells of equal probability, which is many times
+    faster than sorting them, and exact to half a cell.
 
     Args:
       values: any shape.
-      mean, std: of the normal distribution, in the unit of `values`.
+      mean, std: mean and standard deviation of the normal distribution, in the unit of `values`.
     """
     values = jnp.asarray(values, jnp.float32).ravel()
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
@@ -74,13 +73,13 @@ def ks_normal(
     above = upto.astype(jnp.float32) / values.size - middle
     below = middle - (upto - inside).astype(jnp.float32) / values.size
     distance = jnp.where(std > 0, jnp.maximum(above.max(), below.max()), 1)
-    # The cell of a NaN is no cell; and of nothing there is no distance.
+    # NaN if any value is NaN or the sample is empty.
     return jnp.where(jnp.isnan(normal).any() | (values.size == 0), jnp.nan, distance)
 
 
 @kernel()
 def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
-    """Pearson's correlation of every row with the next, in −1…1; NaN beside a constant row."""
+    """Returns Pearson's correlation of every row with the next, in −1…1; NaN next to a constant row."""
     centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
     # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant row.
     scaled = centred / jnp.abs(centred).max(axis=1, keepdims=True)
@@ -92,18 +91,17 @@ def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "ro
 def principal_components(
     x: Float[AnyArray, "row column"],
 ) -> tuple[Float[Array, "component"], Float[Array, "row 2"]]:
-    """Principal components of the rows, columns standardised first.
+    """Returns principal components of the rows, with the columns standardised first.
 
-    Through the smaller of the two Gram matrices of the standardised matrix Z, whose eigenvalues are
-    the squares of Z's singular values: λ = σ². There are min(row, column) components.
+    Computed from the smaller of the two Gram matrices of the standardised matrix Z, whose eigenvalues are the squares
+    of Z's singular values: λ = σ². There are min(row, column) components.
 
     Args:
-      x: samples in rows. A constant column stays 0.
+      x: samples in rows. A constant column becomes 0.
 
     Returns:
-      The share of the variance that each component explains, falling, of sum 1 (all 0 where nothing
-      varies); and the rows' scores
-      on the first two, with the sign that makes the largest loading positive, as scikit-learn has it.
+      The share of the variance that each component explains, decreasing, of sum 1 (all 0 if nothing varies); and the
+      rows' scores on the first two, with the sign that makes the largest loading positive, as in scikit-learn.
     """
     x = jnp.asarray(x, jnp.float32)
     centred = deviations(x, axis=0)
@@ -126,7 +124,7 @@ def principal_components(
 
 @kernel()
 def spectrum(x: Float[AnyArray, "row column"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Effective rank and largest singular value of a matrix.
+    """Returns the effective rank and the largest singular value of a matrix.
 
         effective rank = exp(−Σ p log p),    p = σ / Σσ
 
