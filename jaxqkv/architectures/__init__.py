@@ -1,6 +1,6 @@
-"""The architectures, a file each; the list of them; and opening a checkpoint of any of them.
+"""The architectures, one file each, their registry, and `open_checkpoint` for any of them.
 
-A new architecture is a file of this folder and a line of `REGISTRY`.
+A new architecture is a file in this folder and a line of `REGISTRY`.
 """
 
 from typing import Any
@@ -20,15 +20,15 @@ REGISTRY.add(distilbert.DistilBertConfig, distilbert.KNOWN)
 
 
 def open_checkpoint(spec: Any, *, config: Any = None, revision: str | None = None, seed: int = 0) -> Checkpoint:
-    """Opens a checkpoint: config, names and shapes are read, no tensor.
+    """Opens a checkpoint, reading config, names and shapes but no tensor.
 
     Args:
-      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; a `Checkpoint` that is open is given back.
-        A GPT-2, BERT, RoBERTa or DistilBERT model of transformers, with a head or without, whose tensors are copied;
-        or a mapping of such tensors by name, as its `state_dict()` returns, of any library.
-      config: of such a mapping: what its config.json holds, a config of transformers, or one of this package.
+      spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; an open `Checkpoint`, which is returned as it is;
+        a GPT-2, BERT, RoBERTa or DistilBERT model of transformers, with or without a head, whose tensors are copied;
+        or a mapping of such tensors by name, as `state_dict()` returns it, from any library.
+      config: config of such a mapping: the contents of config.json, a config of transformers, or one of this package.
       revision: branch, tag or commit on the hub.
-      seed: of the fresh weights of `random:SPEC`.
+      seed: seed of the fresh weights of `random:SPEC`.
 
     Raises:
       CheckpointError: naming file, key and reason.

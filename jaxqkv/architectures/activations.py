@@ -1,4 +1,4 @@
-"""The shapes of everything inside attention, defined once; the structs that carry it.
+"""The shapes of everything inside attention, and the structs that hold it.
 
     layer     selected layers           batch   sequences
     head      attention heads           pos     token positions
@@ -11,17 +11,17 @@
     pattern          batch head query key      softmax of the scores over the keys that may be seen
     z                batch head pos head_dim   pattern · v
     attn_out         batch pos embed           z through W_O and its bias, before the residual
-    resid_pre        batch pos embed           what enters the block
+    resid_pre        batch pos embed           input of the block
     mlp_out          batch pos embed           output of the MLP, before the residual
-    resid_post       batch pos embed           what leaves the block
+    resid_post       batch pos embed           output of the block
 
-Of the whole model, once:
+Once for the whole model:
 
-    hidden           batch pos embed           what leaves the last block; GPT-2's after the final norm
+    hidden           batch pos embed           output of the last block; GPT-2's after the final norm
     logits           batch pos vocab           before the softmax over next tokens
 
-Values at padded positions are finite and mean nothing; the mask beside them says which those are. Rows and columns of
-the pattern there are 0.
+Values at padded positions, where the mask is False, are finite and mean nothing. The pattern's rows and columns there
+are 0.
 """
 
 import dataclasses
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
     import xarray
 
 FIELDS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out", "resid_post")
-# What a model returns at the end; captured with the fields of layers, in the same pass.
+# Outputs of the whole model, which can be captured in the same pass as the fields of layers.
 OUTPUTS = ("hidden", "logits")
-# The layers' numbers in the metadata of a saved file.
+# Key of the layers' numbers in the metadata of a saved file.
 LAYERS = "jaxqkv.architectures.layers"
 
 
 @struct.dataclass
 class Attention(showing.Arrays):
-    """What happens inside one layer; a field that was not asked for is None.
+    """Intermediates of one layer; a field that was not asked for is None.
 
     `layer` is the layer's number, traced, for a reducer.
     """
 
-    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
+    __repr__ = showing.Arrays.__repr__  # so that `dataclass` does not replace it
 
     q: Float[Array, "batch head pos head_dim"] | None = None
     k: Float[Array, "batch head pos head_dim"] | None = None
@@ -77,7 +77,7 @@ class Attention(showing.Arrays):
     layer: Int[Array, ""] | None = None
 
     def select(self, names: Iterable[str]) -> "Attention":
-        """The same struct with only the fields in `names`; the others are None."""
+        """Returns the struct with only the fields in `names`; the others are None."""
         return Attention(**{name: getattr(self, name) for name in names})
 
     def astype(self, dtype: DTypeLike) -> "Attention":
@@ -88,16 +88,16 @@ class Attention(showing.Arrays):
 
 @struct.dataclass
 class Activations(showing.Arrays, Arithmetic):
-    """What happened inside the selected layers: `Attention`'s fields behind a leading layer axis.
+    """Intermediates of the selected layers: `Attention`'s fields with a leading layer axis.
 
-    `mask` is True at real tokens; `layers` says which layer each index of the first axis is. `hidden` and `logits`
-    are of the whole model and have no such axis.
+    `mask` is True at real tokens; `layers` has the layer's number for each index of the first axis. `hidden` and
+    `logits` belong to the whole model and have no layer axis.
 
-    `a - b`, `a * 2`, `abs(a)`, `a.map(f)` and the like compute with every field that was captured, and leave mask and
-    layers alone. (To `jax.tree.map` the mask is a leaf like any other, which cannot be subtracted.)
+    `a - b`, `a * 2`, `abs(a)`, `a.map(f)` and the like compute with every captured field, and leave mask and layers
+    alone. (`jax.tree.map` would subtract the masks too, which fails.)
     """
 
-    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
+    __repr__ = showing.Arrays.__repr__  # so that `dataclass` does not replace it
 
     mask: Bool[AnyArray, "batch pos"]
     q: Float[Array, "layer batch head pos head_dim"] | None = None
@@ -118,7 +118,7 @@ class Activations(showing.Arrays, Arithmetic):
         """Returns a field by name.
 
         Raises:
-          JaxqkvError: for one that was not captured, or does not exist.
+          JaxqkvError: for a field that was not captured, or does not exist.
         """
         names = (*FIELDS, *OUTPUTS)
         if name not in names:
@@ -129,10 +129,10 @@ class Activations(showing.Arrays, Arithmetic):
         return values
 
     def layer(self, number: int) -> Attention:
-        """Returns what was captured of one layer, by its number in the model.
+        """Returns what was captured in one layer, given its number in the model.
 
         Raises:
-          JaxqkvError: for one that was not selected.
+          JaxqkvError: for a layer that was not selected.
         """
         if number not in self.layers:
             raise JaxqkvError(f"no layer {number} here; there is {showing.ranges(self.layers) or 'none'}")
@@ -141,14 +141,14 @@ class Activations(showing.Arrays, Arithmetic):
         return Attention(**{name: None if values is None else values[index] for name, values in fields.items()})
 
     def map(self, function: Callable[..., Any], *others: "Activations") -> "Activations":
-        """Returns the same activations with `function` of every captured field; mask and layers stay as they are.
+        """Returns the activations with `function` applied to every captured field; mask and layers stay as they are.
 
         Args:
-          function: of a field and of the same field of each of the others; returns an array of its shape.
-          others: captured alike: the same fields, layers and masks. (Masks that JAX traces are not compared.)
+          function: takes a field and the same field of each of the others; returns an array of its shape.
+          others: activations with the same fields, layers and masks. (Masks that JAX traces are not compared.)
 
         Raises:
-          JaxqkvError: for others that are not alike, naming what differs.
+          JaxqkvError: for others that differ, naming what differs.
         """
         for other in others:
             _check_alike(self, other)
@@ -156,14 +156,14 @@ class Activations(showing.Arrays, Arithmetic):
         return dataclasses.replace(self, **values)
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Returns the captured fields as a dataset of xarray, a copy in the host's memory.
+        """Returns the captured fields as an xarray dataset, copied into the host's memory.
 
-        Its dimensions have the names of the axes. `layer` has the layers' numbers as its coordinate, so that
-        `.sel(layer=5)` is layer 5; the mask is a coordinate over batch and pos. Fields of bfloat16, which xarray's
-        means leave out, are float32 with the same values.
+        Dimensions are named as the axes. The layers' numbers are the coordinate `layer`, so that `.sel(layer=5)` is
+        layer 5; the mask is a coordinate over batch and pos. Fields of bfloat16, which xarray's means leave out, become
+        float32 with the same values.
 
         Raises:
-          JaxqkvError: where xarray is not installed.
+          JaxqkvError: if xarray is not installed.
         """
         try:
             import xarray
@@ -182,10 +182,10 @@ class Activations(showing.Arrays, Arithmetic):
         return [name for name in (*FIELDS, *OUTPUTS) if getattr(self, name) is not None]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves everything as a safetensors file, which `load_activations` reads; it appears whole or not at all.
+        """Saves everything as a safetensors file for `load_activations`, whole or not at all.
 
         Raises:
-          JaxqkvError: when it cannot be written.
+          JaxqkvError: when the file cannot be written.
         """
         present = {name: getattr(self, name) for name in ("mask", *FIELDS, *OUTPUTS)}
         arrays = {name: np.asarray(values) for name, values in present.items() if values is not None}
@@ -199,7 +199,7 @@ class Activations(showing.Arrays, Arithmetic):
 
 
 def _check_alike(one: Activations, other: Activations) -> None:
-    """Refuses activations of other layers, fields or texts than the first.
+    """Refuses activations whose layers, fields or masks differ from the first's.
 
     Raises:
       JaxqkvError: naming what differs.
@@ -222,10 +222,10 @@ def _check_alike(one: Activations, other: Activations) -> None:
 
 
 def load_activations(path: str | os.PathLike[str]) -> Activations:
-    """Reads what `Activations.save` wrote, in the dtypes and with the layers that it had.
+    """Reads a file that `Activations.save` wrote, with its dtypes and layers.
 
     Raises:
-      JaxqkvError: when it is no such file, and for float64 without `jax_enable_x64`.
+      JaxqkvError: for other files, and for float64 without `jax_enable_x64`.
     """
     arrays, metadata = read_tensors(Path(path))
     names = ("mask", *FIELDS, *OUTPUTS)

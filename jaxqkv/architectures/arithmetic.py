@@ -1,4 +1,4 @@
-"""Arithmetic over structs of arrays: field by field, with what is no field left alone."""
+"""Arithmetic with structs of arrays, field by field."""
 
 import operator
 from collections.abc import Callable
@@ -9,19 +9,19 @@ import numpy as np
 
 
 class Arithmetic:
-    """`+`, `-`, `*`, `/` and `**` with another struct of the kind or a number; `-a` and `abs(a)`."""
+    """`+`, `-`, `*`, `/` and `**` with another struct of the same class or a number; `-a` and `abs(a)`."""
 
-    __array_ufunc__ = None  # so that a number of NumPy's on the left leaves the operation to this class
+    __array_ufunc__ = None  # so that a NumPy number on the left leaves the operation to this class
 
     def map(self, function: Callable[..., Any], *others: Any) -> Any:
-        """Returns the struct with `function` of each field and of the same field of the others."""
+        """Returns the struct with `function` applied to each field and to the same field of the others."""
         raise NotImplementedError
 
     def _with(self, function: Callable[[Any, Any], Any], other: Any) -> Any:
         if isinstance(other, type(self)):
             return self.map(function, other)
         if isinstance(other, np.generic):
-            other = other.item()  # a number without a dtype, which leaves that of the fields alone
+            other = other.item()  # a Python number, which does not change the fields' dtype
         if isinstance(other, bool) or not (isinstance(other, int | float | complex) or _is_scalar(other)):
             return NotImplemented
         return self.map(lambda values: function(values, other))

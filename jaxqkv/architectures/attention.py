@@ -1,7 +1,7 @@
-"""Attention as pure functions on arrays, each a line of the definition.
+"""Attention as pure functions on arrays, one for each line of the definition.
 
-Shapes are those of the glossary in `activations.py`; leading axes are free, except in `attend`, so
-the functions work on one head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
+Axes are named as in `activations.py`. Leading axes are free, except in `attend`, so that the functions work on one
+head, one sequence or a batch. Source: Vaswani et al. 2017, "Attention is all you need", §3.2.
 """
 
 import functools
@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float
 from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.typing import AnyArray
 
-# What QKᵀ is multiplied by.
+# The factor that QKᵀ is multiplied by.
 Scale = float | Float[AnyArray, ""] | np.floating[Any]
 
-# On a CPU, matrices of scores from this size on are taken one head at a time, to stay in the cache.
+# Scores a head from which on a CPU takes one head at a time, so that they stay in the cache.
 # Measured on two cores, z of 8·16 heads: 166 → 97 ms at 512·512 scores a head; 3.8 → 6.1 ms at 24·24.
 SLICED_FROM = 128 * 128
 
@@ -33,7 +33,7 @@ class Attended(NamedTuple):
 
 
 def split_heads(x: Float[AnyArray, "*batch pos embed"], n_head: int) -> Float[Array, "*batch head pos head_dim"]:
-    """Cuts the width in `n_head` consecutive pieces: head h is columns h·head_dim … (h+1)·head_dim.
+    """Cuts the width into `n_head` consecutive pieces: head h is columns h·head_dim … (h+1)·head_dim − 1.
 
     Raises:
       TypeError, ValueError: from JAX or NumPy, if the width is not a multiple of `n_head`.
@@ -43,7 +43,7 @@ def split_heads(x: Float[AnyArray, "*batch pos embed"], n_head: int) -> Float[Ar
 
 
 def merge_heads(x: Float[AnyArray, "*batch head pos head_dim"]) -> Float[Array, "*batch pos embed"]:
-    """The inverse of `split_heads`."""
+    """Puts heads side by side again: the inverse of `split_heads`."""
     *batch, head, pos, head_dim = x.shape
     return jnp.swapaxes(x, -3, -2).reshape(*batch, pos, head * head_dim)
 
@@ -53,7 +53,7 @@ def scaled_scores(
     k: Float[AnyArray, "*batch key head_dim"],
     scale: Scale | None = None,
 ) -> Float[Array, "*batch query key"]:
-    """QKᵀ · scale, with scale 1/√head_dim unless given; no mask, and so any real number.
+    """Returns QKᵀ · scale, with scale 1/√head_dim unless given; nothing is masked.
 
     Source: Vaswani et al. 2017, equation 1.
     """
@@ -63,11 +63,11 @@ def scaled_scores(
 
 
 def visible_keys(mask: Bool[AnyArray, "*batch pos"], causal: bool) -> Bool[Array, "*batch query key"]:
-    """Which keys a query may see: real tokens, and no later ones if `causal`.
+    """Returns which keys a query may see: real tokens, and no later ones if `causal`.
 
     Args:
       mask: True at real tokens.
-      causal: as in GPT-2; BERT's queries see both ways.
+      causal: whether later keys are hidden, as in GPT-2.
     """
     pos = mask.shape[-1]
     visible = jnp.broadcast_to(mask[..., None, :], (*mask.shape, pos))
@@ -77,9 +77,9 @@ def visible_keys(mask: Bool[AnyArray, "*batch pos"], causal: bool) -> Bool[Array
 def attention_pattern(
     scores: Float[AnyArray, "*batch query key"], visible: Bool[AnyArray, "*#batch query key"]
 ) -> Float[Array, "*batch query key"]:
-    """Softmax over the visible keys: probabilities of sum 1; exactly 0 elsewhere, and in a row that sees nothing.
+    """Returns the softmax over the visible keys: rows of sum 1, 0 at other keys and in rows that see no key.
 
-    A boolean mask, not a large negative number, so that no real score can pass for a masked one.
+    The mask is boolean, not a large negative number, so that no real score can be mistaken for a masked one.
     """
     masked = jnp.where(visible, scores, -jnp.inf)
     largest = jax.lax.stop_gradient(masked.max(-1, keepdims=True))
@@ -91,12 +91,12 @@ def attention_pattern(
 def mix(
     pattern: Float[AnyArray, "*batch query key"], v: Float[AnyArray, "*batch key head_dim"]
 ) -> Float[Array, "*batch query head_dim"]:
-    """z = pattern · V: the values, averaged with the weights of the pattern."""
+    """Returns z = pattern · V: the values, averaged with the weights of the pattern."""
     return jnp.einsum("...qk,...kd->...qd", pattern, v)
 
 
 def score_dtype(dtype: np.dtype[Any], upcast: bool) -> np.dtype[Any]:
-    """The dtype of scores and softmax: that of the arithmetic, with `upcast` float32 at least."""
+    """Returns the dtype of scores and softmax: that of the arithmetic, but at least float32 with `upcast`."""
     return np.dtype(np.float32) if upcast and dtype.itemsize < 4 else dtype
 
 
@@ -110,18 +110,18 @@ def attend(
     upcast: bool = False,
     edit: Editing = UNEDITED,
 ) -> Attended:
-    """Scores, pattern and z of every head; under `jit`, what is not used of them is not made.
+    """Returns scores, pattern and z of every head; under `jit`, those that are not used are not computed.
 
-    On a CPU large heads are taken one after another, elsewhere all at once, and so where heads or
-    sequences are on several devices (`sharded`). The numbers are the same.
+    On a CPU large heads are taken one after another; elsewhere, and if heads or sequences are split over devices
+    (`sharded`), all at once. The numbers are the same.
 
     Args:
       q, k, v: of one layer.
       visible: from `visible_keys`; the same for all heads.
-      scale: of QKᵀ; 1/√head_dim unless given.
-      sharded: that the arrays are split over devices.
-      upcast: compute scores and softmax in float32 at least; the pattern is of v's dtype again.
-      edit: is called with each field as it is computed.
+      scale: factor of QKᵀ; 1/√head_dim unless given.
+      sharded: whether the arrays are split over devices.
+      upcast: whether to compute scores and softmax in at least float32; the pattern then has v's dtype again.
+      edit: called with each field as it is computed.
     """
     whole = functools.partial(attend_whole, scale=scale, upcast=upcast, edit=edit)
     if sharded or q.shape[-2] * k.shape[-2] < SLICED_FROM:
@@ -140,7 +140,7 @@ def attend_whole(
     upcast: bool = False,
     edit: Editing = UNEDITED,
 ) -> Attended:
-    """`attend` with all heads at once; its arguments."""
+    """Computes `attend` for all heads at once; arguments as for `attend`."""
     scores = edit("scores", _scores(q, k, scale, upcast))
     pattern = edit("pattern", attention_pattern(scores, visible[:, None]).astype(v.dtype))
     return Attended(scores, pattern, edit("z", mix(pattern, v)))
@@ -155,17 +155,17 @@ def attend_sliced(
     upcast: bool = False,
     edit: Editing = UNEDITED,
 ) -> Attended:
-    """`attend` with one head of one sequence at a time, whose scores stay in the processor's cache; its arguments.
+    """Computes `attend` one head of one sequence at a time, so that its scores fit in the processor's cache.
 
-    An edit of scores or pattern gets them of all heads, so that they are stored there between the steps.
+    Arguments as for `attend`. An edit of scores or pattern gets those of all heads, which are then stored.
     """
     batch, n_head = q.shape[:2]
     visible = jnp.asarray(visible)
 
     def each(function: Callable[..., Any], *arrays: AnyArray) -> Any:
-        """Returns `function(index, *arrays)` of every head of every sequence."""
+        """Returns `function(index, *arrays)` for every head of every sequence."""
         heads = (x.reshape(batch * n_head, *x.shape[2:]) for x in arrays)
-        # Differentiated, a head's scores are computed again instead of being stored with all others'.
+        # When differentiated, a head's scores are recomputed instead of being stored.
         one = jax.checkpoint(lambda slice_: function(*slice_))
         sliced = jax.lax.map(one, (jnp.arange(batch * n_head), *heads))
         return jax.tree.map(lambda x: x.reshape(batch, n_head, *x.shape[1:]), sliced)
@@ -194,6 +194,6 @@ def _scores(
     scale: Scale | None,
     upcast: bool,
 ) -> Float[Array, "*heads query key"]:
-    """Scores of one head or of many, in the dtype that they are computed in."""
+    """Returns the scores of one or more heads, computed in `score_dtype`."""
     dtype = score_dtype(q.dtype, upcast)
     return scaled_scores(q.astype(dtype), k.astype(dtype), scale)

@@ -1,4 +1,4 @@
-"""`Architecture`: what the rest of the package asks of a kind of model."""
+"""`Architecture`: the interface between a kind of model and the rest of the package."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Params = Mapping[str, Any]
 
 
 def apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
-    """Applies a module to parameters that are passed as they are."""
+    """Applies a module with the given parameters."""
     return module.apply({"params": params}, *arguments)
 
 
@@ -29,17 +29,17 @@ class Counterpart(NamedTuple):
     """The same model in `transformers`, as `jaxqkv verify` and the tests run it.
 
     Attributes:
-      config, model: names of its classes; `model` is what `jaxqkv.logits` is compared with where it has logits.
+      config, model: names of its classes; if `model` has logits, `jaxqkv.logits` is compared with them.
       backbone: path of the module that returns the final hidden states; "" for the model itself.
       blocks: path of the list of blocks.
-      q, k, v: paths, in a block, of the modules whose outputs they are; one module that gives all three side by
-        side may be named thrice.
+      q, k, v: paths, in a block, of the modules whose outputs they are; the same path three times if one module gives
+        all three side by side.
       o, mlp: paths, in a block, of the modules that give attn_out and mlp_out.
       settings: further settings of its config.
-      arguments: of the model's class.
+      arguments: further arguments of the model's class.
       positions: whether its forward pass takes `position_ids`.
-      head_model: the class that loads a file which stores the token embedding under its head's name alone, and the
-        path of `model` in it.
+      head_model: class that loads a file with the token embedding stored only under its head's name, and the path of
+        `model` in it.
     """
 
     config: str
@@ -65,12 +65,12 @@ class Architecture(Config):
     of the checkpoint's tensors makes them.
 
     Attributes:
-      embedding: module of a config; takes ids, positions and token types, and returns the first residual stream.
-      layer: module of a config and an `Execution`; takes the stream, the visible keys, the layer's number and an
+      embedding: module made of a config; takes ids, positions and token types, and returns the first residual stream.
+      layer: module made of a config and an `Execution`; takes the stream, the visible keys, the layer's number and an
         `Editing`, and returns the next stream and `Attention`.
       counterpart: the same model in `transformers`.
-      attention_norm: place, in a layer's parameters, of the norm whose output attention reads; "" where it reads the
-        residual stream as it is.
+      attention_norm: place, in a layer's parameters, of the norm whose output attention reads; "" if attention reads
+        the residual stream itself.
     """
 
     embedding: ClassVar[Callable[..., nn.Module]]
@@ -88,10 +88,10 @@ class Architecture(Config):
         """Returns the residual stream that enters the first block.
 
         Args:
-          params: of the embedding.
+          params: parameters of the embedding.
           ids: token ids.
           positions: index of each token among its sequence's real tokens, from 0.
-          token_types: 0 where the architecture has none.
+          token_types: 0 if the architecture has none.
         """
         return apply(self.embedding(self), params, ids, positions + self.first_position, token_types)
 
@@ -104,15 +104,15 @@ class Architecture(Config):
         execution: Execution,
         edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
-        """Returns the residual stream after a block, and every intermediate of it.
+        """Returns the residual stream after a block, and all its intermediates.
 
         Args:
-          params: of the layer.
-          x: the residual stream that enters.
+          params: parameters of the layer.
+          x: residual stream that enters the block.
           visible: which keys a query may see.
-          layer: the layer's number, which some attention is scaled by.
+          layer: the layer's number, by which some checkpoints scale attention.
           execution: static settings.
-          edit: is called with each field as it is computed.
+          edit: called with each field as it is computed.
         """
         return apply(self.layer(self, execution), params, x, visible, layer, edit)
 
@@ -129,10 +129,10 @@ class Architecture(Config):
         raise JaxqkvError(f"{self.model_type} has no next-token logits; `hidden` gives its hidden states")
 
     def head(self, params: Params) -> Params:
-        """Returns the parameters that make logits of the final hidden states, of all parameters.
+        """Returns, out of all parameters, those that make logits of the final hidden states.
 
         Raises:
-          JaxqkvError: when the architecture or these parameters have none.
+          JaxqkvError: if the architecture has no logits, or the parameters have no head.
         """
         return {"embedding": self.unembedding(params)}
 
@@ -142,35 +142,35 @@ class Architecture(Config):
 
     @property
     def has_logits(self) -> bool:
-        """Whether `unembedding` returns."""
+        """Whether the architecture has next-token logits, and so `unembedding`."""
         return type(self).unembedding is not Architecture.unembedding
 
     def final_norm(self, params: Params) -> tuple[Float[AnyArray, "embed"], Float[AnyArray, "embed"]]:
-        """Returns scale and bias of the layer norm between a sum of all that was written and the output embedding.
+        """Returns scale and bias of the layer norm between the residual stream, a sum, and the output embedding.
 
         Args:
-          params: of what comes after the last block.
+          params: parameters after the last block.
 
         Raises:
-          JaxqkvError: where logits do not follow from such a norm: blocks normalise the residual stream itself.
+          JaxqkvError: if there is no such norm, because blocks normalise the residual stream itself.
         """
         raise JaxqkvError(f"the logits of {self.model_type} do not follow from one final norm of a sum")
 
     @property
     def has_final_norm(self) -> bool:
-        """Whether `final_norm` returns: blocks add to a residual stream, which is normalised once at the end."""
+        """Whether blocks add to a residual stream that is normalised once at the end, so that `final_norm` exists."""
         return type(self).final_norm is not Architecture.final_norm
 
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
-        """Returns what QKᵀ is multiplied by: 1/√head_dim by default."""
+        """Returns the factor of QKᵀ: 1/√head_dim by default."""
         return self.head_dim**-0.5
 
     @property
     def first_position(self) -> int:
-        """The row of the position embedding that a text's first token has."""
+        """The row of the position embedding for a text's first token."""
         return 0
 
     @property
     def upcast_attention(self) -> bool:
-        """Whether scores and softmax are float32 at least, whatever the arithmetic is."""
+        """Whether scores and softmax are at least float32, whatever the model's arithmetic."""
         return False

@@ -32,6 +32,7 @@ class Embed(nn.Module):
         positions: Int[Array, "batch pos"],
         token_types: Int[Array, "batch pos"],
     ) -> Float[Array, "batch pos embed"]:
+        """Returns the first residual stream."""
         config = self.config
         total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
         total += nn.Embed(config.type_vocab_size, config.n_embd, name="token_type")(token_types)
@@ -40,7 +41,7 @@ class Embed(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """Post-norm: the residual stream itself is normalised after each half."""
+    """A post-norm block: the residual stream itself is normalised after attention and after the MLP."""
 
     config: Architecture
     execution: Execution = Execution()
@@ -53,10 +54,11 @@ class PostNormBlock(nn.Module):
         layer: Int[Array, ""],
         edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        """Returns the next residual stream and the block's intermediates."""
         config = self.config
         x = edit("resid_pre", x)
         attention = SelfAttention(config, self.execution, name="attn")(x, visible, layer, edit)
-        assert attention.attn_out is not None  # which SelfAttention fills
+        assert attention.attn_out is not None  # SelfAttention sets it
         middle = layer_norm(config, "ln_1")(x + attention.attn_out)
         mlp_out = edit("mlp_out", MLP(config, self.execution, name="mlp")(middle))
         after = edit("resid_post", layer_norm(config, "ln_2")(middle + mlp_out))
@@ -65,7 +67,7 @@ class PostNormBlock(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig(Architecture):
-    """BERT's sizes.
+    """BERT's sizes and settings.
 
     `tie_word_embeddings` says whether the decoder of a language modelling head is the token embedding.
     """
@@ -125,11 +127,11 @@ class BertConfig(Architecture):
         arguments={"add_pooling_layer": False},
         head_model=("BertForMaskedLM", "bert"),
     )
-    # Of the language modelling head: its decoder, if it is tied, may be all that holds the token embedding.
+    # The language modelling head in files: if tied, its decoder may be the only key of the token embedding.
     prefix: ClassVar[str] = "bert."
     heads: ClassVar[str] = r"(pooler|cls|classifier|qa_outputs)\..*"
     decoder: ClassVar[str] = "cls.predictions.decoder.weight"
-    # Of the same: keys of dense map, norm, decoder and bias; and its activation, if it is not that of the MLP.
+    # Keys of the head's dense map, norm, decoder and bias; and its activation, if it is not the MLP's.
     masked_keys: ClassVar[tuple[str, str, str, str]] = (
         "cls.predictions.transform.dense",
         "cls.predictions.transform.LayerNorm",
@@ -140,7 +142,7 @@ class BertConfig(Architecture):
 
     @property
     def token_types(self) -> int:
-        """How many token types there are."""
+        """Number of token types."""
         return self.type_vocab_size
 
     @property
@@ -149,7 +151,7 @@ class BertConfig(Architecture):
         return self.n_positions
 
     def table(self) -> Table:
-        """Returns the tensors of `bert-*` checkpoints."""
+        """Returns the table of tensors in `bert-*` checkpoints."""
         width, inner = self.n_embd, self.attention_width
         layer = "encoder.layer.{layer}"
         return Table(

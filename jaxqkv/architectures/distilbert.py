@@ -30,6 +30,7 @@ class Embed(nn.Module):
         positions: Int[Array, "batch pos"],
         token_types: Int[Array, "batch pos"],
     ) -> Float[Array, "batch pos embed"]:
+        """Returns the first residual stream."""
         config = self.config
         total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
         total += nn.Embed(config.n_positions, config.n_embd, name="position")(positions)
@@ -38,7 +39,7 @@ class Embed(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class DistilBertConfig(Architecture):
-    """DistilBERT's sizes."""
+    """DistilBERT's sizes and settings."""
 
     tie_word_embeddings: bool = True
 
@@ -88,7 +89,7 @@ class DistilBertConfig(Architecture):
     )
 
     def table(self) -> Table:
-        """Returns the tensors of `distilbert-*` checkpoints."""
+        """Returns the table of tensors in `distilbert-*` checkpoints."""
         width, inner = self.n_embd, self.attention_width
         layer = "transformer.layer.{layer}"
         return Table(

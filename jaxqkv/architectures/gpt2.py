@@ -34,13 +34,14 @@ class Embed(nn.Module):
         positions: Int[Array, "batch pos"],
         token_types: Int[Array, "batch pos"],
     ) -> Float[Array, "batch pos embed"]:
+        """Returns the first residual stream."""
         config = self.config
         tokens = nn.Embed(config.vocab_size, config.n_embd, name="wte")(ids)
         return tokens + nn.Embed(config.n_positions, config.n_embd, name="wpe")(positions)
 
 
 class Block(nn.Module):
-    """Pre-norm: each half reads a normalised copy of the residual stream and adds to it."""
+    """A pre-norm block: attention and the MLP each read a normalised copy of the residual stream and add to it."""
 
     config: Architecture
     execution: Execution = Execution()
@@ -53,11 +54,12 @@ class Block(nn.Module):
         layer: Int[Array, ""],
         edit: Editing = UNEDITED,
     ) -> tuple[Float[Array, "batch pos embed"], Attention]:
+        """Returns the next residual stream and the block's intermediates."""
         config = self.config
         x = edit("resid_pre", x)
         normed = layer_norm(config, "ln_1")(x)
         attention = SelfAttention(config, self.execution, name="attn")(normed, visible, layer, edit)
-        assert attention.attn_out is not None  # which SelfAttention fills
+        assert attention.attn_out is not None  # SelfAttention sets it
         middle = x + attention.attn_out
         mlp_out = edit("mlp_out", MLP(config, self.execution, name="mlp")(layer_norm(config, "ln_2")(middle)))
         after = edit("resid_post", middle + mlp_out)
@@ -71,6 +73,7 @@ class FinalNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        """Returns the normalised stream."""
         return layer_norm(self.config, "ln_f")(x)
 
 
@@ -78,7 +81,7 @@ class FinalNorm(nn.Module):
 class GPT2Config(Architecture):
     """GPT-2's sizes and settings.
 
-    With `reorder_and_upcast_attn`, scores and softmax are float32 where the arithmetic is of 16 bits.
+    With `reorder_and_upcast_attn`, scores and softmax are float32 even if the arithmetic has 16 bits.
     """
 
     scale_attn_weights: bool
@@ -143,11 +146,11 @@ class GPT2Config(Architecture):
 
     @classmethod
     def implied(cls, field: str, found: Mapping[str, Any]) -> Any:
-        """Returns 4 · n_embd for an MLP whose width is null."""
+        """Returns 4 · n_embd for an `n_inner` that is null or missing."""
         return 4 * found["n_embd"] if field == "n_inner" else None
 
     def table(self) -> Table:
-        """Returns the tensors of `gpt2` checkpoints."""
+        """Returns the table of tensors in `gpt2` checkpoints."""
         width, inner = self.n_embd, self.attention_width
         layer = "h.{layer}"
         return Table(
@@ -177,7 +180,7 @@ class GPT2Config(Architecture):
         return apply(FinalNorm(self), {"ln_f": params["ln_f"]}, x)
 
     def unembedding(self, params: Params) -> Float[Array, "vocab embed"]:
-        """Returns the checkpoint's own `lm_head`, or else the token embedding, to which it is tied."""
+        """Returns the checkpoint's own `lm_head`, or else the token embedding."""
         if "lm_head" in params["final"]:
             return params["final"]["lm_head"]["embedding"]
         return params["embed"]["wte"]["embedding"]
@@ -187,7 +190,7 @@ class GPT2Config(Architecture):
         return params["ln_f"]["scale"], params["ln_f"]["bias"]
 
     def attention_scale(self, layer: Int[AnyArray, ""] | np.int32, dtype: Any) -> Scale:
-        """Returns 1/√head_dim and, in a checkpoint that says so, 1/(layer + 1), or neither."""
+        """Returns 1/√head_dim, or 1, divided by layer + 1 if the checkpoint's config says so."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1).astype(dtype) if self.scale_attn_by_inverse_layer_idx else scale
 

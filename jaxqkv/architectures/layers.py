@@ -1,4 +1,4 @@
-"""The Flax modules that the architectures share: layer norm, self-attention, MLP, and their tables.
+"""The Flax modules that the architectures share: layer norm, self-attention, MLP and masked head.
 
 Parameters are in `flax.linen`'s own layout (`kernel` is `[in, out]`), whatever the file's is.
 """
@@ -44,7 +44,7 @@ def dense(width: int, name: str, execution: Execution) -> nn.Dense:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; every intermediate is returned, and XLA drops those nobody uses."""
+    """Multi-head self-attention; every intermediate is returned, and XLA drops those that are not used."""
 
     config: Architecture
     execution: Execution = Execution()
@@ -57,6 +57,7 @@ class SelfAttention(nn.Module):
         layer: Int[Array, ""],
         edit: Editing = UNEDITED,
     ) -> Attention:
+        """Returns the intermediates of attention, from q to attn_out."""
         config, width = self.config, self.config.attention_width
         q, k, v = (edit(name, split_heads(dense(width, name, self.execution)(x), config.n_head)) for name in "qkv")
         scale: Any = config.attention_scale(layer, score_dtype(q.dtype, config.upcast_attention))
@@ -66,22 +67,23 @@ class SelfAttention(nn.Module):
 
 
 class MaskedTransform(nn.Module):
-    """What the head that predicts masked tokens does before the output embedding: Dense, activation, norm."""
+    """The part of the head that predicts masked tokens before the output embedding: Dense, activation, norm."""
 
     config: Architecture
     activation: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        """Returns the transformed hidden states."""
         x = ACTIVATION_FUNCTIONS[self.activation](nn.Dense(self.config.n_embd, name="transform")(x))
         return layer_norm(self.config, "norm")(x)
 
 
 def masked_head(config: Architecture, params: Params) -> Params:
-    """Returns the parameters of the head that predicts masked tokens, with its output embedding.
+    """Returns the parameters of the head that predicts masked tokens, output embedding included.
 
     Raises:
-      JaxqkvError: when the checkpoint has none.
+      JaxqkvError: when the checkpoint has no such head.
     """
     if "masked" not in params["final"]:
         raise JaxqkvError(
@@ -110,6 +112,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch pos embed"]) -> Float[Array, "batch pos embed"]:
+        """Returns the output of the MLP."""
         activation = ACTIVATION_FUNCTIONS[ACTIVATIONS[self.config.activation]]
         hidden = activation(dense(self.config.n_inner, "up", self.execution)(x))
         return dense(self.config.n_embd, "down", self.execution)(hidden)

@@ -12,10 +12,10 @@ from jaxqkv.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """RoBERTa's sizes.
+    """RoBERTa's sizes and settings.
 
-    The first token has position `pad_token_id` + 1; so `n_positions`, the most tokens of a text, is that much less
-    than the rows of the position embedding, which `config.json` calls max_position_embeddings.
+    The first token has position `pad_token_id` + 1, so that a text has at most `n_positions` tokens, that many fewer
+    than the position embedding has rows (max_position_embeddings in `config.json`).
     """
 
     pad_token_id: int = 1
@@ -41,7 +41,7 @@ class RobertaConfig(BertConfig):
 
     @classmethod
     def settle(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """Counts positions from the first that a token can have."""
+        """Returns the fields with `n_positions` counted from the first position that a token can have."""
         rows, pad = values["n_positions"], values["pad_token_id"]
         if rows <= pad + 1:
             raise CheckpointError(
@@ -50,12 +50,12 @@ class RobertaConfig(BertConfig):
         return values | {"n_positions": rows - pad - 1}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the object that `config.json` holds, whose positions include those before the first."""
+        """Returns the object that `config.json` holds; its positions include those that belong to no token."""
         return super().to_json() | {"max_position_embeddings": self.position_rows}
 
     @property
     def first_position(self) -> int:
-        """The row of the position embedding that a text's first token has; those before belong to no token."""
+        """The row of the position embedding for a text's first token; the rows before belong to no token."""
         return self.pad_token_id + 1
 
     @property

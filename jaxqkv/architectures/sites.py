@@ -1,4 +1,4 @@
-"""`Editing`, which a block calls at each of its fields, and `Site`, which says where a value is."""
+"""`Editing`, which a block calls with each of its fields, and `Site`, which tells an edit where it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,19 +8,19 @@ from flax import struct
 
 from jaxqkv.errors import JaxqkvError
 
-# A value and its site → the value to go on with, of the same shape.
+# A function from a value and its site to the value to continue with, of the same shape.
 EditFunction = Callable[..., Any]
 
 
 @struct.dataclass
 class Site:
-    """Where a value is that an edit changes.
+    """The place of a value that an edit changes.
 
     Attributes:
-      layer: the layer's number, traced: the same program serves all layers.
+      layer: the layer's number, traced, so that all layers have the same program.
       mask: `[batch, pos]`, True at real tokens.
       visible: `[batch, query, key]`, which keys a query sees.
-      inputs: the arrays `[batch, …]` given to the run as `inputs=`, or None.
+      inputs: arrays `[batch, …]` given to the run as `inputs=`, or None.
     """
 
     layer: Any
@@ -35,11 +35,11 @@ class Site:
 
 
 class Editing:
-    """The edits of one layer: a block calls it with each field's name and value, and goes on with what it returns.
+    """The edits of one layer: a block calls it with each field's name and value, and continues with the result.
 
     Args:
       functions: field → functions of a value and its site, applied one after another.
-      site: where they are.
+      site: site of the layer's values.
     """
 
     def __init__(self, functions: Mapping[str, Sequence[EditFunction]], site: Site | None = None):
@@ -49,7 +49,7 @@ class Editing:
         return field in self._functions
 
     def __call__(self, field: str, value: Any) -> Any:
-        """Returns the edited value; the value itself where nothing edits the field.
+        """Returns the edited value; the value itself if the field has no edit.
 
         Raises:
           JaxqkvError: for an edit that returns another shape.
