@@ -1,1 +1,1 @@
-"""Finding checkpoints and reading their weights."""
+"""Finding checkpoints, and reading their configs and weights."""

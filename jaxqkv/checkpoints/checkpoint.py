@@ -1,4 +1,4 @@
-"""`Checkpoint`: a config and its tensors, wherever they are; the names of files in a folder of one."""
+"""`Checkpoint`: a config and its tensors, wherever they are stored."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def is_path(spec: str) -> bool:
     """Tells a folder's path from the name of a repository on the hub."""
     try:
         return spec.startswith((".", "/", "~", "\\")) or Path(spec).exists()
-    except (OSError, ValueError):  # longer than a path may be, or with a null byte
+    except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 
 
@@ -40,13 +40,13 @@ class Checkpoint:
     """A config and its tensors. Made by `open_checkpoint`.
 
     Attributes:
-      spec: as the user gave it.
+      spec: the name or path as the user gave it.
       config: sizes and settings.
       shapes, dtypes: of every tensor, by the keys that `tensor` takes; dtypes in safetensors' names (F16, BF16, …).
-      tokenizer_folder: where the tokenizer's files are, if they are here.
-      where: what an error about the tensors' names blames.
-      absent: why a tensor that the index names is not there, by its key.
-      finite: that no tensor can have NaN or infinite values.
+      tokenizer_folder: folder with the tokenizer's files, if they are on this machine.
+      where: file or checkpoint to name in errors about the tensors' names.
+      absent: key of a missing tensor that the index names → why it is missing.
+      finite: whether it is certain that no tensor has NaN or infinite values.
     """
 
     spec: str
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The spec, short enough for a title: of a folder, its last part."""
+        """The spec, shortened for titles: of a folder, its last part."""
         base = self.spec.removeprefix("random:")
         prefix = self.spec.removesuffix(base)
         if base in BUNDLED or not is_path(base):
@@ -68,31 +68,31 @@ class Checkpoint:
         return prefix + as_path(base).resolve().name
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """One tensor in the dtype that it is stored in; read-only.
+        """Returns one tensor in the dtype that it is stored in; read-only.
 
         Raises:
-          CheckpointError: when that dtype is none of floating point.
+          CheckpointError: when the dtype is not a floating-point one.
         """
         raise NotImplementedError
 
     def file_of(self, key: str) -> str:
-        """Where a tensor is stored, for messages."""
+        """Returns where a tensor is stored, for messages."""
         return self.spec
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest records, so that the same weights can be found again."""
+        """Returns what a manifest records, so that the same weights can be found again."""
         raise NotImplementedError
 
     def tokenizer_source(self) -> Path | None:
-        """The folder with the tokenizer's files, or None when the checkpoint has none.
+        """Returns the folder with the tokenizer's files, or None when the checkpoint has none.
 
         Raises:
-          CheckpointError: when they would have to be fetched, and cannot be.
+          CheckpointError: when they have to be fetched and cannot be.
         """
         return self.tokenizer_folder
 
     def tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer that lies beside the weights.
+        """Returns the tokenizer that is stored with the weights.
 
         Raises:
           CheckpointError: when there is none, or it cannot be read.
@@ -108,12 +108,12 @@ class Checkpoint:
         return tokenizer
 
     def summary(self) -> dict[str, str]:
-        """What `jaxqkv info` says of where the weights and the tokenizer come from."""
+        """Returns what `jaxqkv info` says about where the weights and the tokenizer come from."""
         return {"tokenizer": ", ".join(self.tokenizer_files) or "none here"}
 
     @property
     def tokenizer_files(self) -> list[str]:
-        """The names of the tokenizer's files, without looking further than this machine."""
+        """The names of the tokenizer's files on this machine."""
         folder = self.tokenizer_folder
         return [name for name in TOKENIZER_FILES if folder is not None and (folder / name).exists()]
 

@@ -1,9 +1,9 @@
 """`Config`: the numbers of a checkpoint, read from its `config.json` as its architecture declares.
 
-All architectures answer to the same names (`n_layer`, `n_head`, `n_embd`, `head_dim`, …), so that everything
-downstream is written once. Values that change the arithmetic have no defaults here: a file that lacks one is
-refused, and so is a setting that is not implemented. Every key is used, known to change nothing (`config_keys`),
-refused or warned of.
+All architectures have the same field names (`n_layer`, `n_head`, `n_embd`, `head_dim`, …), so that the rest of the
+package is written once. Values that change the arithmetic have no defaults: a file that lacks one is refused, and so is
+a setting that is not implemented. Every key is either used, known to change nothing (`config_keys`), refused or warned
+of.
 """
 
 import abc
@@ -20,22 +20,22 @@ from jaxqkv.checkpoints.tables import Table
 from jaxqkv.errors import CheckpointError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime.files import read_whole, refuse_pointer
 
-# The names that transformers has for activations, by the formula that they mean.
+# Names of activations in transformers → formula.
 ACTIVATIONS = {
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
     **dict.fromkeys(("gelu", "gelu_python"), "gelu_erf"),
     **dict.fromkeys(("silu", "swish"), "silu"),
     **{name: name for name in ("relu", "relu2", "relu6", "quick_gelu", "tanh", "sigmoid", "mish", "linear")},
 }
-# Numbers above these are no sizes of a model, and would fill the memory before anything else fails.
+# Implausibly large sizes are refused, since they would fill the memory before anything else fails.
 MOST_LAYERS, LARGEST = 10_000, 2**31 - 1
-# Of a config.json, whose like have a few thousand.
+# Most bytes of a config.json; they usually have a few thousand.
 MOST_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(abc.ABC):
-    """What all architectures have in common. Hashable, so that it can be a static argument of `jax.jit`.
+    """The config that all architectures share. Hashable, so that it can be a static argument of `jax.jit`.
 
     An architecture declares, as class variables, how its `config.json` is read:
 
@@ -44,13 +44,13 @@ class Config(abc.ABC):
       causal: whether a token attends only to earlier ones and to itself.
       keys: field → key.
       aliases: other name of a key → key.
-      only: key that would change the numbers → the values that are implemented, first what a missing key means.
-      switches: key that is true or false, and a field → what a file means that lacks it.
-      fixed: field → value that the architecture has and its files do not name.
+      only: key that could change the numbers → the implemented values, the first of which is a missing key's meaning.
+      switches: key and field that is true or false → its value if the file lacks it.
+      fixed: field → value that the files do not name.
       harmless: keys that change no number.
-      usual: key → what transformers takes where a file lacks it; an error about a missing key proposes it.
+      usual: key → transformers' default, which an error about a missing key proposes.
       always: entries that `to_json` adds.
-      tokenizer_class: of transformers, where the tokenizer's files name none.
+      tokenizer_class: transformers' class for the tokenizer, if its files name none.
     """
 
     vocab_size: int
@@ -81,14 +81,15 @@ class Config(abc.ABC):
 
     @property
     def token_types(self) -> int:
-        """How many token types there are: 1, type 0, where the architecture has none."""
+        """Number of token types; 1 if the architecture has none."""
         return 1
 
     @functools.cached_property
     def head_dim(self) -> int:
-        """Width of a head: that of the model over the number of heads.
+        """Width of a head: the model's width divided by the number of heads.
 
-        An architecture whose files name another declares `head_dim: int = dataclasses.field(kw_only=True)` and its key.
+        If an architecture's files name another, it declares `head_dim: int = dataclasses.field(kw_only=True)` and its
+        key.
         """
         return self.n_embd // self.n_head
 
@@ -99,12 +100,12 @@ class Config(abc.ABC):
 
     @property
     def architecture(self) -> str:
-        """The kind of model and its size, in words."""
+        """Architecture and sizes, for people."""
         return f"{self.model_type}, {self.n_layer} layers, {self.n_head} heads of {self.head_dim}"
 
     @property
     def vocabulary(self) -> str:
-        """How many tokens and positions there are, in words."""
+        """Number of tokens and of positions, for people."""
         return f"{self.vocab_size} tokens, {self.n_positions} positions"
 
     # --- config.json ---
@@ -115,7 +116,7 @@ class Config(abc.ABC):
 
         Args:
           data: the decoded JSON object.
-          where: the file's name, for messages.
+          where: name of the file, for messages.
 
         Raises:
           CheckpointError: naming the file, the key and the reason.
@@ -147,31 +148,31 @@ class Config(abc.ABC):
 
     @classmethod
     def implied(cls, field: str, found: Mapping[str, Any]) -> Any:
-        """Returns what `null` or a missing key means by the definition of the format; None if it means nothing."""
+        """Returns the value that the format defines for `null` or a missing key; None if it defines none."""
         return None
 
     @classmethod
     def settle(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """Returns the fields from what the keys say; an architecture whose keys mean something else overrides it."""
+        """Returns the fields, given what the keys say; overridden where a key means something else than its field."""
         return values
 
     @classmethod
     def missing(cls, key: str) -> str:
-        """Returns what an error says of a key that a file lacks: the line to add to it."""
+        """Returns the end of an error about a missing key: the line to add to the file."""
         if key not in cls.usual:
             return f"{key} is missing; add it to config.json"
         line = f'"{key}": {json.dumps(cls.usual[key])}'
         return f"{key} is missing; add {line} to config.json if that, which transformers takes, is the model's"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the object that `config.json` holds; `parse` makes the same config of it."""
+        """Returns the object that `config.json` holds; `parse` makes the same config from it."""
         data: dict[str, Any] = {"model_type": self.model_type, "initializer_range": self.initializer_range}
         data |= {key: getattr(self, field) for field, key in self.keys.items()}
         return data | {key: getattr(self, key) for key in self.switches} | dict(self.always)
 
 
 def _names(cls: type[Config], data: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Key → the name that the file has for it: its own or an alias."""
+    """Returns key → the name that the file uses for it: the key itself or an alias."""
     names = {key: key for key in cls.keys.values()}
     for alias, key in cls.aliases.items():
         if alias not in data:
@@ -226,7 +227,7 @@ def _warn_of_unknown(cls: type[Config], data: Mapping[str, Any], where: str) -> 
 
 
 class Registry:
-    """Architectures by their names in `config.json`, and models by their names on the hub."""
+    """The architectures by their names in `config.json`, and the known models by their names on the hub."""
 
     def __init__(self, *architectures: type[Config]):
         self.architectures: dict[str, type[Config]] = {}
@@ -235,7 +236,7 @@ class Registry:
             self.add(each)
 
     def add(self, architecture: type[Config], known: Mapping[str, Config] | None = None) -> None:
-        """Adds an architecture, and models of it whose sizes are known by name."""
+        """Adds an architecture, and models whose sizes are known by name."""
         self.architectures[architecture.model_type] = architecture
         self.known |= known or {}
 

@@ -1,9 +1,9 @@
-"""Keys of `config.json` that change no number that this package computes: of training, of heads, of generating text.
+"""Keys of `config.json` that do not change what this package computes: for training, heads and text generation.
 
 Every other key is used, refused or warned of; see `Config.parse`.
 """
 
-# Of any model: where it comes from, how transformers loads it, what its outputs hold.
+# For any model: its origin, how transformers loads it, which outputs it returns.
 _ANY = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation
 _experts_implementation_internal _name_or_path _num_labels architectures attn_implementation chunk_size_feed_forward
@@ -12,7 +12,7 @@ output_attentions output_hidden_states output_past problem_type return_dict task
 tie_encoder_decoder tie_last_hidden_states tokenizer_class torch_dtype torchscript transformers.js_config
 transformers_version use_bfloat16 use_cache xla_device
 """
-# Of generating text and of training on several tasks, which older versions of transformers wrote with the rest.
+# For text generation and for training on several tasks; older versions of transformers wrote them too.
 _GENERATION = """
 assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens bos_token_id cls_token_id
 cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping

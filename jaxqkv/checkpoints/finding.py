@@ -1,14 +1,14 @@
-"""Finding a checkpoint by its name.
+"""Finds a checkpoint by its name.
 
     gpt2, bert-large-uncased, owner/name   from the Hugging Face hub or its local cache
     path/to/folder                         a folder in Hugging Face's format; never the network
-    demo-gpt2, demo-bert                   the small trained checkpoints that the package carries
+    demo-gpt2, demo-bert                   the small trained checkpoints bundled with the package
     random:SPEC                            the architecture of SPEC with freshly initialised weights
 
-A model of transformers, or a mapping of its tensors, is a checkpoint too, without a name.
+A model of transformers, or a mapping of its tensors, is a checkpoint without a name.
 
-Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped,
-not loaded, so a tensor costs memory when it is used and only then.
+Weights are read from safetensors only: nothing in a checkpoint is ever executed. Files are mapped, not loaded, so that
+a tensor takes memory only while it is used.
 """
 
 import os
@@ -29,15 +29,15 @@ HUB_FILES = ("config.json", SINGLE, INDEX, "model-?????-of-?????.safetensors", *
 def open_checkpoint(
     spec: Any, registry: Registry, *, config: Any = None, revision: str | None = None, seed: int = 0
 ) -> Checkpoint:
-    """Opens a checkpoint by reading its config and the headers of its files, and no weights.
+    """Opens a checkpoint, reading its config and the headers of its files but no weights.
 
     Args:
-      spec: a hub id, a folder, a bundled name or `random:SPEC`; see the module's docstring. One that
-        is open is given back. A model of transformers, or the mapping that its `state_dict()` returns.
-      registry: the architectures that there are.
-      config: of such a mapping.
+      spec: a hub id, a folder, a bundled name or `random:SPEC`, as in the module's docstring; an open checkpoint, which
+        is returned as it is; a model of transformers, or the mapping that its `state_dict()` returns.
+      registry: the known architectures.
+      config: config of such a mapping.
       revision: branch, tag or commit on the hub.
-      seed: of the fresh weights of `random:SPEC`.
+      seed: seed of the fresh weights of `random:SPEC`.
 
     Raises:
       CheckpointError: naming file, key and reason.
@@ -62,7 +62,7 @@ def open_checkpoint(
         return FolderCheckpoint(spec, BUNDLED[spec], registry)
     if is_path(spec):
         return FolderCheckpoint(spec, as_path(spec), registry)
-    # The config alone first: what is not supported is refused before its weights are fetched.
+    # The config first: an unsupported checkpoint is refused before its weights are fetched.
     registry.read(download(spec, revision, ("config.json",), registry.known) / "config.json")
     folder = download(spec, revision, HUB_FILES, registry.known)
     return FolderCheckpoint(spec, folder, registry, hub=True, revision=revision)

@@ -1,7 +1,7 @@
-"""A folder in Hugging Face's format: reading one, and writing one.
+"""Reads and writes checkpoint folders in Hugging Face's format.
 
-An index cannot name files outside its folder. Links in the folder are followed wherever they lead: they
-are its owner's, and the hub's cache consists of them.
+An index cannot name files outside its folder. Links in the folder are followed wherever they lead: the owner made them,
+and the hub's cache consists of them.
 """
 
 import json
@@ -46,9 +46,9 @@ class FolderCheckpoint(Checkpoint):
         return list(dict.fromkeys(file.path for file in self._files.values()))
 
     def _place(self, shards: Mapping[Path, Sequence[str] | None]) -> tuple[dict[str, MappedFile], dict[str, str]]:
-        """Key → the file that has it; key → why no file has it, though the index names it.
+        """Returns key → the file that has it, and key → why no file has it although the index names it.
 
-        What the index forgets, or places in the wrong file, is taken from where it is.
+        A tensor that the index omits, or places in the wrong file, is taken from the file that has it.
         """
         opened = {path: MappedFile(path) for path in shards if path.exists()}
         places: dict[str, MappedFile] = {}
@@ -72,7 +72,7 @@ class FolderCheckpoint(Checkpoint):
         return places, {key: reason for key, reason in absent.items() if key not in places}
 
     def _shards(self) -> dict[Path, list[str] | None]:
-        """File → the keys to take from it; None for all."""
+        """Returns file → the keys to take from it; None for all."""
         index = self.folder / INDEX
         if (self.folder / SINGLE).exists():
             return {self.folder / SINGLE: None}
@@ -96,14 +96,14 @@ class FolderCheckpoint(Checkpoint):
         if absent and self.hub:
             download(self.spec, self.revision, tuple(shards))
             absent = [name for name in shards if not self._has(name)]
-        if len(absent) == len(shards):  # of some it matters what they would hold
+        if len(absent) == len(shards):  # if only some are missing, an error names the tensors that they would hold
             raise CheckpointError(f"{index}: names files that are not there: {listed(absent)}")
         return {self.folder / name: keys for name, keys in shards.items()}
 
     def _has(self, name: str) -> bool:
         try:
             return (self.folder / name).is_file()
-        except (OSError, ValueError):  # longer than a name may be, or with a null byte
+        except (OSError, ValueError):  # too long for a name, or with a null byte
             return False
 
     def _refuse_without_safetensors(self) -> NoReturn:
@@ -121,18 +121,22 @@ class FolderCheckpoint(Checkpoint):
         )
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """Returns one tensor as a view of its file."""
         return self._files[key].tensor(key)
 
     def file_of(self, key: str) -> str:
+        """Returns the path of the file that has a tensor."""
         return str(self._files[key].path)
 
     def summary(self) -> dict[str, str]:
+        """Returns the files with their sizes, the revision, and the tokenizer's files."""
         mapped = dict.fromkeys(self._files.values())
         files = [f"{printable(each.path.name)} ({showing.megabytes(each.bytes.size)} MB)" for each in mapped]
         revision = {"revision": self.folder.name} if self.hub else {}
         return {"files": ", ".join(files), **revision} | super().summary()
 
     def identity(self) -> dict[str, Any]:
+        """Returns the hub's revision, or the fingerprints of the files."""
         if self.hub:
             return {"checkpoint": self.spec, "source": "hub", "revision": self.folder.name}
         source = "bundled" if self.spec in BUNDLED else "folder"
@@ -145,9 +149,9 @@ def save_checkpoint(
     """Writes config.json and model.safetensors in Hugging Face's format.
 
     Args:
-      folder: made if need be.
-      config: of the model.
-      tensors: by the names and in the shapes of the format, as `tensors_from_params` gives them.
+      folder: folder to write to; made if it does not exist.
+      config: config of the model.
+      tensors: tensors with the names and shapes of the format, from `tensors_from_params`.
       extra: further entries of config.json.
     """
     from safetensors.numpy import save_file

@@ -1,4 +1,4 @@
-"""Freshly initialised weights of an architecture: the null to compare trained ones with."""
+"""Freshly initialised weights of an architecture, to compare trained weights with."""
 
 import zlib
 from pathlib import Path
@@ -15,10 +15,10 @@ from jaxqkv.text.tokenizers import TOKENIZER_FILES
 
 
 class FreshCheckpoint(Checkpoint):
-    """Freshly initialised weights of a config, made tensor by tensor as they are asked for.
+    """Freshly initialised weights for a config; each tensor is made when it is asked for.
 
-    Normal with the config's `initializer_range`; zero biases; unit norms; GPT-2's projections back
-    into the residual stream are divided by √(2·n_layer). Each tensor depends on seed and key only.
+    Weights are normal with the config's `initializer_range`, biases 0, norms 1; GPT-2's projections into the residual
+    stream are divided by √(2·n_layer). Each tensor depends on seed and key only.
     """
 
     finite = True
@@ -27,9 +27,9 @@ class FreshCheckpoint(Checkpoint):
         """Takes a config.
 
         Args:
-          spec: what messages call it.
+          spec: name for messages.
           config: sizes and settings.
-          seed: of the weights.
+          seed: seed of the weights.
 
         Raises:
           CheckpointError: for a config that does not say how weights are initialised.
@@ -42,6 +42,7 @@ class FreshCheckpoint(Checkpoint):
         self.dtypes = dict.fromkeys(self.shapes, "F32")
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """Makes one tensor in float32."""
         rule = self._rules[key]
         if rule.init in ("zeros", "ones"):
             values = np.full(rule.shape, rule.init == "ones", np.float32)
@@ -56,14 +57,16 @@ class FreshCheckpoint(Checkpoint):
         return values
 
     def summary(self) -> dict[str, str]:
+        """Returns the seed, and the tokenizer's files."""
         return {"files": f"none; fresh weights from seed {self.seed}"} | super().summary()
 
     def identity(self) -> dict[str, Any]:
+        """Returns the spec and the seed."""
         return {"checkpoint": self.spec, "source": "random", "seed": self.seed}
 
 
 class RandomCheckpoint(FreshCheckpoint):
-    """Freshly initialised weights of a checkpoint that a name says, with its tokenizer: `random:SPEC`."""
+    """`random:SPEC`: freshly initialised weights of the named checkpoint, with its tokenizer."""
 
     def __init__(self, spec: str, seed: int, registry: Registry, revision: str | None = None):
         self.base = spec.removeprefix("random:")
@@ -83,6 +86,7 @@ class RandomCheckpoint(FreshCheckpoint):
         self.tokenizer_folder = self._template
 
     def tokenizer_source(self) -> Path | None:
+        """Returns the folder with the tokenizer of SPEC, fetched if need be."""
         if self._template is None:
             try:
                 return download(self.base, self._revision, TOKENIZER_FILES, self._known)

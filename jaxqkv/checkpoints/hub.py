@@ -1,4 +1,4 @@
-"""Fetching from the Hugging Face hub, or from its local cache."""
+"""Fetches checkpoints from the Hugging Face hub or its local cache."""
 
 import difflib
 from collections.abc import Collection
@@ -9,13 +9,13 @@ from jaxqkv.errors import CheckpointError, first_line
 
 
 def download(spec: str, revision: str | None, patterns: tuple[str, ...], known: Collection[str] = ()) -> Path:
-    """Returns the local snapshot of a hub repository, fetched as far as needed and possible.
+    """Returns the local snapshot of a hub repository; missing files are fetched if possible.
 
     Args:
       spec: the repository.
       revision: branch, tag or commit.
-      patterns: of the files that are fetched.
-      known: names of repositories that a wrong one may have meant.
+      patterns: name patterns of the files to fetch.
+      known: names of repositories to suggest for a wrong one.
 
     Raises:
       CheckpointError: when it cannot be fetched, with what to do.
@@ -25,7 +25,7 @@ def download(spec: str, revision: str | None, patterns: tuple[str, ...], known: 
 
     try:
         folder = Path(huggingface_hub.snapshot_download(spec, revision=revision, allow_patterns=list(patterns)))
-        # Offline, the library gives what it has: perhaps the config and the tokenizer, and no weights.
+        # Offline, the library returns what is in the cache, perhaps config and tokenizer without weights.
         if folder.is_dir() and ("config.json" not in patterns or (folder / "config.json").exists()):
             return folder
         reason = "has no config.json; it is not a checkpoint, or only part of it is in the local cache"

@@ -1,4 +1,4 @@
-"""`MappedFile`: a safetensors file mapped into memory, so that a tensor costs memory when it is used and only then."""
+"""`MappedFile`: a safetensors file mapped into memory, so that a tensor takes memory only while it is used."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,16 @@ from jaxtyping import Shaped
 from jaxqkv.errors import CheckpointError, first_line
 from jaxqkv.runtime.files import refuse_endless, refuse_pointer
 
-# Of a safetensors header or of an index, whose largest have a few.
+# Most bytes of a safetensors header or an index; the largest have a few million.
 MOST_HEADER_BYTES = 30_000_000
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
 class MappedFile:
-    """A safetensors file, mapped into memory. The library checks the header; numpy maps the data.
+    """A safetensors file, mapped into memory. The library checks the header; NumPy maps the data.
 
     Raises:
-      CheckpointError: when it is not a whole safetensors file.
+      CheckpointError: when it is not a complete safetensors file.
     """
 
     def __init__(self, path: Path):
@@ -47,7 +47,7 @@ class MappedFile:
             ) from None
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """One tensor as a view of the file, in the dtype that it is stored in."""
+        """Returns one tensor as a view of the file, in the dtype that it is stored in."""
         import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
 
         entry = self.header[key]
@@ -56,5 +56,5 @@ class MappedFile:
         begin, end = (self.start + offset for offset in entry["data_offsets"])
         try:
             return self.bytes[begin:end].view(FLOATS[entry["dtype"]]).reshape(entry["shape"])
-        except ValueError as error:  # a tensor of no values may claim a shape that no array can have
+        except ValueError as error:  # an empty tensor may claim an impossible shape
             raise CheckpointError(f"{self.path}: {key} {entry['shape']} cannot be read ({error})") from None

@@ -1,4 +1,4 @@
-"""A checkpoint that is in memory already: a model of transformers, or a state_dict and its config."""
+"""Checkpoints in memory: a model of transformers, or a state_dict and its config."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ from jaxqkv.errors import CheckpointError, NoTokenizer
 from jaxqkv.runtime.arrays import to_numpy
 from jaxqkv.text.tokenizers import Tokenizer
 
-# NumPy's and PyTorch's names of dtypes → those of safetensors.
+# Names of dtypes in NumPy and PyTorch → in safetensors.
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class MemoryCheckpoint(Checkpoint):
-    """The config and the tensors of a model that is in memory; the tensors are copied, each once.
+    """The config and the tensors of a model in memory; each tensor is copied once.
 
-    Made by `open_checkpoint`; what is changed in the model afterwards is not seen.
+    Made by `open_checkpoint`; later changes of the model have no effect.
     """
 
     def __init__(self, spec: str, config: Config, tensors: Mapping[str, Any]):
-        """Copies those tensors that the architecture needs.
+        """Copies the tensors that the architecture needs.
 
         Args:
-          spec: what messages call it.
-          config: its sizes and settings.
-          tensors: arrays of any library, by the names that a file of the model would have.
+          spec: name for messages.
+          config: sizes and settings.
+          tensors: arrays of any library, named as in a file of the model.
 
         Raises:
           CheckpointError: when tensors are missing, unexpected or wrongly shaped, or cannot be read.
@@ -43,7 +43,7 @@ class MemoryCheckpoint(Checkpoint):
         needed = [*tables.resolve(table, config.n_layer, self.shapes, self.where).values()]
         if table.masked:
             needed += table.masked.find(table.prefix, self.shapes)[0].values()
-        copies: dict[Any, np.ndarray] = {}  # of tied tensors there is one
+        copies: dict[Any, np.ndarray] = {}  # one for tied tensors
         self._tensors = {}
         for key in needed:
             place = _place(given[key]) or key
@@ -58,6 +58,7 @@ class MemoryCheckpoint(Checkpoint):
         return to_numpy(value, f"{self.where}: {key}", CheckpointError)
 
     def tensor(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """Returns the copy of one tensor; read-only."""
         return self._tensors[key]
 
     def tokenizer(self) -> Tokenizer:
@@ -72,9 +73,11 @@ class MemoryCheckpoint(Checkpoint):
         )
 
     def summary(self) -> dict[str, str]:
+        """Returns that the weights are in memory."""
         return {"files": "none; in memory"} | super().summary()
 
     def identity(self) -> dict[str, Any]:
+        """Returns the SHA-256 of all tensors."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors.items()):
             digest.update(f"{key} {tensor.dtype} {tensor.shape} ".encode())
@@ -83,7 +86,7 @@ class MemoryCheckpoint(Checkpoint):
 
 
 def is_in_memory(given: Any) -> bool:
-    """Whether it is a model, or a mapping as of its tensors, and not the name of a checkpoint."""
+    """Tells a model, or a mapping of tensors, from the name of a checkpoint."""
     return isinstance(given, Mapping) or callable(getattr(given, "state_dict", None))
 
 
@@ -91,9 +94,9 @@ def open_memory(given: Any, config: Any, registry: Registry) -> MemoryCheckpoint
     """Opens a model of transformers, or a mapping of tensors by name.
 
     Args:
-      given: has `state_dict()` and `config`; or is what `state_dict()` returns.
-      config: of a mapping: what config.json holds, a config of transformers, or one of this package.
-      registry: the architectures that there are.
+      given: a model with `state_dict()` and `config`, or what `state_dict()` returns.
+      config: config of a mapping: the contents of config.json, a config of transformers, or one of this package.
+      registry: the known architectures.
 
     Raises:
       CheckpointError: for an architecture or a setting that is not implemented, and tensors that do not fit.
@@ -129,13 +132,13 @@ def _parsed(config: Any, where: str, registry: Registry) -> Config:
 
 
 def _stored(value: Any) -> str:
-    """The name that safetensors has for the dtype; for one that it does not matter for, the library's own."""
+    """Returns safetensors' name of the dtype, or the library's own name for a dtype that safetensors does not have."""
     name = str(getattr(value.dtype, "name", value.dtype)).rpartition(".")[2]
     return STORED.get(name, name)
 
 
 def _place(value: Any) -> Any:
-    """Returns what two names of one tensor of PyTorch have in common; None for other arrays."""
+    """Returns a key that is the same for all names of one PyTorch tensor; None for other arrays."""
     if not callable(getattr(value, "data_ptr", None)) or not callable(getattr(value, "stride", None)):
         return None
     return value.data_ptr(), tuple(value.shape), tuple(value.stride()), str(value.dtype), str(value.device)

@@ -1,8 +1,7 @@
-"""Tables of tensors: checkpoint key → shape, place in the parameters, transform on the way.
+"""Tables of tensors: checkpoint key → shape, place in the parameters, and transform.
 
-Each architecture has one. They speak in canonical keys: no `transformer.` or `bert.` prefix, `weight` and `bias` for
-the norms. `resolve` maps the keys of a real file onto them, each exactly once, or lists all that is
-wrong in one error.
+Each architecture has one. Its keys are canonical: without the prefix `transformer.` or `bert.`, and `weight` and `bias`
+for norms. `resolve` maps the keys of a file to them, each exactly once, or lists everything that is wrong in one error.
 """
 
 import dataclasses
@@ -20,11 +19,11 @@ Init = Literal["normal", "zeros", "ones", "residual"]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One tensor of a checkpoint.
+    """The rule for one tensor of a checkpoint.
 
-    `key` holds `{layer}` where the layer's number stands. `places` are paths in the parameters; a
-    tensor with several is cut along its last axis in that many equal pieces. `transpose` is for
-    PyTorch's `[out, in]`. `init` is how a fresh model fills it.
+    `key` has `{layer}` in the place of the layer's number. `places` are paths in the parameters; a tensor with several
+    is cut along its last axis into equal pieces. `transpose` is for PyTorch's `[out, in]`. `init` says how fresh
+    weights are initialised.
     """
 
     key: str
@@ -34,7 +33,7 @@ class Rule:
     init: Init = "normal"
 
     def apply(self, tensor: Shaped[np.ndarray, "..."]) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Place → array, as views of `tensor`: whoever takes them makes the only copy."""
+        """Returns place → array, as views of `tensor`, so that the caller makes the only copy."""
         if self.transpose:
             tensor = tensor.T
         return dict(zip(self.places, np.split(tensor, len(self.places), axis=-1), strict=True))
@@ -42,12 +41,12 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedHead:
-    """The rules of the head that predicts masked tokens, which a checkpoint may have: all of it or nothing.
+    """The rules of the head that predicts masked tokens; a checkpoint has all of it or nothing.
 
     Attributes:
-      rules: of what comes before the output embedding, and its bias.
-      decoder: of an output embedding that is not the token embedding.
-      bias: the other key that the bias may be stored under.
+      rules: rules of the part before the output embedding, and of its bias.
+      decoder: rule of an output embedding that is not the token embedding.
+      bias: other key that the bias may be stored under.
     """
 
     rules: tuple[Rule, ...]
@@ -55,14 +54,14 @@ class MaskedHead:
     bias: str
 
     def is_in(self, prefix: str, shapes: Mapping[str, Sequence[int]]) -> bool:
-        """Whether a checkpoint has any of it, but for an output embedding alone."""
+        """Tells whether a checkpoint has any part of the head other than an output embedding."""
         names = {canonical(key, prefix) for key in shapes}
         return any(rule.key in names for rule in self.rules)
 
     def find(self, prefix: str, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, str], list[str]]:
-        """Returns canonical key → the file's key of what is there, and what is wrong with what is not."""
+        """Returns canonical key → the file's key for what is there, and what is missing or has a wrong shape."""
         names = {canonical(key, prefix): key for key in shapes}
-        if self.bias in names:  # which transformers computes with, where a file has both
+        if self.bias in names:  # transformers uses this one if a file has both
             names[self.rules[-1].key] = names[self.bias]
         found = {rule.key: names[rule.key] for rule in (*self.rules, self.decoder) if rule.key in names}
         wrong = [f"missing {rule.key}" for rule in self.rules if rule.key not in found]
@@ -74,16 +73,16 @@ class MaskedHead:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rules of one checkpoint, by the part of the parameters that they fill.
+    """The rules of one checkpoint, by part of the parameters.
 
     Attributes:
-      embed, layer, final: of the backbone; every tensor is needed.
-      head: of the output embedding; needed unless it is `tied` to the token embedding.
-      tied: what config.json says of it.
-      prefix: of the backbone's keys in the files of models with a head.
+      embed, layer, final: rules of the backbone; every tensor is needed.
+      head: rules of the output embedding; needed unless it is `tied` to the token embedding.
+      tied: whether config.json ties them.
+      prefix: prefix of the backbone's keys in the files of models with a head.
       buffers, heads: regular expressions for canonical keys that are not needed: constants, other heads.
       stand_ins: key of a tied tensor → the other key that it may be stored under.
-      masked: the head that predicts masked tokens, of an architecture that may have one.
+      masked: head that predicts masked tokens, if the architecture can have one.
     """
 
     embed: tuple[Rule, ...]
@@ -98,7 +97,7 @@ class Table:
     masked: MaskedHead | None = None
 
     def rules(self, n_layer: int) -> dict[str, Rule]:
-        """Canonical key, with the layer filled in → the rule of what is needed, in the order of the forward pass."""
+        """Returns canonical key (with layer number) → rule for all needed tensors, in the order of the forward pass."""
         layers = ((rule.key.format(layer=layer), rule) for layer in range(n_layer) for rule in self.layer)
         head = () if self.tied else self.head
         return {r.key: r for r in self.embed} | dict(layers) | {r.key: r for r in (*self.final, *head)}
@@ -113,7 +112,7 @@ def norm(key: str, place: str, width: int) -> tuple[Rule, Rule]:
 
 
 def conv1d(key: str, n_in: int, n_out: int, *places: str, init: Init = "normal") -> tuple[Rule, Rule]:
-    """Returns the rules of a linear map stored `[in, out]`, as GPT-2's; several places stand side by side in it."""
+    """Returns the rules of a linear map stored `[in, out]`, as in GPT-2; `places` are side by side in it."""
     return (
         Rule(f"{key}.weight", (n_in, n_out), tuple(f"{place}/kernel" for place in places), init=init),
         Rule(f"{key}.bias", (n_out,), tuple(f"{place}/bias" for place in places), init="zeros"),
@@ -121,7 +120,7 @@ def conv1d(key: str, n_in: int, n_out: int, *places: str, init: Init = "normal")
 
 
 def linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
-    """Returns the rules of a linear map stored `[out, in]`, as PyTorch's."""
+    """Returns the rules of a linear map stored `[out, in]`, as in PyTorch."""
     return (
         Rule(f"{key}.weight", (n_out, n_in), (f"{place}/kernel",), transpose=True),
         Rule(f"{key}.bias", (n_out,), (f"{place}/bias",), init="zeros"),
@@ -129,7 +128,7 @@ def linear(key: str, n_in: int, n_out: int, place: str) -> tuple[Rule, Rule]:
 
 
 def masked_head(dense: str, norm_key: str, decoder: str, bias: str, sizes: tuple[int, int]) -> MaskedHead:
-    """Returns the rules of a head of dense map, norm and output embedding, from their keys, width and vocabulary."""
+    """Returns the rules of a head (dense map, norm, output embedding), given its keys, width and vocabulary."""
     width, vocab = sizes
     return MaskedHead(
         rules=(
@@ -143,7 +142,7 @@ def masked_head(dense: str, norm_key: str, decoder: str, bias: str, sizes: tuple
 
 
 def canonical(key: str, prefix: str) -> str:
-    """A file's key in the tables' spelling."""
+    """Returns the canonical form of a file's key."""
     key = key.removeprefix(prefix)
     return re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", key)
 
@@ -155,19 +154,19 @@ def resolve(
     where: str,
     absent: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Canonical key → the file's key, for every tensor that the model needs, and for a tied output embedding.
+    """Maps canonical keys to the file's keys, for every needed tensor and for a stored output embedding.
 
-    A key without the prefix, in a file whose backbone has it, is a head's and left out.
+    If the backbone's keys have the prefix, a key without it belongs to a head and is left out.
 
     Args:
-      known: the table of the checkpoint's architecture.
-      n_layer: how many layers its config says.
+      known: table of the checkpoint's architecture.
+      n_layer: number of layers in its config.
       shapes: shape of every tensor in the file(s), by the file's key.
-      where: the checkpoint's name, for error messages.
-      absent: why a tensor that an index names is not there, by the file's key.
+      where: name of the checkpoint, for error messages.
+      absent: file's key of a missing tensor that an index names → why it is missing.
 
     Raises:
-      CheckpointError: listing missing, unexpected, repeated and wrongly shaped keys, the first dozen of all.
+      CheckpointError: listing the first dozen of all missing, unexpected, repeated and wrongly shaped keys.
     """
     needed = known.rules(n_layer)
     allowed = re.compile(f"{known.buffers}|{known.heads}")
@@ -193,7 +192,7 @@ def resolve(
         if name not in wanted and not outside and not allowed.fullmatch(name):
             problems.append(f"unexpected {key} {list(shapes[key])}")
     reasons = {canonical(key, known.prefix): reason for key, reason in (absent or {}).items()}
-    missing: dict[str, list[str]] = {}  # by the reason, as of all that a file would hold which is not there
+    missing: dict[str, list[str]] = {}  # by the reason, which all tensors of a missing file share
     for name, rule in needed.items():
         if name not in found:
             missing.setdefault(reasons.get(name, ""), []).append(f"{name} {list(rule.shape)}")
@@ -205,19 +204,19 @@ def resolve(
 
 
 def stands_in(known: Table, n_layer: int, shapes: Mapping[str, Sequence[int]], where: str) -> bool:
-    """Whether a tied tensor is stored under its other name alone; arguments and errors as for `resolve`."""
+    """Tells whether a tied tensor is stored only under its other name; arguments and errors as for `resolve`."""
     found = resolve(known, n_layer, shapes, where)
     return any(canonical(found[name], known.prefix) == other for name, other in known.stand_ins.items())
 
 
 def left_out(known: Table, keys: Collection[str], used: Collection[str]) -> list[str]:
-    """Of a file's keys those that are neither `used` nor constants: its heads."""
+    """Returns the keys of a file that are neither `used` nor constants: those of its heads."""
     others = (key for key in keys if key not in set(used))
     return [key for key in others if not re.fullmatch(known.buffers, canonical(key, known.prefix))]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a/b": x}` → `{"a": {"b": x}}`."""
+    """Turns `{"a/b": x}` into `{"a": {"b": x}}`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")

@@ -18,7 +18,7 @@ from jaxqkv.checkpoints.named import NamedWeights, read_only
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime import showing
 
-# A place in the parameters begins with one of these → what the tensor is for, in the order of reports.
+# Beginning of a place in the parameters → category of the tensor, in the order of reports.
 CATEGORIES = {
     "wte": "Token Embedding",
     "word": "Token Embedding",
@@ -31,14 +31,14 @@ CATEGORIES = {
     "norm": "Layer Norm",
     "lm_head": "Output Embedding",
 }
-# Rows of two tables that are compared at a time.
+# Rows of two embeddings that are compared at a time.
 ROWS = 4096
-# All ones in NaN and the infinities alone.
+# Bits of the exponent; all are 1 only in NaN and the infinities.
 EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 class TensorInfo(NamedTuple):
-    """One tensor of a model: its name, what it is for, its layer (None outside of layers) and shape."""
+    """One tensor of a model: name, category, layer (None outside of layers) and shape."""
 
     name: str
     category: str
@@ -47,25 +47,24 @@ class TensorInfo(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 class Weights(NamedWeights):
-    """The tensors of a checkpoint, in `dtype` (float32 unless told otherwise).
+    """The tensors of a checkpoint, in `dtype` (float32 unless given).
 
-    Nothing is kept: every call reads from the file again, and what is stored in `dtype` already comes as a view of
-    the mapped file, without a copy. All arrays are read-only; `numpy.array` makes one that can be changed. Asking
-    for a layer or a name that the model does not have is a `JaxqkvError`.
+    Nothing is kept: every call reads from the file again. A tensor that is stored in `dtype` is a view of the mapped
+    file, without a copy. All arrays are read-only; `numpy.array` makes a copy that can be changed. A layer or a name
+    that the model does not have is a `JaxqkvError`.
 
-    A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. Of
-    `layer`, which a run reads of every layer, the values are not looked at: `check_layers` does that,
-    where the results show that there is something to find.
+    A tensor with NaN or infinite values is read as it is, with a `JaxqkvWarning` that names it. `layer`, which a run
+    calls for every layer, does not check values; `check_layers` does so if the results are not finite.
 
     Attributes:
-      checkpoint: where they are read.
-      config: of the checkpoint.
-      dtype: of what is returned.
+      checkpoint: checkpoint that they are read from.
+      config: config of the checkpoint.
+      dtype: dtype of the arrays.
 
     Raises:
       CheckpointError: listing every tensor that is missing, unexpected, repeated or wrongly shaped.
@@ -85,13 +84,13 @@ class Weights(NamedWeights):
         if self._table.masked and self._table.masked.is_in(self._table.prefix, checkpoint.shapes):
             found, self._masked_faults = self._table.masked.find(self._table.prefix, checkpoint.shapes)
             if not self._masked_faults:
-                taken = set(self._keys.values())  # a decoder that is stored in the place of the token embedding
+                taken = set(self._keys.values())  # a decoder may be stored in place of the token embedding
                 self._keys |= {name: key for name, key in found.items() if key not in taken}
         for key in self._keys.values():
             if (stored := checkpoint.dtypes[key]) not in FLOATS:
                 expected = ", ".join(FLOATS)
                 raise CheckpointError(f"{checkpoint.file_of(key)}: {key} is {stored}, expected one of {expected}")
-        # Of which there is nothing left to warn of: tensors, and whole layers.
+        # Tensors and layers that are checked, so that each is warned of once.
         self._checked: set[str] = set()
         self._checked_layers: set[int] = set()
 
@@ -102,11 +101,11 @@ class Weights(NamedWeights):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all tensors of the model take in `dtype`, a tied output embedding too if it is stored."""
+        """Size of all tensors of the model in bytes, in `dtype`; a tied output embedding counts if it is stored."""
         return sum(math.prod(rule.shape) for rule in self._rules.values()) * self.dtype.itemsize
 
     def inventory(self) -> list[TensorInfo]:
-        """Every tensor of the model, once, in the order of the forward pass."""
+        """Returns every tensor of the model, once, in the order of the forward pass."""
         table = self._table
 
         def info(rule: tables.Rule, layer: int | None) -> TensorInfo:
@@ -118,16 +117,15 @@ class Weights(NamedWeights):
 
     @functools.cached_property
     def _head(self) -> tuple[tables.Rule, ...]:
-        """The rule of the output embedding, if it is another than the token embedding.
+        """The rule of the output embedding, if it differs from the token embedding.
 
-        Of a file that stores both, though config.json ties them, it is the values that decide, as in
-        transformers. They are compared once, and only where the output embedding is used or counted; tables that
-        differ at the beginning are told apart there.
+        If a file stores both although config.json ties them, their values decide, as in transformers. They are compared
+        once, when the output embedding is first used or counted, and only up to the first difference.
         """
         return self._with_own_values(self._table.head)
 
     def _with_own_values(self, rules: tuple[tables.Rule, ...]) -> tuple[tables.Rule, ...]:
-        """Returns the rule of an output embedding; none where it is the token embedding."""
+        """Returns the rule of an output embedding; none if it equals the token embedding."""
         head = tuple(rule for rule in rules if rule.key in self._keys)
         if not head or not self._table.tied:
             return head
@@ -145,10 +143,10 @@ class Weights(NamedWeights):
 
     @functools.cached_property
     def masked_head(self) -> tuple[tables.Rule, ...]:
-        """The rules of the head that predicts masked tokens; none in a checkpoint that has none of it.
+        """The rules of the head that predicts masked tokens; none if the checkpoint has no part of it.
 
         Raises:
-          CheckpointError: where part of it is missing, or of a wrong shape.
+          CheckpointError: if part of it is missing or has a wrong shape.
         """
         masked = self._table.masked
         if masked is None or self._masked_faults is None:
@@ -163,16 +161,16 @@ class Weights(NamedWeights):
 
     @property
     def tied(self) -> bool:
-        """Whether logits are made with the token embedding; False also where there are none."""
+        """Whether logits are made with the token embedding; False too if there are no logits."""
         return bool(self._table.head) and not self._head
 
     @functools.cached_property
     def left_out(self) -> list[str]:
-        """The keys of the files' tensors that belong to other heads and are not read."""
+        """Keys of the files' tensors that belong to other heads and are not read."""
         return tables.left_out(self._table, self.checkpoint.shapes.keys(), self._keys.values())
 
     def parameters(self) -> dict[str, int]:
-        """How many numbers there are, by what they are for."""
+        """Returns the number of parameters by category."""
         sizes = dict.fromkeys(CATEGORIES.values(), 0)
         for tensor in self.inventory():
             sizes[tensor.category] += tensor.parameters
@@ -180,11 +178,11 @@ class Weights(NamedWeights):
 
     @property
     def stored(self) -> list[str]:
-        """The dtypes that the model's tensors have in the files, as safetensors names them."""
+        """Dtypes of the model's tensors in the files, in safetensors' names."""
         return sorted({self.checkpoint.dtypes[key] for key in self._keys.values()})
 
     def facts(self) -> dict[str, Any]:
-        """What there is to know of the checkpoint without reading a tensor, for programs."""
+        """Returns all that is known of the checkpoint without reading a tensor, for programs."""
         config, checkpoint = self.config, self.checkpoint
         return {
             **checkpoint.identity(),
@@ -197,7 +195,7 @@ class Weights(NamedWeights):
         }
 
     def summary(self) -> dict[str, str]:
-        """The same for people, as `jaxqkv info` prints it."""
+        """Returns the same for people, as `jaxqkv info` prints it."""
         config, sizes = self.config, self.parameters()
         modules = Counter(printable(key.removeprefix(self._table.prefix).split(".")[0]) for key in self.left_out)
         heads = listed([f"{name} ({count} tensor{'s' * (count > 1)})" for name, count in modules.items()])
@@ -221,7 +219,7 @@ class Weights(NamedWeights):
         return f"Weights of {self.checkpoint.spec}: {self.config.architecture}; {size}"
 
     def _repr_html_(self) -> str:
-        """A row a tensor; those of all layers together, with how many there are."""
+        """Returns a table with a row for each tensor; equal tensors of all layers share a row with their number."""
         rows = []
         for rules, count in (
             (self._table.embed, 1),
@@ -235,10 +233,10 @@ class Weights(NamedWeights):
         return showing.table(repr(self), ("tensor", "part", "shape", "dtype", "MB"), rows)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A tensor by name, with or without the file's prefix, in the shape that the file has.
+        """Reads a tensor by name, with or without the file's prefix, in the shape that the file has.
 
         Raises:
-          JaxqkvError: when there is none of that name.
+          JaxqkvError: when there is no tensor of that name.
         """
         key = self._keys.get(tables.canonical(name, self._table.prefix), name)
         if key not in self.checkpoint.shapes:
@@ -252,11 +250,11 @@ class Weights(NamedWeights):
         return self._cast(stored)
 
     def _cast(self, tensor: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # what is too large for `dtype` is infinite in it, and named as such
+        with np.errstate(over="ignore"):  # a value too large for `dtype` becomes infinite, and is warned of
             return read_only(tensor.astype(self.dtype, copy=False))
 
     def _warn_of(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Warns, once, of those tensors that have NaN or infinite values."""
+        """Warns of the tensors that have NaN or infinite values, once for each."""
         found: dict[str, str] = {}
         for key in () if self.checkpoint.finite else tensors.keys() - self._checked:
             tensor = tensors[key]
@@ -269,23 +267,23 @@ class Weights(NamedWeights):
             warnings.warn(printable(f"{files}: NaN or infinite values in {what}"), JaxqkvWarning, stacklevel=3)
 
     def are_checked(self, layers: Iterable[int]) -> bool:
-        """Whether nothing new can be said of the values of these layers."""
+        """Tells whether the values of these layers are checked already, or cannot be wrong."""
         return self.checkpoint.finite or self._checked_layers.issuperset(layers)
 
     def check_layers(self, layers: Iterable[int]) -> None:
-        """Warns of the tensors of some layers that have NaN or infinite values; of none twice."""
+        """Warns of the tensors in these layers that have NaN or infinite values, once for each."""
         fresh = sorted(set(layers) - self._checked_layers)
         keys = [self._keys[rule.key.format(layer=layer)] for layer in fresh for rule in self._table.layer]
         self._warn_of({key: self.checkpoint.tensor(key) for key in keys})
         self.trust_layers(layers)
 
     def trust_layers(self, layers: Iterable[int]) -> None:
-        """What was computed from these layers is finite, so that their values need not be looked at."""
+        """Marks layers as checked: what was computed from them is finite."""
         self._checked_layers.update(layers)
 
     @property
     def positions(self) -> Float[np.ndarray, "pos embed"]:
-        """The position embeddings, as the file has them."""
+        """The position embedding as the file has it."""
         return self.W_pos
 
     def _rule(self, layer: int, place: str) -> tables.Rule:
@@ -296,9 +294,9 @@ class Weights(NamedWeights):
         return next(rule for rule in self._table.layer if place in rule.places)
 
     def embed(self, tokens: Int[np.ndarray, " row"] | None = None) -> dict[str, Any]:
-        """Parameters of the embedding module; of the token embedding only the rows of `tokens`, if given.
+        """Reads the parameters of the embedding module; with `tokens`, only those rows of the token embedding.
 
-        Nested dicts in Flax's layout, as `forward` takes them; so are `layer`'s and `final`'s.
+        Returns nested dicts in Flax's layout, as `forward` takes them; so do `layer` and `final`.
         """
         if tokens is None:
             return self._read(self._table.embed)
@@ -310,15 +308,15 @@ class Weights(NamedWeights):
         return self._read(others) | tables.nest(rule.apply(rows))
 
     def layer(self, layer: int) -> dict[str, Any]:
-        """Parameters of one block, whose values are not looked at."""
+        """Reads the parameters of one block, without checking their values."""
         return self._read(self._table.layer, layer, check=False)
 
     def final(self, unembedding: bool = True) -> dict[str, Any]:
-        """Parameters of what comes after the last block; empty for BERT without a head that predicts masked tokens.
+        """Reads the parameters after the last block; none for BERT without a head that predicts masked tokens.
 
         Args:
-          unembedding: with what makes logits: the output embedding, if it is another than the token embedding, and
-            the head that predicts masked tokens.
+          unembedding: whether to include what makes logits: the output embedding, if it differs from the token
+            embedding, and the head that predicts masked tokens.
         """
         masked = () if self._masked_faults else self.masked_head
         return self._read((*self._table.final, *((*self._head, *masked) if unembedding else ())))
@@ -331,15 +329,15 @@ class Weights(NamedWeights):
 
 
 def _category(rule: tables.Rule) -> str:
-    """What the tensor is for."""
+    """Returns the category of a tensor."""
     return next(category for start, category in CATEGORIES.items() if rule.places[0].startswith(start))
 
 
 def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:
-    """How many values are NaN or infinite, at the speed of memory where none is.
+    """Counts the values that are NaN or infinite, at the speed of memory if there are none.
 
-    A sum of squares, which BLAS takes, is finite where all values are; they are looked at one by one
-    only where it is not. Of numbers of 16 bits, NumPy's arithmetic is slow, and that of their bits fast.
+    The sum of squares, which BLAS computes, is finite if all values are; only otherwise are they checked one by one.
+    For numbers of 16 bits NumPy's arithmetic is slow, so their bits are compared.
     """
     if tensor.dtype.name in EXPONENTS:
         exponent = np.uint16(EXPONENTS[tensor.dtype.name])
@@ -352,17 +350,17 @@ def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:
 
 
 def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The inverse of reading: canonical key → tensor, from parameters as `forward` takes them.
+    """Turns parameters as `forward` takes them into tensors by canonical key: the inverse of reading.
 
     Args:
       params: `{"embed": …, "layers": [one dict a layer], "final": …}`.
-      config: of the model.
+      config: config of the model.
 
     Returns:
       Tensors in the shapes of the checkpoint's format, for `save_checkpoint`.
 
     Raises:
-      CheckpointError: when there are not as many layers as the config says.
+      CheckpointError: when the number of layers is not that of the config.
     """
 
     def pick(tree: dict[str, Any], rule: tables.Rule) -> np.ndarray:
