@@ -1,16 +1,16 @@
 """Ready-made edits of a run: `edit={"z": edits.zero(heads=[(4, 1)])}`.
 
-Each is a pytree whose arrays are traced: another head, position, strength, donor or key needs no other program, and
-you can jit, differentiate and vmap over them. What each takes besides its own arguments:
+Each is a pytree whose arrays are traced: changing a head, position, strength, donor or key compiles nothing anew, and
+you can jit, differentiate and vmap over them. All take these arguments besides their own:
 
-    heads         pairs (layer, head), or a mask [layer, head]; all unless given
-    layers        instead of heads: numbers, or a mask [layer]
-    positions     numbers along the batch's axis of positions: for all texts [n], or of each its own [batch, n]; or a
-                  mask [pos] or [batch, pos]. Of scores and pattern they are the queries
+    heads         pairs (layer, head), or a mask [layer, head]; all heads unless given
+    layers        instead of heads: layer numbers, or a mask [layer]
+    positions     indices along the batch's axis of positions, [n] for all texts or [batch, n] for each; or a mask
+                  [pos] or [batch, pos]. For scores and pattern they are the queries
     keys          the same for the keys of scores and pattern
-    renormalise   divide the rows of an edited pattern by their sums; they are left as they are unless it is given
+    renormalise   whether to divide the rows of an edited pattern by their sums; False unless given
 
-Pads are never changed, nor are scores and pattern of keys that a query does not see.
+Pads are never changed, nor are scores and pattern at keys that a query does not see.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ __all__ = ["Edit", "EditFunction", "Site", "mean", "noise", "permute", "replace"
 def zero(
     heads: Any = None, *, layers: Any = None, positions: Any = None, keys: Any = None, renormalise: bool = False
 ) -> Edit:
-    """Returns an edit that sets values to 0: the same program as `scale`, of strength 0."""
+    """Returns an edit that sets values to 0: `scale` with strength 0."""
     return scale(0.0, heads, layers=layers, positions=positions, keys=keys, renormalise=renormalise)
 
 
@@ -40,7 +40,7 @@ def scale(
     keys: Any = None,
     renormalise: bool = False,
 ) -> Edit:
-    """Returns an edit that multiplies values by a number, or by one of each head `[layer, head]`."""
+    """Returns an edit that multiplies values by a number, or by a number for each head, `[layer, head]`."""
     return Scale(Where.of(heads, layers, positions, keys), renormalise, _strength(strength))
 
 
@@ -53,12 +53,12 @@ def mean(
     keys: Any = None,
     renormalise: bool = False,
 ) -> Edit:
-    """Returns an edit that puts a mean in the place of values.
+    """Returns an edit that replaces values by a mean.
 
     Args:
       heads: see the module.
-      reference: `[layer, head, head_dim]`, or `[layer, embed]` of a field without heads. Without it, the mean over
-        the text's own tokens (in a causal model later ones too); of scores and pattern the mean of each row over the
+      reference: `[layer, head, head_dim]`, or `[layer, embed]` for a field without heads. Unless given, the mean over
+        the text's own tokens (in a causal model later ones too); for scores and pattern the mean of each row over the
         keys that its query sees, which makes attention uniform.
       layers, positions, keys, renormalise: see the module.
     """
@@ -75,19 +75,19 @@ def replace(
     keys: Any = None,
     renormalise: bool = False,
 ) -> Edit:
-    """Returns an edit that puts the values of another run in the place of those here.
+    """Returns an edit that replaces values by those of another run.
 
     Args:
-      donor: the `Activations` of that run, with the field captured, of as many texts or of one for all; layers that
-        it does not have are left alone, and refused if they are named. Or an array with all layers.
+      donor: the `Activations` of that run with the field captured, for as many texts, or one for all; layers that it
+        does not have are left alone, and refused if they are named. Or an array with all layers.
       heads: see the module.
       layers: see the module.
-      positions: see the module; the values come from the same places.
-      source: numbers like `positions`: the donor's places that they come from instead.
+      positions: see the module; the values come from the same positions in the donor.
+      source: positions in the donor to take the values from instead, as many as `positions`.
       keys, renormalise: see the module.
 
     Raises:
-      JaxqkvError: in the run, for a donor of another model or of other positions, and a pad for a real token.
+      JaxqkvError: in the run, for a donor of another model or with other positions, or if a pad would replace a token.
     """
     return Replace(Where.of(heads, layers, positions, keys), renormalise, donor, flat(source, "source", 2))
 
@@ -101,13 +101,13 @@ def permute(
     keys: Any = None,
     renormalise: bool = False,
 ) -> Edit:
-    """Returns an edit that shuffles the values of each head: positions and dimensions together.
+    """Returns an edit that shuffles the values of each head, positions and dimensions together.
 
     Each row of scores and pattern is shuffled over the keys that its query sees. The order depends on the key, the
-    layer and the text's own tokens' places: padding and other texts do not change it.
+    layer and the positions of the text's own tokens; padding and other texts do not change it.
 
     Args:
-      key: a seed, or from `jax.random.key`.
+      key: a seed, or a key from `jax.random.key`.
       heads, layers, positions, keys, renormalise: see the module.
     """
     return Permute(Where.of(heads, layers, positions, keys), renormalise, as_key(key))
@@ -123,11 +123,11 @@ def noise(
     keys: Any = None,
     renormalise: bool = False,
 ) -> Edit:
-    """Returns an edit that adds normal noise, which depends on the same as the order of `permute`.
+    """Returns an edit that adds normal noise; like the order of `permute`, padding and other texts do not change it.
 
     Args:
-      key: a seed, or from `jax.random.key`.
-      strength: its standard deviation: a number, or one of each head `[layer, head]`.
+      key: a seed, or a key from `jax.random.key`.
+      strength: standard deviation of the noise: a number, or one for each head, `[layer, head]`.
       heads, layers, positions, keys, renormalise: see the module.
     """
     return Noise(Where.of(heads, layers, positions, keys), renormalise, as_key(key), _strength(strength))

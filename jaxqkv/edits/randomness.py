@@ -1,6 +1,7 @@
-"""Random numbers of edits: a text's depend on the key, the layer and its own tokens' places, and on nothing else.
+"""Random numbers for edits, which depend only on the key, the layer and the position among a text's own tokens.
 
-Padding and other texts of the batch change none of them; texts of a batch have the same where their tokens are.
+Padding and other texts of the batch do not change them. All texts of a batch have the same numbers at the same
+positions.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ import numpy as np
 from jaxqkv.architectures.sites import Site
 from jaxqkv.errors import JaxqkvError
 
-# From a key and a shape.
+# A function from a key and a shape to an array.
 Draw = Callable[[Any, tuple[int, ...]], Any]
 
 
 def as_key(key: Any) -> Any:
-    """Returns a key of a seed, or of a key of either of JAX's kinds.
+    """Returns a JAX key, given a seed or a key of either of JAX's kinds.
 
     Raises:
       JaxqkvError: for anything else.
@@ -44,14 +45,14 @@ def normal(key: Any, shape: tuple[int, ...]) -> Any:
 
 
 def by_place(draw: Draw, key: Any, site: Site, value: Any, has_keys: bool) -> Any:
-    """Returns a number for each element of a layer's value, in its shape.
+    """Returns a random number for each element of a layer's value.
 
     Args:
       draw: `bits` or `normal`.
-      key: of the edit; the layer is folded in.
-      site: of the value.
+      key: key of the edit; the layer is folded in.
+      site: site of the value.
       value: `[batch, head, pos, head_dim]`, `[batch, pos, embed]` or, with keys, `[batch, head, query, key]`.
-      has_keys: whether the last axis is of positions too.
+      has_keys: whether the last axis is positions too.
     """
     key = jax.random.fold_in(key, site.layer)
     places = jnp.arange(value.shape[-2])
@@ -70,7 +71,7 @@ def by_place(draw: Draw, key: Any, site: Site, value: Any, has_keys: bool) -> An
 def shuffled(value: Any, inside: Any, bits: Any) -> Any:
     """Returns values with those inside a mask shuffled along the last axis, in the order of their bits.
 
-    The others' places have values that mean nothing.
+    Outside the mask the values mean nothing.
     """
     indices = jax.lax.broadcasted_iota(jnp.int32, value.shape, value.ndim - 1)
     outside = (~inside).astype(jnp.int32)

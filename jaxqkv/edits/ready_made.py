@@ -1,7 +1,7 @@
-"""The ready-made edits: what each puts in the place of a value, and the functions that make them.
+"""The ready-made edits: how each changes a value.
 
-An edit is a pytree. Its arrays (heads, positions, donor, key, strength) are traced: jit, differentiate and vmap them;
-other values need no other program.
+An edit is a pytree. Its arrays (heads, positions, donor, key, strength) are traced: you can jit, differentiate and vmap
+over them, and changing them compiles nothing anew.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ _Edit = TypeVar("_Edit", bound="Edit")
 
 @struct.dataclass
 class Edit:
-    """A change of part of a field, which leaves the rest as it is; called with a layer's value and its site.
+    """A change of part of a field; called with a layer's value and its site.
 
     Attributes:
-      where: the part, as given; a `Region` once it is placed in a run.
+      where: the part, as given; a `Region` once the edit is placed in a run.
       renormalise: whether rows of an edited pattern are divided by their sums.
     """
 
@@ -36,13 +36,13 @@ class Edit:
     renormalise: bool = struct.field(pytree_node=False, default=False)
 
     def placed(self: _Edit, field: str, config: Config, shape: Sequence[int], mask: Any = None) -> _Edit:
-        """Returns the edit for a field of a model and a batch: with arrays of all layers and texts.
+        """Returns the edit placed in a field of a model and a batch, with arrays for all layers and texts.
 
         Args:
           field: name of the field.
-          config: of the model.
-          shape: batch and positions.
-          mask: True at real tokens, of a batch whose values are known.
+          config: config of the model.
+          shape: numbers of texts and of positions.
+          mask: True at real tokens; None if it is traced.
 
         Raises:
           JaxqkvError: for a part that does not exist, and arrays of a wrong shape.
@@ -52,7 +52,7 @@ class Edit:
         return dataclasses.replace(self, where=self.where.resolve(field, config, shape))
 
     def at(self: _Edit, layer: Any) -> _Edit:
-        """Returns a placed edit's arrays of one layer, whose number may be traced."""
+        """Returns a placed edit with its arrays of one layer, whose number may be traced."""
         return dataclasses.replace(
             self, where=dataclasses.replace(self.where, selected=of_layer(self.where.selected, layer))
         )
@@ -77,13 +77,13 @@ class Edit:
         return jnp.where(region.rows(), scaled, changed)
 
     def changed(self, value: Any, site: Site, mask: Any) -> Any:
-        """Returns what takes the value's place inside the mask: here the value itself."""
+        """Returns the new value inside the mask; in this class the value itself."""
         return value
 
 
 @struct.dataclass
 class Scale(Edit):
-    """Multiplies by a number, or by one of each head."""
+    """An edit that multiplies by a number, or by a number for each head."""
 
     strength: Any = 1.0
 
@@ -103,7 +103,7 @@ class Scale(Edit):
 
 @struct.dataclass
 class Mean(Edit):
-    """Puts a mean in the place of every position: the text's own, or a reference."""
+    """An edit that replaces every position by a mean: the text's own, or a reference."""
 
     reference: Any = None
 
@@ -122,7 +122,7 @@ class Mean(Edit):
         return dataclasses.replace(super().at(layer), reference=reference)
 
     def changed(self, value: Any, site: Site, mask: Any) -> Any:
-        """Returns the mean, over real positions; of scores and pattern over the keys that each query sees."""
+        """Returns the mean over real positions; for scores and pattern over the keys that each query sees."""
         if self.reference is not None:
             one = jnp.asarray(self.reference)
             return jnp.broadcast_to(one[None, :, None] if one.ndim == 2 else one[None, None], value.shape)
@@ -137,12 +137,12 @@ class Mean(Edit):
 
 @struct.dataclass
 class Replace(Edit):
-    """Puts the values of another run in the place of those here.
+    """An edit that replaces values by those of another run.
 
     Attributes:
-      donor: `Activations`, or an array with all layers; once it is placed, an array.
-      source: where each position comes from in the donor; None is the same place.
-      index: of each layer along the donor's layer axis, once it is placed.
+      donor: `Activations`, or an array with all layers; an array once the edit is placed.
+      source: position in the donor for each position; None for the same.
+      index: index of each layer along the donor's layer axis, once the edit is placed.
     """
 
     donor: Any = None
@@ -168,7 +168,7 @@ class Replace(Edit):
         return dataclasses.replace(placed, where=region, donor=values, source=source, index=index)
 
     def _sources(self, field: str, shape: Sequence[int], available: int) -> Any:
-        """Returns the place in the donor of every position, `[batch, pos]`."""
+        """Returns the position in the donor for every position, `[batch, pos]`."""
         batch, pos = shape
         if self.source is None:
             if self.where.positions is None and available != pos:
@@ -199,7 +199,7 @@ class Replace(Edit):
         return dataclasses.replace(super().map_texts(function), donor=function(donor), source=function(self.source))
 
     def changed(self, value: Any, site: Site, mask: Any) -> Any:
-        """Returns the donor's values, each from its source."""
+        """Returns the donor's values, from their source positions."""
         donor = jnp.asarray(self.donor)
         source = jnp.asarray(self.source).reshape(len(value), *[1] * (value.ndim - 3), -1, 1)
         taken = jnp.take_along_axis(donor, source, axis=-2, mode="clip")
@@ -208,12 +208,12 @@ class Replace(Edit):
 
 @struct.dataclass
 class Permute(Edit):
-    """Shuffles the values of the part among themselves, each head and text apart."""
+    """An edit that shuffles the values of its part, in each head and text separately."""
 
     key: Any = None
 
     def changed(self, value: Any, site: Site, mask: Any) -> Any:
-        """Returns the shuffled values: of positions and dimensions together, of scores and pattern in each row."""
+        """Returns the values shuffled over positions and dimensions together; scores and pattern within each row."""
         inside = jnp.broadcast_to(mask, value.shape)
         bits = randomness.by_place(randomness.bits, self.key, site, value, self.where.field in KEY_FIELDS)
         if self.where.field in KEY_FIELDS:
@@ -224,7 +224,7 @@ class Permute(Edit):
 
 @struct.dataclass
 class Noise(Edit):
-    """Adds normal noise."""
+    """An edit that adds normal noise."""
 
     key: Any = None
     strength: Any = 1.0
@@ -245,20 +245,20 @@ class Noise(Edit):
 
 
 def of_layer(values: Any, layer: Any) -> Any:
-    """Returns a layer's part of arrays `[layer, …]`; NumPy's stay NumPy's while the number is known."""
+    """Returns a layer's part of arrays `[layer, …]`; a NumPy array stays one unless the number is traced."""
     if isinstance(values, np.ndarray) and not is_traced(layer):
         return values[layer]
     return jax.lax.dynamic_index_in_dim(jnp.asarray(values), layer, keepdims=False)
 
 
 def by_head(values: Any, value: Any) -> Any:
-    """Returns numbers `[head]` in the shape that a layer's value is multiplied by."""
+    """Returns numbers `[head]` in a shape that broadcasts against a layer's value."""
     values = jnp.asarray(values).astype(value.dtype)
     return values[None, :, None, None] if value.ndim == 4 else values[:, None, None]
 
 
 def _axes(field: str, config: Config) -> dict[str, int]:
-    """Returns the axes of a field of all layers that no text has."""
+    """Returns a field's axes and sizes over all layers, without those of the batch."""
     if field in HEAD_FIELDS:
         return {"layer": config.n_layer, "head": config.n_head, "head_dim": config.head_dim}
     return {"layer": config.n_layer, "embed": config.n_embd}
@@ -284,7 +284,7 @@ def _of_every_head(strength: Any, field: str, config: Config) -> Any:
 
 
 def _donated(donor: Any, field: str, config: Config) -> tuple[Any, tuple[int, ...]]:
-    """Returns a donor's values of a field, and which layers they are of."""
+    """Returns a donor's values of a field, and the numbers of their layers."""
     if not isinstance(donor, Activations):
         return (donor if isinstance(donor, jax.Array) else np.asarray(donor)), tuple(range(config.n_layer))
     if getattr(donor, field) is None:
@@ -295,7 +295,7 @@ def _donated(donor: Any, field: str, config: Config) -> tuple[Any, tuple[int, ..
 
 
 def _check_donor(values: Any, field: str, config: Config, shape: Sequence[int]) -> None:
-    """Refuses a donor of another model, or of another number of texts."""
+    """Refuses a donor of another model, or with another number of texts."""
     batch, pos = shape
     if field in HEAD_FIELDS:
         expected: list[Any] = ["layer", batch, config.n_head, "pos", pos if field in KEY_FIELDS else config.head_dim]

@@ -1,6 +1,6 @@
-"""Which part of a field an edit changes: given as heads, layers and positions, resolved to masks of one size.
+"""The part of a field that an edit changes: heads, layers and positions, resolved to masks of a fixed size.
 
-Masks are arrays, so that another head, layer or position is another value of the same program.
+Masks are arrays, so that changing a head, layer or position compiles nothing anew.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ WITHOUT_HEADS = tuple(name for name in FIELDS if name not in HEAD_FIELDS)
 
 @struct.dataclass
 class Where:
-    """The part of a field that an edit changes, as it was given; what is None is everything.
+    """The part of a field that an edit changes, as it was given; None means all.
 
     Attributes:
       heads: pairs (layer, head), or a mask `[layer, head]`.
       layers: numbers, or a mask `[layer]`; instead of heads.
-      positions: numbers along the batch's axis of positions, for all texts alike `[n]` or of each its own
-        `[batch, n]`; or a mask `[pos]` or `[batch, pos]`. Of scores and pattern they are queries.
+      positions: indices along the batch's axis of positions, `[n]` for all texts or `[batch, n]` for each; or a mask
+        `[pos]` or `[batch, pos]`. For scores and pattern they are queries.
       keys: the same for the keys of scores and pattern.
     """
 
@@ -41,10 +41,10 @@ class Where:
 
     @classmethod
     def of(cls, heads: Any, layers: Any, positions: Any, keys: Any) -> "Where":
-        """Returns what was given as arrays.
+        """Returns the arguments as arrays.
 
         Raises:
-          JaxqkvError: for heads and layers together, and what are no numbers or masks.
+          JaxqkvError: for heads and layers together, and for anything but numbers and masks.
         """
         if heads is not None and layers is not None:
             raise JaxqkvError("give `heads` or `layers` of an edit, not both: heads are pairs (layer, head)")
@@ -60,10 +60,10 @@ class Where:
         return cls(pairs, flat(layers, "layers", 1), flat(positions, "positions", 2), flat(keys, "keys", 2))
 
     def resolve(self, field: str, config: Config, shape: Sequence[int]) -> "Region":
-        """Returns the masks of a field of a model and a batch `[batch, pos]`.
+        """Returns the masks for a field of a model and a batch `[batch, pos]`.
 
         Raises:
-          JaxqkvError: for heads, layers and positions that do not exist, and what the field does not have.
+          JaxqkvError: for heads, layers and positions that do not exist, and for heads or keys if the field has none.
         """
         has_heads, has_keys = field in HEAD_FIELDS, field in KEY_FIELDS
         if self.heads is not None and not has_heads:
@@ -81,19 +81,19 @@ class Where:
 
     @property
     def is_named(self) -> bool:
-        """Whether layers are named, so that one that is not there is a mistake."""
+        """Whether layers are named, so that a missing one is an error."""
         return self.heads is not None or self.layers is not None
 
 
 @struct.dataclass
 class Region:
-    """The same as masks.
+    """The part of a field that an edit changes, as masks.
 
     Attributes:
       field: name of the field.
-      selected: `[layer, head]`, with one head for a field that has none; of one layer `[head]`.
+      selected: `[layer, head]`, with one head for a field that has none; for one layer `[head]`.
       positions: `[batch, pos]`.
-      keys: `[batch, pos]`; None but for scores and pattern.
+      keys: `[batch, pos]` for scores and pattern, else None.
     """
 
     field: str = struct.field(pytree_node=False)
@@ -102,7 +102,7 @@ class Region:
     keys: Any = None
 
     def mask(self, site: Site) -> Any:
-        """Returns a mask of a layer's value, with axes of size 1 where it is the same along them.
+        """Returns a mask for a layer's value; axes along which it is constant have size 1.
 
         Pads are never in it, nor are keys that a query does not see.
         """
@@ -121,7 +121,7 @@ class Region:
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether values are unknown until a program runs, so that nothing can be said of them."""
+    """Tells whether values are traced by JAX, so that they cannot be checked."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
@@ -145,7 +145,7 @@ def _whole(given: Any, name: str) -> Any:
 
 
 def flat(given: Any, name: str, most: int) -> Any:
-    """Returns numbers or a mask with at least one axis, and not more than `most`.
+    """Returns numbers or a mask as an array with 1 to `most` axes.
 
     Raises:
       JaxqkvError: for anything else.
@@ -198,7 +198,7 @@ def _layers(layers: Any, field: str, sizes: tuple[int, int]) -> Any:
 
 
 def _positions(given: Any, field: str, kind: str, shape: Sequence[int]) -> Any:
-    """Returns the mask `[batch, pos]` of numbers or of a mask."""
+    """Returns a mask `[batch, pos]`, given numbers or a mask."""
     batch, pos = shape
     if given is None:
         return np.ones((batch, pos), bool)
