@@ -1,1 +1,1 @@
-"""Running a model: forward passes, streaming of weights, `Model`."""
+"""Running a model: `Model`, forward passes, sweeps, and the streaming of weights."""

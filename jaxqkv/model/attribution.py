@@ -1,7 +1,7 @@
 """The first-order approximation of a sweep: Σ (edited value − value) · ∂metric/∂value, from one backward pass.
 
-Layers are differentiated one after another, from the last to the first, each with its weights read again; what stays
-in memory between is one residual stream a layer.
+Layers are differentiated one after another, from the last to the first, and each layer's weights are read again; only
+one residual stream a layer stays in memory.
 """
 
 from collections.abc import Mapping
@@ -37,19 +37,19 @@ def _pull_back(
     execution: Execution,
     count: int,
 ) -> tuple[Any, Any]:
-    """Returns the gradients by the stream that enters a layer, `[metric, …]`, and what `count` branches add up to.
+    """Returns gradients by the stream that enters a layer, `[metric, …]`, and the contributions of `count` branches.
 
     Args:
-      cotangents: gradients by the stream that leaves it, `[metric, batch, pos, embed]`.
-      params, x, mask, branches, layer, start, config, execution, count: as for branching off.
+      cotangents: gradients by the stream that leaves the layer, `[metric, batch, pos, embed]`.
+      params, x, mask, branches, layer, start, config, execution, count: as for `_branch_off`.
 
     Returns:
-      Gradients, and Σ (edited value − value) · gradient by the value, `[metric, branch, batch]`.
+      Gradients; and contributions Σ (edited value − value) · gradient by the value, `[metric, branch, batch]`.
     """
     site, field = site_of(layer, mask, config), branches.field
 
     def run(x: Any, added: Any) -> tuple[Any, Any]:
-        """The stream after the layer, and the field's value. The gradient is that by what is added, which is 0."""
+        """Returns the stream after the layer and the field's value; differentiated by `added`, which is 0."""
         edit = {} if added is None else {field: (lambda value, site: value + added,)}
         after, attention = config.block(params, x, site.visible, layer, execution, Editing(edit, site))
         return after, getattr(attention, field)
@@ -93,7 +93,7 @@ def first_order(source: Source, batch: Batch, config: Architecture, sweep: Sweep
     """Returns the clean metrics plus their first-order changes, `[branch, batch]`, of every branch.
 
     Raises:
-      JaxqkvError: for a metric whose gradient says nothing, or that is not one number of each text.
+      JaxqkvError: for a divergence, whose gradient is 0, and for a metric that is not one number for each text.
     """
     if any(metric.of_clean for metric in sweep.metrics.values()):
         raise JaxqkvError(
@@ -120,7 +120,7 @@ def first_order(source: Source, batch: Batch, config: Architecture, sweep: Sweep
     shape = (len(gradients[0]), len(sweep.layers), len(batch.ids))
     changes = np.zeros(shape, gradients[0].dtype)
     for layer in reversed(range(lowest, config.n_layer)):
-        numbers = passes.of_layer.get(layer, np.zeros(1, int))  # of a layer that is not asked for, one that is let go
+        numbers = passes.of_layer.get(layer, np.zeros(1, int))  # for a layer that is not swept, one branch, unused
         params = source.layer(layer, after=gradients)
         for piece, part in enumerate(passes.pieces):
             gradients[piece], sums = _pull_back(

@@ -1,4 +1,4 @@
-"""The branches of a sweep: a copy of the run for each head, or each position of it, edited there alone."""
+"""The branches of a sweep: copies of the run, each edited at one head, or at one position of a head."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ from jaxqkv.model import editing
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.text.batches import Batch
 
-# From heads, pairs (layer, head), to an edit of them: one of the constructors of `jaxqkv.edits`, or a function.
+# A function from heads, pairs (layer, head), to an edit of them, such as a constructor of `jaxqkv.edits`.
 EditOfHeads = Callable[..., Any]
 
 
 @struct.dataclass
 class Branches:
-    """Edits of one structure, as one pytree.
+    """The edits of all branches, of one structure, as one pytree.
 
     Attributes:
-      own: leaves that differ, `[branch, …]`; None in the place of those that do not.
-      shared: leaves that all have, as a donor; None in the place of the others.
-      structure: of the edit.
-      field: what they edit.
-      size: sequences and positions of the batch.
+      own: leaves that differ between branches, `[branch, …]`; None in the place of shared ones.
+      shared: leaves that all branches share, such as a donor; None in the place of the others.
+      structure: tree structure of the edit.
+      field: field that is edited.
+      size: numbers of sequences and of positions in the batch.
     """
 
     own: tuple[Any, ...]
@@ -42,15 +42,15 @@ class Branches:
     size: tuple[int, int] = struct.field(pytree_node=False)
 
     def chosen(self, numbers: Int[np.ndarray, " branch"]) -> "Branches":
-        """Returns some of them, by number."""
+        """Returns some of the branches, by number."""
         return self.map_own(lambda leaf: leaf[numbers])
 
     def map_own(self, function: Callable[[Any], Any]) -> "Branches":
-        """Returns them with a function applied to the arrays `[branch, …]`."""
+        """Returns the branches with a function applied to their own arrays `[branch, …]`."""
         return dataclasses.replace(self, own=tuple(None if leaf is None else function(leaf) for leaf in self.own))
 
     def map(self, function: Callable[[Any], Any], count: int) -> Any:
-        """Returns what a function returns of each branch's edit, stacked; vectorised."""
+        """Returns the results of a function of each branch's edit, stacked; vectorised."""
 
         def one(number: Any, own: tuple[Any, ...]) -> Any:
             leaves = [mine if theirs is None else theirs for mine, theirs in zip(own, self.shared, strict=True)]
@@ -59,7 +59,7 @@ class Branches:
         return jax.vmap(one)(jnp.arange(count), self.own)
 
     def map_one_by_one(self, function: Callable[[Any], Any], count: int) -> Any:
-        """Returns the same as `map`, one branch after another, for values that would be large together."""
+        """Returns the same as `map`, computed one branch at a time, for large values."""
 
         def one(number_and_own: tuple[Any, tuple[Any, ...]]) -> Any:
             own = number_and_own[1]
@@ -93,10 +93,10 @@ def branches(
     config: Architecture,
     by_position: bool,
 ) -> Branches:
-    """Returns a branch for every head of some layers and, `by_position`, every position; the last varies fastest.
+    """Returns a branch for every head of some layers, or every position of every head; the last varies fastest.
 
     Raises:
-      JaxqkvError: for a field without heads, and an edit that cannot be made or is not of one kind for all heads.
+      JaxqkvError: for a field without heads, and an edit that is invalid or differs in kind between heads.
     """
     if field not in HEAD_FIELDS:
         raise JaxqkvError(f"a sweep edits heads, which {field} has none of; {nearest(field, HEAD_FIELDS)}")
@@ -111,7 +111,7 @@ def branches(
                     + f", not {type(own).__name__}"
                 )
             own = snapshot(own)
-            editing.place({field: own}, batch, config, ())  # refused by name, before anything is run
+            editing.place({field: own}, batch, config, ())  # refuses wrong edits before anything is run
             made += _of_positions(own, batch.ids.shape[1]) if by_position else [own]
     structure: Any = jax.tree.structure(made[0])
     if any(jax.tree.structure(each) != structure for each in made):
@@ -134,7 +134,7 @@ def _of_positions(edit: Edit, pos: int) -> list[Edit]:
 
 
 def _are_one(leaves: Sequence[Any]) -> bool:
-    """Whether all are the same array, or NumPy's with the same values."""
+    """Tells whether all leaves are the same array, or NumPy arrays with the same values."""
     first = leaves[0]
     if all(leaf is first for leaf in leaves):
         return True

@@ -1,7 +1,7 @@
-"""Every intermediate of a checkpoint beside PyTorch's, by tensor and layer, and token ids.
+"""Comparison of every intermediate of a checkpoint, and of token ids, with PyTorch's.
 
-Both sides run in float32 and in float64 (jaxqkv's float64 on the CPU where the device has none), so that
-it shows whose rounding a difference is. Needs the extra `torch`.
+Both sides run in float32 and in float64 (jaxqkv's on the CPU if the device has no float64), which shows whose rounding
+causes a difference. Needs the extra `torch`.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from jaxqkv.runtime.devices import precision
 from jaxqkv.text.batches import Batch
 from jaxqkv.text.tokenizers import Tokenizer
 
-# `hidden` is the residual stream after a layer; after GPT-2's last one also the final norm. `final_hidden` is the
-# last of these by itself, as `Model.hidden` returns it; `logits` only where the model has them.
+# `hidden` is the residual stream after each layer, after GPT-2's last one with the final norm. `final_hidden` is the
+# last of these, as `Model.hidden` returns it; `logits` are compared if the model has them.
 TENSORS = ("q", "k", "v", "scores", "pattern", "z", "attn_out", "hidden", "final_hidden", "logits")
 ONCE = ("final_hidden", "logits")
 CAPTURED = frozenset(TENSORS) - {"hidden", *ONCE} | {"resid_pre"}
-# The largest errors that pass in any case, relative to the largest magnitude in the tensor and layer; that of
-# bfloat16 is for products of such numbers and for a model that is all of them.
+# Largest errors that always pass, relative to the largest magnitude in the tensor and layer. That of bfloat16 is both
+# for products of bfloat16 numbers and for models in bfloat16.
 TOLERANCES = {"highest": 2e-5, "high": 1e-3, "default": 3e-2, "bfloat16": 1e-1, "float64": 1e-10}
-# Times PyTorch's own float32 error that pass. Over 24 random checkpoints of both architectures, of initializer ranges
-# from 0.02 to 0.4, the largest ratio of a layer was 2.5, that of 99 in 100 tensors 2.2; twice as much for devices
-# that sum in another order.
+# Largest ratio to PyTorch's own float32 error that passes. Over 24 random checkpoints of both architectures, with
+# initializer_range from 0.02 to 0.4, the largest ratio of a layer was 2.5, that of 99 in 100 tensors 2.2; doubled for
+# devices that sum in another order.
 PYTORCH_TIMES = 5
 # Texts that tokenizers differ on: accents, other scripts, case, spaces, special tokens, and nothing.
 ODD = (
@@ -49,9 +49,9 @@ ODD = (
     "\n",
     "",
 )
-# Tokens of two sequences, where there is no tokenizer.
+# Tokens of the two random sequences that are compared if there is no tokenizer.
 LENGTHS = (61, 23)
-# Added tokens that are compared, of which a tokenizer may have thousands.
+# Most added tokens that are compared; a tokenizer may have thousands.
 MOST_ADDED = 200
 Intermediates = dict[str, Float[np.ndarray, "layer batch ..."]]
 
@@ -60,14 +60,14 @@ Intermediates = dict[str, Float[np.ndarray, "layer batch ..."]]
 class Comparison:
     """One tensor's differences, each relative to the largest magnitude of the exact values.
 
-    By layer; of what the model returns at the end, one value.
+    There is one value for each layer; for outputs of the whole model, one value.
 
     Attributes:
-      name: of the tensor.
-      difference: jaxqkv from PyTorch, both as asked for (PyTorch in float32).
-      error: jaxqkv from PyTorch's float64.
-      torch_error: PyTorch's float32 from its float64.
-      double: jaxqkv's float64 from PyTorch's.
+      name: name of the tensor.
+      difference: difference between jaxqkv, in the dtype asked for, and PyTorch in float32.
+      error: difference between jaxqkv and PyTorch in float64.
+      torch_error: difference between PyTorch in float32 and in float64.
+      double: difference between jaxqkv and PyTorch, both in float64.
     """
 
     name: str
@@ -79,9 +79,9 @@ class Comparison:
     def limit(self, precision: str) -> Float[np.ndarray, " layer"]:
         """Returns the largest error that passes, by layer.
 
-        A checkpoint with large scores makes more of every rounding, in PyTorch as here. PyTorch's own error in float32
-        shows how much more: where `PYTORCH_TIMES` that is above the tolerance of float32, all tolerances grow by as
-        much.
+        A checkpoint with large scores amplifies every rounding, in PyTorch as here. PyTorch's own error in float32
+        shows by how much: if `PYTORCH_TIMES` that error exceeds the tolerance of float32, all tolerances grow by the
+        ratio.
 
         Args:
           precision: a key of `TOLERANCES`.
@@ -90,7 +90,7 @@ class Comparison:
         return TOLERANCES[precision] * np.maximum(growth, 1)
 
     def passes(self, precision: str) -> bool:
-        """Tells whether no layer's error is above its limit, and float64 agrees; NaN, on either side, does not pass."""
+        """Tells whether every layer's error is within its limit and float64 agrees; NaN on either side fails."""
         right = (self.error <= self.limit(precision)) & (self.double <= TOLERANCES["float64"])
         return bool(right.all())
 
@@ -99,15 +99,15 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Sequence[str]) -> 
     """Compares token ids with those of transformers' `AutoTokenizer`.
 
     Args:
-      tokenizer: of the folder.
-      folder: with the tokenizer's files.
-      texts: what is compared, beside the `ODD` ones and every added token.
+      tokenizer: tokenizer of the folder.
+      folder: folder with the tokenizer's files.
+      texts: texts to compare, besides the `ODD` ones and those with added tokens.
 
     Returns:
-      `texts`, how many; `different`, those with other ids; `passed`; and `reason`, why nothing is compared.
+      `texts`, their number; `different`, the texts with other ids; `passed`; and `reason`, why nothing is compared.
 
     Raises:
-      JaxqkvError: when transformers is not there.
+      JaxqkvError: when transformers is not installed.
 
     Warns:
       JaxqkvWarning: when transformers cannot load the tokenizer.
@@ -122,7 +122,7 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Sequence[str]) -> 
     chosen += [text for token in added[:MOST_ADDED] for text in (token, f"her{token} her", f"Her {token}her")]
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever it meets in the files
+    except Exception as error:  # of any kind, depending on the files
         reason = f"transformers cannot load the tokenizer ({type(error).__name__}: {printable(first_line(error))})"
         warnings.warn(JaxqkvWarning(f"{tokenizer.where}: token ids are not compared: {reason}"), stacklevel=2)
         return {"texts": 0, "different": [], "passed": True, "reason": reason}
@@ -136,7 +136,7 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Sequence[str]) -> 
 
 
 def _ids_or_none(encode: Callable[[], Sequence[int]]) -> list[int] | None:
-    """Ids, or None where a tokenizer fails, which it may do by a panic that is no `Exception`."""
+    """Returns ids, or None if a tokenizer fails, perhaps with a panic that is not an `Exception`."""
     try:
         return list(encode())
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -146,17 +146,17 @@ def _ids_or_none(encode: Callable[[], Sequence[int]]) -> list[int] | None:
 
 
 def compare(checkpoint: Checkpoint, batch: Batch, dtype: Any = np.float32) -> list[Comparison]:
-    """Differences of every tensor; on this device, in the matmul precision that is set.
+    """Returns the differences of every tensor, on this device and in the matmul precision that is set.
 
     Args:
       checkpoint: from `open_checkpoint`.
       batch: sequences, padded on either side or not.
-      dtype: of jaxqkv's arithmetic; PyTorch's is float32.
+      dtype: dtype of jaxqkv's arithmetic; PyTorch's is float32.
 
     Raises:
-      JaxqkvError: when PyTorch or transformers are not there.
+      JaxqkvError: when PyTorch or transformers are not installed.
     """
-    model = Model(checkpoint, dtype=dtype)  # what is wrong with the checkpoint is said before PyTorch reads it
+    model = Model(checkpoint, dtype=dtype)  # a broken checkpoint is refused before PyTorch reads it
     try:
         from jaxqkv.model import torch_reference
     except ImportError as error:
@@ -191,7 +191,7 @@ def _intermediates(model: Model, batch: Batch) -> Intermediates:
 
 
 def _with_hidden(arrays: dict[str, np.ndarray]) -> Intermediates:
-    """`hidden` of every layer: what enters the next one, and what leaves the last; outputs as those of one layer."""
+    """Returns the arrays with `hidden` of every layer, and what the model returns at the end as one layer."""
     streams = np.concatenate([arrays["resid_pre"][1:], arrays["hidden"][None]])
     whole = {**arrays, "hidden": streams, "final_hidden": streams[-1:]}
     if "logits" in arrays:
@@ -202,7 +202,7 @@ def _with_hidden(arrays: dict[str, np.ndarray]) -> Intermediates:
 def _real(
     values: Float[np.ndarray, "layer batch ..."], name: str, mask: Bool[np.ndarray, "batch pos"]
 ) -> Float[np.ndarray, "layer value"]:
-    """The values at real tokens, in float64; of pairs, those of two real tokens."""
+    """Returns the values at real tokens, in float64; of scores and pattern, those of pairs of real tokens."""
     values = np.asarray(values, np.float64)
     if name in ("scores", "pattern"):
         pairs = mask[:, :, None] & mask[:, None, :]
@@ -220,9 +220,9 @@ def _largest(
 
 @contextlib.contextmanager
 def _double_precision() -> Iterator[None]:
-    """Float64 in JAX, on the CPU where JAX may use it: a TPU has none.
+    """Switches float64 on in JAX, on the CPU if JAX may use it: a TPU has no float64.
 
-    Flax's norms promote it to itself, which strict promotion forbids.
+    Flax's norms promote float64 to float64, which strict promotion forbids.
     """
     # Older versions of JAX have it in jax.experimental.
     enable = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
@@ -235,7 +235,7 @@ def _double_precision() -> Iterator[None]:
 
 
 def batch_of(checkpoint: Checkpoint, texts: Sequence[str], tokenizer: Tokenizer | None) -> Batch:
-    """Returns the texts as a batch, those too long cut; without a tokenizer random ids of two lengths."""
+    """Returns the texts as a batch, cut if too long; without a tokenizer, random ids of two lengths."""
     config = checkpoint.config
     if tokenizer is None:
         generator = np.random.default_rng(0)
@@ -247,21 +247,21 @@ def batch_of(checkpoint: Checkpoint, texts: Sequence[str], tokenizer: Tokenizer 
 
 
 def report(checkpoint: Checkpoint, texts: Sequence[str] | None, dtype: str, own_texts: Sequence[str]) -> dict[str, Any]:
-    """Returns every difference with its limit and its verdict, as it is saved.
+    """Returns every difference with its limit and its verdict, for the saved report.
 
     Args:
       checkpoint: from `open_checkpoint`.
-      texts: to run; the first two of `own_texts` unless given.
-      dtype: of jaxqkv's arithmetic.
-      own_texts: whose token ids are compared in any case.
+      texts: texts to run; the first two of `own_texts` unless given.
+      dtype: dtype of jaxqkv's arithmetic.
+      own_texts: texts whose token ids are always compared.
 
     Raises:
-      JaxqkvError: when PyTorch or transformers are not there, and where texts are given and no tokenizer is.
+      JaxqkvError: when PyTorch or transformers are not installed, or texts are given and there is no tokenizer.
     """
-    Weights(checkpoint)  # what is wrong with them is said before anything is made of the texts
+    Weights(checkpoint)  # broken weights are refused before the texts are read
     try:
         tokenizer = checkpoint.tokenizer()
-    except NoTokenizer:  # as for fresh weights out of the hub's reach
+    except NoTokenizer:  # for instance fresh weights without a network
         if texts:
             raise
         tokenizer = None

@@ -1,4 +1,4 @@
-"""The edits of a run: checked against model and batch, then one layer's and one microbatch's part at a time."""
+"""The edits of a run: checked against model and batch, then cut to one layer and one microbatch at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,31 +17,31 @@ from jaxqkv.model.reducers import Bound
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.text.batches import Batch
 
-# Field → an edit of it, or several, applied one after another.
+# Field → an edit, or several that are applied one after another.
 Edits = Mapping[str, EditFunction | Sequence[EditFunction]]
-# Field → edits as pytrees, which a block takes.
+# Field → edits as pytrees, as a block takes them.
 Placed = dict[str, tuple[Any, ...]]
 
 
 @struct.dataclass
 class Function:
-    """A plain function as a pytree without arrays: what it sees is part of what is compiled."""
+    """A plain function as a pytree without arrays; the values that it sees are part of the compiled program."""
 
     bound: Bound = struct.field(pytree_node=False)
 
     def __call__(self, value: Any, site: Site) -> Any:
-        """Returns what the function does."""
+        """Returns the function's result."""
         return self.bound(value, site)
 
 
 def place(edit: Any, batch: Batch, config: Architecture, layers: Sequence[int]) -> Placed | None:
-    """Returns the edits of a run as pytrees with arrays of all layers and texts; None if there are none.
+    """Returns the edits of a run as pytrees with arrays for all layers and texts; None if there are none.
 
     Args:
-      edit: as given: `Edits` or None.
-      batch: checked.
-      config: of the model.
-      layers: those that are returned; none if all are run.
+      edit: `Edits` or None, as the user gave it.
+      batch: the checked batch.
+      config: config of the model.
+      layers: layers that are returned; none if all are run.
 
     Raises:
       JaxqkvError: for fields, heads, layers and positions that do not exist, layers that are not run, and arrays of
@@ -78,7 +78,7 @@ def _placed(edit: Any, field: str, batch: Batch, mask: Any, config: Architecture
         raise JaxqkvError(
             f"the edit of {field} is a function of a value and its site, or one of jaxqkv.edits, not {_kind(edit)}"
         )
-    # A pytree, as jax.tree_util.Partial, has arrays of its own, which are traced.
+    # A pytree, such as jax.tree_util.Partial, has arrays of its own, which are traced.
     return snapshot(edit) if not jax.tree_util.all_leaves([edit]) else Function(Bound(edit, "the edit"))
 
 
@@ -87,12 +87,12 @@ def _kind(given: Any) -> str:
 
 
 def structure(placed: Placed | None) -> Any:
-    """Returns what a program with these edits is compiled for besides shapes; None without edits."""
+    """Returns the part of the edits that a program is compiled for, besides shapes; None without edits."""
     return None if placed is None else jax.tree.structure(placed)
 
 
 def of_layer(placed: Placed | None, layer: Any) -> Placed | None:
-    """Returns the part of one layer, whose number may be traced."""
+    """Returns the edits' arrays of one layer, whose number may be traced."""
     return _each(placed, lambda edit: edit.at(layer))
 
 

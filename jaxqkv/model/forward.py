@@ -1,8 +1,8 @@
-"""Running a model: pure functions of explicit parameters.
+"""Runs a model: pure functions of explicit parameters.
 
-The driver is a Python loop over one jitted block. All layers have the same shapes, so the block is
-compiled once whatever the depth; each layer's weights can be read just before they are used; the
-loop stops at the last layer that was asked for. Inside an outer `jax.jit` it unrolls.
+The driver is a Python loop over one jitted block. All layers have the same shapes, so that the block is compiled once
+whatever the depth. Each layer's weights can be read just before they are used, and the loop stops at the last layer
+that is needed. Inside an outer `jax.jit` the loop unrolls.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxqkv.runtime.devices import Execution, check_split, execution, jit, place
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.typing import AnyArray
 
-# Reducers whose programs are kept; those used longest ago are let go, and their memory with them.
+# Reducers whose programs are kept in memory; the least recently used are dropped.
 PROGRAMS = 32
 
 
@@ -41,7 +41,7 @@ def _embed(params: Params, batch: Batch, *, config: Architecture) -> Float[Array
 
 
 def site_of(layer: Any, mask: Any, config: Architecture, inputs: Any = None) -> Site:
-    """Returns the site of a layer's values: a query sees real keys, in a causal model no later ones; pads see none."""
+    """Returns the site of a layer's values: queries see real keys, in a causal model no later ones; pads see none."""
     visible = visible_keys(jnp.asarray(mask), config.causal) & jnp.asarray(mask)[:, :, None]
     return Site(jnp.asarray(layer), mask, visible, inputs)
 
@@ -60,7 +60,7 @@ def _run_block(
     goes_on: bool,
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
-    """One layer. With `goes_on` false the residual stream is not returned, so XLA drops its making."""
+    """Runs one layer. If `goes_on` is false the residual stream is not returned, so that XLA does not compute it."""
     site = site_of(layer, mask, config, inputs)
     x, attention = config.block(params, x, site.visible, layer, execution, Editing(edit or {}, site))
     if reduce is None:
@@ -77,7 +77,7 @@ _block = jit(_run_block, static_argnames=STATIC)
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def _block_with(reduce: Bound | None, structure: Any) -> Callable[..., Any]:
-    """Returns `_block` with a reducer and with edits of a structure; compiled anew when asked for after many others."""
+    """Returns `_block` for a reducer and for edits of a structure; the last `PROGRAMS` of them are kept."""
     return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
 
 
@@ -113,45 +113,45 @@ def forward(
     mesh: Mesh | None = None,
     check: bool = False,
 ) -> Any:
-    """Runs the blocks and returns what was asked for from inside them.
+    """Runs the model and returns intermediates, or what a reducer computes from them.
 
-    A pure function of its arrays: jit, differentiate and vmap it as it is.
+    A pure function of its arrays: you can jit, differentiate and vmap it.
 
     Args:
-      params: `{"embed": …, "layers": [one dict a layer], "final": …}`, as `Model.params` gives.
+      params: `{"embed": …, "layers": [one dict a layer], "final": …}`, as `Model.params` returns them.
       batch: from `Model.tokenize`, or token ids `[batch, pos]` without padding.
       config: the checkpoint's config (static under `jax.jit`).
       capture: names among `q k v scores pattern z attn_out resid_pre mlp_out resid_post`, and `hidden logits` of the
-        whole model, with which all layers are run; q, k and v unless given.
-      layers: the layers to return, each once and in the order given (those of a set ascending); all of them unless
-        given. Later ones than the last of them are not run, unless for `hidden` or `logits`.
+        whole model, for which all layers are run; q, k and v unless given.
+      layers: the layers to return, each once and in the order given (those of a set ascending); all unless given.
+        Layers after the last of them are not run, except for `hidden` or `logits`.
       reduce: instead of `capture`, a function of one layer's `Attention`, whose `layer` is its number, and of the
-        mask; it is traced into the block, and what it returns (any pytree of arrays) is stacked over layers. It is
-        compiled once for what its code, closure, arguments and the globals that it names hold, as
-        `jaxqkv.model.reducers.Bound` says; what it finds in other ways, as an attribute of a global object, is that
-        of the first call. What changes from call to call belongs in `inputs`, which compiles nothing anew.
-      edit: field → what is changed there, before anything is computed from it: one of `jaxqkv.edits`, a function of
-        a layer's value and its `Site` (`layer`, `mask`, `visible`, `inputs`) that returns a value of that shape, or
-        several, applied one after another. What is captured is what was computed with. A function is compiled as a
+        mask. It is traced into the block, and its results (any pytree of arrays) are stacked over layers. It is
+        compiled again if its code, closure, arguments or the globals that it names have changed, as
+        `jaxqkv.model.reducers.Bound` says; other values that it reads, such as an attribute of a global object, are
+        those of the first call. Give values that change from call to call as `inputs`, which compiles nothing anew.
+      edit: field → a change made there before anything is computed from it: one of `jaxqkv.edits`, a function of a
+        layer's value and its `Site` (`layer`, `mask`, `visible`, `inputs`) that returns a value of the same shape, or
+        several that are applied one after another. Edited values are captured as edited. A function is compiled as a
         reducer is; the arrays of `jaxqkv.edits` and of `jax.tree_util.Partial` are traced.
       inputs: a pytree of arrays `[batch, …]` that `reduce` gets as its third argument and edits as `site.inputs`.
-      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut in
+      memory: bytes that the temporaries of a block may take, or a text such as "2GB"; the batch is cut into
         microbatches that fit. A reducer must then treat each sequence by itself, leave pads out with the mask, and
-        return arrays whose first axis is the batch. Without it a reducer gets the whole batch, and what is captured
-        is computed in microbatches that suit the device.
-      progress: called with the number of microbatches done and that of all layers' together.
-      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. Where the batch does not
-        divide evenly, it is filled up with pads, and what is said of `memory` holds for a reducer.
-      check: whether the reducer is first run on the batch whole, on each sequence alone and, without `inputs`, with
-        a further pad, and refused where results differ. For finding mistakes; it takes three more runs.
+        return arrays whose first axis is the batch. Without `memory` a reducer gets the whole batch, and what is
+        captured is computed in microbatches that suit the device.
+      progress: called with the number of microbatches done, and with their number over all layers.
+      mesh: from `make_mesh`: the batch is split over `data`, the layers over `head`. If the batch does not divide
+        evenly, it is filled up with pads, and a reducer must meet the conditions under `memory`.
+      check: whether to run the reducer first on the whole batch, on each sequence alone and, without `inputs`, with a
+        further pad, and to refuse it if results differ. For finding mistakes; it takes three more runs.
 
     Returns:
-      `Activations` with `[layer, …]` arrays, but for `hidden` and `logits`; or the reducer's results with a leading
+      `Activations` with `[layer, …]` arrays, except `hidden` and `logits`; or the reducer's results with a leading
       layer axis.
 
     Raises:
-      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, edits that cannot be
-        made, and a reducer that cannot be compared, or does not treat each sequence by itself where it has to.
+      JaxqkvError: on names, layers or ids that do not exist, text longer than the positions, invalid edits, and a
+        reducer that cannot be compared, or does not treat each sequence by itself although it has to.
     """
     batch = as_batch(batch, config)
     request = Request.of(
@@ -183,8 +183,8 @@ def layerwise(
 ) -> Iterator[tuple[int, Attention]]:
     """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
-    For statistics over many layers of what would not fit in memory together. Arguments as for `forward`,
-    whose errors it raises when the first layer is asked for.
+    For statistics over more layers than fit in memory together. Arguments and errors as for `forward`; errors are
+    raised when the first layer is asked for.
     """
     batch = as_batch(batch, config)
     request = Request.of(config, batch, capture, layers, None, edit, inputs, mesh=mesh)
@@ -201,12 +201,12 @@ def hidden(
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos embed"]:
-    """Returns the residual stream after the last block; for GPT-2 after the final norm, as Hugging Face has it.
+    """Returns the residual stream after the last block; for GPT-2 after the final norm, as in Hugging Face.
 
     Arguments as for `forward`; `memory` bounds the temporaries, not the result.
 
     Raises:
-      JaxqkvError: on ids that do not exist, text longer than the positions, and edits that cannot be made.
+      JaxqkvError: on ids that do not exist, text longer than the positions, and invalid edits.
     """
     batch = as_batch(batch, config)
     request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
@@ -223,13 +223,14 @@ def logits(
     memory: float | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch pos vocab"]:
-    """Returns logits, through the tied embedding or the checkpoint's own: GPT-2's of the next token, BERT's of each.
+    """Returns logits: GPT-2's for the next token, BERT's for the token at each position.
 
-    Before the softmax, in nats up to a constant of each position. Arguments as for `forward`.
+    Before the softmax, in nats up to a constant for each position. The output embedding is the checkpoint's own, or the
+    token embedding if they are tied. Arguments as for `forward`.
 
     Raises:
-      JaxqkvError: for parameters without a head that makes them, on ids that do not exist, text longer than the
-        positions, and edits that cannot be made.
+      JaxqkvError: for parameters without a head, on ids that do not exist, text longer than the positions, and invalid
+        edits.
     """
     batch = as_batch(batch, config)
     request = Request.of_all_layers(config, batch, edit, inputs, memory, mesh)
@@ -258,17 +259,17 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
         hidden = _final(source.final(), microbatches.joined(stream), config=config)
         fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
         fields |= {} if head is None else {"logits": _logits(head, hidden, config=config)}
-    for name in sorted(request.capture):  # one after another, and each let go: no more than one is there twice
+    for name in sorted(request.capture):  # one at a time and then freed, so that only one field is in memory twice
         fields[name] = jnp.stack([getattr(result, name) for result in results])
         results = [dataclasses.replace(result, **{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=request.layers, **fields)
 
 
 def _check_reducer(source: Source, batch: Batch, config: Architecture, request: Request) -> None:
-    """Refuses a reducer whose results change with other sequences or, where there are no inputs, with pads.
+    """Refuses a reducer whose results change with other sequences or, without inputs, with pads.
 
     Raises:
-      JaxqkvError: if they do, and inside `jax.jit`, where there are no results to compare.
+      JaxqkvError: if they change, and inside `jax.jit`, where there are no results to compare.
     """
     request = dataclasses.replace(request, check=False, memory=None, mesh=None, progress=None)
     whole = collect(source, batch, config, request)
@@ -287,7 +288,7 @@ def each_layer(source: Source, batch: Batch, config: Architecture, request: Requ
     if request.outputs:
         names = " and ".join(sorted(request.outputs))
         raise JaxqkvError(f"{names}: not a field of layers, which `layerwise` yields; `run` and `forward` capture it")
-    # A loop over the layers may be left before its end, so what is wrong with a layer is said when it was run.
+    # The caller may leave the loop early, so a layer's broken weights are warned of when it has been run.
     for step in run_layers(source, batch, config, request, check_each=True):
         if step.layer in request.layers:
             yield step.layer, step.result
@@ -315,9 +316,9 @@ class Step(NamedTuple):
     """A layer that has been run.
 
     Attributes:
-      layer: its number.
-      stream: the residual stream after it, in microbatches; None where it was not made.
-      result: what was asked of it.
+      layer: number of the layer.
+      stream: residual stream after it, in microbatches; None if it was not computed.
+      result: captured fields, or the reducer's result.
     """
 
     layer: int
@@ -328,10 +329,10 @@ class Step(NamedTuple):
 def run_layers(
     source: Source, batch: Batch, config: Architecture, request: Request, check_each: bool = False
 ) -> Iterator[Step]:
-    """Yields each layer as it has been run, to the last one that is selected.
+    """Yields each layer once it has been run, up to the last one that is selected.
 
-    With no layer selected all are run, for the stream; else the last one's stream is not made. Weights with NaN or
-    infinite values are named at the end or, with `check_each`, at their layer.
+    If no layer is selected, all are run for the stream; else the last one's stream is not computed. Weights with NaN or
+    infinite values are warned of at the end or, with `check_each`, after their layer.
     """
     embedding, ids, rows = source.embed(batch.ids)
     embedding_config = dataclasses.replace(config, vocab_size=rows) if rows else config
@@ -351,7 +352,7 @@ def run_layers(
     last, how = config.n_layer if request.outputs else max(request.layers, default=config.n_layer), execution(mesh)
     depth, first_wanted = min(last + 1, config.n_layer), min(request.layers, default=None)
     results: list[Any] = []
-    entering: list[Array] = []  # what the last layer gets, where nothing goes on from it
+    entering: list[Array] = []  # the last layer's input, if its output is not computed
     for layer in range(depth):
         wanted = layer in request.layers
         if layer == last:
@@ -388,6 +389,6 @@ def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., An
 
 
 def _of_piece(start: int, size: int, mesh: Mesh | None, array: Any) -> Any:
-    """Returns a microbatch's part of an edit's array `[batch, …]`, on its devices."""
+    """Returns the part of an edit's array `[batch, …]` for a microbatch, on its devices."""
     piece = array if size == len(array) else array[start : start + size]
     return piece if mesh is None else place_batch(piece, mesh)

@@ -1,4 +1,4 @@
-"""Microbatches: a batch cut to fit the memory and the devices, and its results put together again."""
+"""Microbatches: cuts a batch to fit the memory and the devices, and joins the results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,32 +11,32 @@ from jaxtyping import Array, Float
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.errors import JaxqkvError
 
-# On a CPU, tokens of a microbatch: with more, activations leave the cache and a block is slower a token.
+# Most tokens of a microbatch on a CPU; with more, activations leave the cache and each token takes longer.
 CPU_TOKENS = 2048
-# Sequences of a microbatch where nothing limits them.
+# Most sequences of a microbatch if nothing limits them.
 LARGEST = 1 << 20
-# Roundings by which the results of a reducer may differ when the batch is cut in another way: products of thousands
-# of numbers differ by tens, and those of a reducer that mixes sequences by tens of thousands.
+# Roundings by which a reducer's results may differ when the batch is cut in another way. Products of thousands of
+# numbers differ by tens of roundings, results of a reducer that mixes sequences by tens of thousands.
 SAME = 4096
-# The same as a share of the largest value, for dtypes of 16 bits.
+# Upper limit of the same, as a share of the largest value, for dtypes of 16 bits.
 LARGEST_SAME = 0.1
 
 
 def cut(tree: Any, shape: tuple[int, ...], config: Config, memory: int | None, parts: int, whole: bool) -> list[Any]:
-    """Cuts arrays along the batch, in pieces that fit in `memory` on each of several devices.
+    """Cuts arrays along the batch into pieces that fit in `memory` on each of several devices.
 
     Args:
       tree: arrays `[batch, …]`.
-      shape: batch and positions.
-      config: of the model, whose temporaries are counted.
-      memory: bytes; None leaves it to the device.
-      parts: devices that share the batch.
-      whole: not to be cut without a limit.
+      shape: numbers of sequences and of positions.
+      config: config of the model, whose temporaries are counted.
+      memory: limit in bytes; None for a size that suits the device.
+      parts: number of devices that share the batch.
+      whole: whether to leave the batch whole without a limit.
     """
     size = shape[0]
     most = min(size, sequences_that_fit(shape[1], config, memory, whole)) * parts
     step = -(-size // -(-size // most))
-    step = -(-step // parts) * parts  # of the pieces only the last is uneven
+    step = -(-step // parts) * parts  # only the last piece is smaller
     return [jax.tree.map(lambda leaf: leaf[start : start + step], tree) for start in range(0, size, step)]  # noqa: B023
 
 
@@ -44,7 +44,7 @@ def sequences_that_fit(pos: int, config: Config, memory: int | None, whole: bool
     """Returns how many sequences of `pos` tokens a microbatch on one device may have; arguments as for `cut`."""
     most = LARGEST
     if memory is not None:
-        # Scores, pattern and the softmax's exponentials; Q, K, V, z and residuals; the MLP's two widths.
+        # Scores, pattern and exponentials of the softmax; Q, K, V, z and residuals; both widths of the MLP.
         widths = 4 * (config.n_embd + config.attention_width) + 2 * config.n_inner
         floats = 3 * config.n_head * pos * pos + pos * widths
         most = max(1, memory // (4 * floats))
@@ -54,7 +54,7 @@ def sequences_that_fit(pos: int, config: Config, memory: int | None, whole: bool
 
 
 def first(size: int, tree: Any, parts: int) -> Any:
-    """Returns arrays without what filled a batch of `size` up to equal parts."""
+    """Returns arrays without the padding that made a batch of `size` divisible."""
     return jax.tree.map(lambda leaf: leaf[:size], tree) if size % parts else tree
 
 
@@ -64,10 +64,10 @@ def joined(results: Sequence[Any]) -> Any:
 
 
 def check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"], inputs: Any) -> None:
-    """Refuses a reducer whose results cannot be joined: their first axis has to be the batch, and no other.
+    """Refuses a reducer whose results cannot be joined: the batch has to be their first axis, and no other.
 
     Raises:
-      JaxqkvError: if it is not, or where another axis changes with the size of the batch.
+      JaxqkvError: if it is not, or if another axis changes with the size of the batch.
     """
     others = []
     for size in (1, 2):
@@ -90,10 +90,10 @@ def check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed
 
 
 def check_same(whole: Any, other: Any, layers: Sequence[int], what: str) -> None:
-    """Refuses a reducer whose results `[layer, batch, …]` are others when it is run in another way.
+    """Refuses a reducer whose results `[layer, batch, …]` change when it is run in another way.
 
-    Whole numbers are compared exactly, others to the rounding of their dtype. An array that has another shape then,
-    as one with an axis of positions, is left out.
+    Whole numbers are compared exactly, others to the rounding of their dtype. An array whose shape differs, such as one
+    with an axis of positions, is left out.
 
     Raises:
       JaxqkvError: naming the array, the layer and the largest difference; `what` says what the reducer depends on.

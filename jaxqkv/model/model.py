@@ -1,4 +1,4 @@
-"""`Model`: a checkpoint's config, weights and tokenizer together, which runs."""
+"""`Model`: a checkpoint's config, weights and tokenizer, ready to run."""
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
@@ -29,7 +29,7 @@ from jaxqkv.runtime.devices import setting
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.text.tokenizers import Text, Tokenizer
 
-# Weights up to this size stay in memory once they are used again; larger ones are read at every run.
+# Most bytes of weights that stay in memory from their second use on; larger models are read at every run.
 KEEP_BYTES = 2 << 30
 
 
@@ -46,13 +46,13 @@ def _checked_dtype(dtype: Any) -> np.dtype:
 
 
 class Model:
-    """A checkpoint ready to run: config, weights and tokenizer together. Made by `jaxqkv.load`.
+    """A checkpoint ready to run: config, weights and tokenizer. Made by `jaxqkv.load`.
 
     Attributes:
-      checkpoint: where it comes from.
-      config: its sizes and settings.
-      weights: its tensors by name and by role, in the dtype of the arithmetic.
-      mesh: the devices that it runs on, if there are several.
+      checkpoint: the checkpoint.
+      config: sizes and settings.
+      weights: tensors by name and by role, in the dtype of the arithmetic.
+      mesh: devices that it runs on, if there are several.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32, stream: bool | None = None,
@@ -79,7 +79,7 @@ class Model:
 
     @property
     def _how(self) -> str:
-        """How it runs, in words."""
+        """How the model runs, for people."""
         kept = "read at every run" if self._kept is None else "kept from their second use on"
         mesh = "" if self.mesh is None else f" on {dict(self.mesh.shape)}"
         return f"in {self.weights.dtype}{mesh}, layers {kept}"
@@ -126,39 +126,39 @@ class Model:
         progress: Progress | None = None,
         check: bool = False,
     ) -> Any:
-        """Returns every attention intermediate that is asked for, or what a reducer keeps of each layer.
+        """Runs the model and returns intermediates, or what a reducer computes from each layer.
 
         Args:
           batch: from `tokenize` or `Batch.of`; or integer ids `[batch, pos]` without padding, a dict or `BatchEncoding`
             with `input_ids`, or lists.
-          capture: names of what to return, q, k and v unless given, as `[layer, …]` arrays of
+          capture: names of what to return, q, k and v unless given; with a leading layer axis
               q, k, v, z           batch head pos head_dim
               scores, pattern      batch head query key
               attn_out, mlp_out    batch pos embed
-              resid_pre            batch pos embed, what enters the block
-              resid_post           batch pos embed, what leaves it
-            and, of the whole model and so without the layer axis,
+              resid_pre            batch pos embed, input of the block
+              resid_post           batch pos embed, output of the block
+            and, for the whole model, without the layer axis
               hidden               batch pos embed
               logits               batch pos vocab
-          layers: the layers to return, each once and in the order given; all of them unless given.
-          reduce: instead of `capture`, `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which is
-            compiled into the block: one layer's `Attention`, whose fields are those above without the layer axis and
-            whose `layer` is its number → any pytree of arrays, returned with a leading layer axis.
-          edit: field → what is changed there before anything is computed from it: one of `jaxqkv.edits`, a function
+          layers: the layers to return, each once and in the order given; all unless given.
+          reduce: instead of `capture`, a function `reduce(attention, mask)` or `reduce(attention, mask, inputs)`, which
+            is compiled into the block. `attention` is one layer's `Attention`, with the fields above without the layer
+            axis, and the layer's number as `layer`. The results, any pytree of arrays, get a leading layer axis.
+          edit: field → a change made there before anything is computed from it: one of `jaxqkv.edits`, a function
             `edit(value, site)`, or several of them.
-          inputs: a pytree of arrays `[batch, …]` for `reduce` and for edits, as `site.inputs`; other values compile
-            nothing anew.
+          inputs: a pytree of arrays `[batch, …]` for `reduce` and, as `site.inputs`, for edits; changing their values
+            compiles nothing anew.
           memory: bytes for the temporaries of a block, or a text such as "2GB"; the batch is cut to fit, and a reducer
             must treat each sequence by itself.
-          progress: called with the number of microbatches done and that of all layers' together.
-          check: whether to try first that the reducer treats each sequence by itself and leaves pads out.
+          progress: called with the number of microbatches done, and with their number over all layers.
+          check: whether to check first that the reducer treats each sequence by itself and leaves pads out.
 
         Returns:
           `Activations`, or the reducer's results.
 
         Raises:
-          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, edits that cannot
-            be made, and a reducer that cannot be compared or cut. More of it all is said where `jaxqkv.forward` is.
+          JaxqkvError: on names, layers and ids that do not exist, text longer than the positions, invalid edits, and a
+            reducer that cannot be compared or cut; see `jaxqkv.forward` for more on all arguments.
         """
         checked = as_batch(batch, self.config)
         request = Request.of(
@@ -186,7 +186,7 @@ class Model:
     ) -> Iterator[tuple[int, Attention]]:
         """Yields each selected layer's number and `Attention` as the run comes to it, and keeps none of them.
 
-        In ascending order; arguments and shapes as for `run`, without the layer axis.
+        Layers come in ascending order; arguments and shapes as for `run`, without the layer axis.
         """
         checked = as_batch(batch, self.config)
         request = Request.of(self.config, checked, capture, layers, None, edit, inputs, mesh=self.mesh)
@@ -202,10 +202,10 @@ class Model:
     def logits(
         self, batch: BatchLike, memory: float | str | None = None, edit: Edits | None = None, inputs: Any = None
     ) -> Float[Array, "batch pos vocab"]:
-        """Returns logits before the softmax: GPT-2's of the next token, BERT's of the token itself.
+        """Returns logits before the softmax: GPT-2's for the next token, BERT's for the token at each position.
 
-        Those of BERT, RoBERTa and DistilBERT are of the checkpoint's head that predicts masked tokens. Arguments as
-        for `run`.
+        BERT, RoBERTa and DistilBERT need a checkpoint with the head that predicts masked tokens. Arguments as for
+        `run`.
 
         Raises:
           JaxqkvError: for a checkpoint without such a head.
@@ -232,25 +232,25 @@ class Model:
         Args:
           batch: as for `run`.
           edit: one of the constructors of `jaxqkv.edits`, or a function from heads, pairs (layer, head), to an edit.
-          metric: one of `jaxqkv.metrics`, a function of the last token's logits `[batch, vocab]`, or several by name.
-          field: what is edited: q, k, v, scores, pattern or z.
-          layers: the layers whose heads are edited; all of them unless given.
-          by_position: edit each position of a head alone, `[layer, head, pos]`. The mean at a position is that of the
-            texts that have a token there.
-          per_text: return `[text, layer, head(, pos)]` instead of the mean over texts.
+          metric: one of `jaxqkv.metrics`, a function of the last token's logits `[batch, vocab]`, or a dict of several.
+          field: field to edit: q, k, v, scores, pattern or z.
+          layers: layers whose heads are edited; all unless given.
+          by_position: whether to edit each position of a head alone, `[layer, head, pos]`. The mean at a position is
+            over the texts that have a token there.
+          per_text: whether to return `[text, layer, head(, pos)]` instead of the mean over texts.
           method: "exact", or "gradient" for the first-order approximation: the clean metric plus
             Σ (edited value − value) · ∂metric/∂value, from one backward pass.
-          memory: bytes for the branches and the temporaries of a block, or a text such as "2GB"; the branches take as
-            many passes as they need to fit.
-          progress: whether a bar is drawn when it takes long, or a function that is called with the number of
-            microbatches done and that of all.
+          memory: bytes for the branches and the temporaries of a block, or a text such as "2GB"; there are as many
+            passes as the branches need to fit.
+          progress: whether to draw a progress bar if it takes long, or a function that is called with the number of
+            microbatches done and the number of all.
 
         Returns:
-          An array, or what a metric's function returns with these axes in the place of the batch; a dict by name of
-          several metrics.
+          An array, or what the metric's function returns with these axes in the place of the batch; a dict if several
+          metrics are given.
 
         Raises:
-          JaxqkvError: for edits and metrics that cannot be made, and logits of a model without them.
+          JaxqkvError: for invalid edits and metrics, and metrics of logits for a model without them.
         """
         return sweep_heads(
             self._source(),
@@ -278,7 +278,7 @@ class Model:
         per_text: bool = False,
         memory: float | str | None = None,
     ) -> Any:
-        """Returns a metric of one run, clean or edited: the mean over texts, or `per_text` an axis of them."""
+        """Returns a metric of one run, clean or edited: the mean over texts, or `per_text` one value for each."""
         checked = as_batch(batch, self.config)
         request = self._all_layers(checked, memory, edit, inputs)
         return measure_run(self._source(), checked, self.config, metric, per_text, request)
@@ -287,14 +287,14 @@ class Model:
         """Returns all parameters as arrays on the device, for `forward`, `jax.grad` and the like.
 
         Args:
-          copy: into buffers of their own, which may be donated. False gives the model's own buffers where it keeps
-            them, without a second copy in memory: donating those would delete them for the model too.
+          copy: whether to copy into new buffers, which may be donated. False returns the model's own buffers where it
+            keeps them, without a second copy in memory; donating those would delete them for the model too.
 
         Returns:
           `{"embed": …, "layers": [one dict a layer], "final": …}`; the dicts are new at every call.
         """
         source, layers = self._source(), range(self.config.n_layer)
-        self.weights.check_layers(layers)  # what computes with them knows no names
+        self.weights.check_layers(layers)  # here, since the functions that use them do not know the tensors' names
         if copy:
             embed, final = (to_device(tree, mesh=self.mesh) for tree in (self.weights.embed(), self.weights.final()))
             return {"embed": embed, "final": final, "layers": [source.read(layer) for layer in layers]}
@@ -309,10 +309,10 @@ class Model:
         return Request.of_all_layers(self.config, batch, edit, inputs, memory, self.mesh)
 
     def _source(self) -> StreamedParameters:
-        """Parameters for one run, each layer read when the run comes to it.
+        """Returns the parameters for one run; each layer is read when the run comes to it.
 
         Raises:
-          JaxqkvError: when the arithmetic is float64 and JAX has it no more.
+          JaxqkvError: when the arithmetic is float64 and `jax_enable_x64` has been switched off.
         """
         if self.weights.dtype == np.float64 and not setting("jax_enable_x64"):
             raise JaxqkvError(
@@ -331,7 +331,7 @@ class Model:
         )
 
     def _head(self) -> Params:
-        """Parameters that make logits; the output embedding is the checkpoint's own, or else the token embedding."""
+        """Returns the parameters that make logits: the output embedding, the checkpoint's own or tied, and any head."""
         masked = [rule.key for rule in self.weights.masked_head]
         final = self._with_unembedding if self.config.has_logits or masked else {}
         embed = self._embedding if self.weights.tied or masked else {}
@@ -339,19 +339,19 @@ class Model:
 
     @functools.cached_property
     def _embedding(self) -> Params:
-        """Parameters of what comes before the first block."""
+        """Parameters before the first block."""
         params: Params = to_device(self.weights.embed(), mesh=self.mesh)
         return params
 
     @functools.cached_property
     def _final(self) -> Params:
-        """Parameters of what comes after the last block, without an output embedding."""
+        """Parameters after the last block, without an output embedding."""
         params: Params = to_device(self.weights.final(unembedding=False), mesh=self.mesh)
         return params
 
     @functools.cached_property
     def _with_unembedding(self) -> Params:
-        """The same with what makes logits besides the token embedding."""
+        """Parameters after the last block, with all that logits need besides the token embedding."""
         params: Params = to_device(self.weights.final(), mesh=self.mesh)
         return params
 
@@ -371,18 +371,17 @@ def load(
 
     Args:
       spec: hub id, folder, `demo-gpt2`, `demo-bert` or `random:SPEC`; or an open `Checkpoint`. Or a GPT-2, BERT,
-        RoBERTa or DistilBERT model of transformers, with a head or without: its config and its tensors are copied, so
-        that later changes of them are not seen; its code, hooks and dropout have no effect. Or a mapping of such
-        tensors by name, as its `state_dict()` returns: arrays of PyTorch, NumPy, or any library with `__array__` or
-        `__dlpack__`.
-      config: of such a mapping: what its config.json holds, a config of transformers, or one of this package.
+        RoBERTa or DistilBERT model of transformers, with or without a head: its config and its tensors are copied, so
+        that later changes have no effect, nor have its code, hooks and dropout. Or a mapping of such tensors by name,
+        as `state_dict()` returns it: arrays of PyTorch, NumPy, or any library with `__array__` or `__dlpack__`.
+      config: config of such a mapping: the contents of config.json, a config of transformers, or one of this package.
       revision: branch, tag or commit on the hub.
-      seed: of the fresh weights of `random:SPEC`.
-      dtype: of the arithmetic.
-      stream: read each layer's weights anew at every run, instead of keeping them in memory from
-        their second use on; decided by their size (2 GiB) unless given.
-      tokenizer: instead of the checkpoint's own: a folder with tokenizer files, a `tokenizers.Tokenizer`, or a fast
-        tokenizer of transformers. An object is copied, and its padding and truncation are not taken over.
+      seed: seed of the fresh weights of `random:SPEC`.
+      dtype: dtype of the arithmetic.
+      stream: whether to read each layer's weights anew at every run, instead of keeping them in memory from their
+        second use on; True above 2 GiB unless given.
+      tokenizer: tokenizer to use instead of the checkpoint's: a folder with tokenizer files, a `tokenizers.Tokenizer`,
+        or a fast tokenizer of transformers. An object is copied, without its padding and truncation.
       mesh: from `make_mesh`, to run on several devices.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reducers as keys of compiled programs: by what their code is and what it can see, not by which object they are."""
+"""Reducers as keys of compiled programs, compared by their code and the values that it sees, not by identity."""
 
 import dataclasses
 import dis
@@ -14,16 +14,16 @@ import numpy as np
 
 from jaxqkv.errors import JaxqkvError
 
-# One layer's attention, the mask, and `inputs` when there are any → what is kept of the layer.
+# A function of one layer's attention, the mask, and `inputs` if there are any, to the layer's results.
 Reducer = Callable[..., Any]
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
-# What lies in one of these is a library, whose globals do not change.
+# Folders of libraries, whose globals are taken not to change.
 LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 OWN = __name__.partition(".")[0]
 
 
 class Identity:
-    """An object as a key that equals itself alone, and keeps it alive, so that no other takes its place."""
+    """An object as a key that equals only itself; keeps the object alive, so that its id is not used again."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -36,17 +36,17 @@ class Identity:
 
 
 class Bound:
-    """A reducer together with the values that its code can see, by which it is compared.
+    """A reducer that is compared by its code and the values that the code can see.
 
-    Two of them are equal when they have the same code, and equal values in the closure, the defaults, the arguments
-    of a `functools.partial`, the globals that the code names, and the attributes that it names of the object that a
-    method belongs to. Numbers, texts, NumPy's arrays, containers and dataclasses are compared by value; functions as
-    the reducer itself, but those of libraries without their globals; modules, classes, JAX's arrays, functions that
-    are compiled already and other objects by which object they are.
+    Two are equal if they have the same code, and equal values in the closure, the defaults, the arguments of a
+    `functools.partial`, the globals that the code names, and, for a method, the attributes of its object that the code
+    names. Numbers, texts, NumPy arrays, containers and dataclasses are compared by value; functions like the reducer
+    itself, those of libraries without their globals; modules, classes, JAX arrays, compiled functions and other objects
+    by identity.
 
     Args:
       function: the reducer, or another function that is compiled into a block.
-      role: what an error calls it.
+      role: name of the function in errors.
 
     Raises:
       JaxqkvError: for a value that cannot be compared, such as a bytearray.
@@ -58,6 +58,7 @@ class Bound:
         self._hash = hash(self._key)
 
     def __call__(self, *arguments: Any) -> Any:
+        """Returns the function's result."""
         return self.function(*arguments)
 
     def __hash__(self) -> int:
@@ -68,14 +69,14 @@ class Bound:
 
 
 class _Keys:
-    """Keys of the values that one function can see; one that is met again inside itself is named by its place."""
+    """Keys of the values that one function can see; a value nested in itself is named by its place."""
 
     def __init__(self, role: str) -> None:
         self._role = role
         self._places: dict[int, int] = {}
 
     def of_callable(self, function: Any) -> Hashable:
-        """Returns the key of a function, a partial, a method or an object that is called."""
+        """Returns the key of a function, a partial, a method or a callable object."""
         if isinstance(function, functools.partial):
             return ("partial", *map(self.of, (function.func, function.args, function.keywords)))
         if isinstance(function, types.MethodType):
@@ -88,7 +89,7 @@ class _Keys:
         return ("called", self.of(call), self._of_self(function, call))
 
     def of(self, value: Any, name: str = "") -> Hashable:
-        """Returns the key of a value; `name` is what an error calls it."""
+        """Returns the key of a value; `name` is its name in errors."""
         if isinstance(value, PLAIN):
             return (type(value), repr(value))  # -0.0 is not 0.0, True is not 1, and NaN is NaN
         if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
@@ -135,7 +136,7 @@ class _Keys:
         return (type(value), *parts)
 
     def _of_self(self, value: Any, function: Any) -> Hashable:
-        """Returns the key of the object that a method belongs to: of its attributes those that the code names."""
+        """Returns the key of the object that a method belongs to, from the attributes that the code names."""
         if isinstance(value, type) or not isinstance(function, types.FunctionType):
             return Identity(value)
         names: set[str] = set()
@@ -189,7 +190,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """Returns the names of the globals that a function's code reads, also inside of what it defines."""
+    """Returns the names of the globals that a function's code reads, functions that it defines included."""
     names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for inner in _inner(code):
         names.update(_globals_of(inner))
@@ -197,7 +198,7 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _names_of(code: types.CodeType) -> set[str]:
-    """Returns every name in a function's code but its own variables: globals and attributes."""
+    """Returns every name in a function's code except its own variables: globals and attributes."""
     return set(code.co_names).union(*map(_names_of, _inner(code)))
 
 

@@ -22,7 +22,7 @@ from jaxqkv.typing import AnyArray
 
 # A layer's number, or several: a list, a range, a set, a generator, an array.
 Layers = SupportsIndex | Iterable[SupportsIndex] | AnyArray
-# Names in TransformerLens and transformers → ours; a TransformerLens name is also found without its `hook_`.
+# Names in TransformerLens and transformers → ours; TransformerLens' prefix `hook_` is removed first.
 OTHER_NAMES = {
     "attn_scores": "scores",
     "result": "z",
@@ -37,25 +37,25 @@ OTHER_NAMES = {
     "last_hidden_state": "hidden",
     "normalized": "hidden",
 }
-# Microbatches done, of all of a run.
+# Called with the number of microbatches done and the number of all in a run.
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a run; `of` makes one of the keywords of `forward` and checks them.
+    """What is asked of a run; `of` makes one from the keywords of `forward` and checks them.
 
     Attributes:
-      capture: names of the fields of layers to return; none with `reduce`.
-      outputs: names of those of the whole model.
-      layers: the layers to return; with none all are run, for the residual stream after the last.
-      reduce: what is kept of a layer instead.
-      edit: what is changed on the way, by field.
+      capture: fields of layers to return; none with `reduce`.
+      outputs: outputs of the whole model to return.
+      layers: layers to return; if none, all are run, for the residual stream after the last.
+      reduce: reducer of each layer, instead of `capture`.
+      edit: edits by field.
       inputs: arrays `[batch, …]` for `reduce` and for edits.
       memory: bytes that the temporaries of a block may take.
       progress: called after each microbatch.
       mesh: the devices, if there are several.
-      check: whether the reducer is tried on sequences alone and with further pads.
+      check: whether to run the reducer first on single sequences and with a further pad.
     """
 
     capture: frozenset[str] = frozenset()
@@ -85,8 +85,7 @@ class Request:
         """Checks what is asked of a model and a batch.
 
         Raises:
-          JaxqkvError: on names and layers that do not exist, edits that cannot be made, and inputs that do not go
-            with the batch.
+          JaxqkvError: on names and layers that do not exist, invalid edits, and inputs that do not fit the batch.
         """
         if others.get("check") and (reduce is None or edit is not None):
             raise JaxqkvError(
@@ -119,7 +118,7 @@ class Request:
         """Returns a request for the residual stream after the last layer.
 
         Raises:
-          JaxqkvError: on edits that cannot be made, and inputs that do not go with the batch.
+          JaxqkvError: on invalid edits, and inputs that do not fit the batch.
         """
         _check_inputs(inputs, None, edit, len(batch.ids))
         placed = editing.place(edit, batch, config, ())
@@ -140,21 +139,21 @@ def _checked_capture(capture: Collection[str] | None, reduce: Reducer | None) ->
 
 
 def _own_name(name: str) -> str:
-    """Returns this package's name for a field that may be named as in another library."""
+    """Returns this package's name for a field, given perhaps another library's name."""
     bare = name.rpartition(".")[2].removeprefix("hook_")
     return OTHER_NAMES.get(bare, bare)
 
 
 def checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
-    """Returns the layers in the order given; those of a set, which has none, ascending.
+    """Returns the layers in the order given; those of a set, which has no order, ascending.
 
     Raises:
-      JaxqkvError: for layers that do not exist, are no numbers or are named twice.
+      JaxqkvError: for layers that do not exist, are not numbers or are named twice.
     """
     if layers is None:
         return tuple(range(n_layer))
     if isinstance(layers, jax.Array) and is_concrete(layers):
-        layers = np.asarray(layers)  # whose numbers are numbers inside `jax.jit` too
+        layers = np.asarray(layers)  # its elements are concrete inside `jax.jit` too
     single = isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0
     several: Any = [layers] if single else layers
     given: list[Any] = list(several)

@@ -1,4 +1,4 @@
-"""Where a run's parameters come from: dicts that are there, or a checkpoint that is read as the run goes on."""
+"""Sources of a run's parameters: dicts in memory, or a checkpoint that is read layer by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,32 +16,32 @@ from jaxqkv.model.transfer import Arena, read_after, to_device
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
-FEWEST_ROWS = 256  # of a token embedding that is read for one text
+FEWEST_ROWS = 256  # least number of rows of the token embedding that are read for a text
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Parameters in the course of one run."""
+    """The parameters of one run."""
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
-        """Returns the embedding's parameters for these ids, the ids as rows of them, and how many rows there are."""
+        """Returns the embedding's parameters for these ids, the ids as rows of them, and the number of rows."""
 
     def layer(self, index: int, after: Any) -> Params:
-        """Returns a layer's parameters, good until the next call, once `after` needs the last ones no more."""
+        """Returns a layer's parameters, valid until the next call, once `after` no longer needs the last ones."""
 
     def final(self) -> Params:
         """Returns the parameters of what comes after the last block."""
 
     def head(self, config: Architecture) -> Params:
-        """Returns the parameters that make logits; a `JaxqkvError` where there are none."""
+        """Returns the parameters that make logits; raises a `JaxqkvError` if there are none."""
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
-        """Names the weights with NaN or infinite values that a run of `depth` layers has used.
+        """Warns of NaN or infinite values in the weights that a run of `depth` layers has used.
 
         Args:
-          stream: the last residual stream that was made, in microbatches.
-          depth: how many layers the run went through.
-          made: that the stream is what left the last of them, not what entered it.
+          stream: the last residual stream that was computed, in microbatches.
+          depth: number of layers that were run.
+          made: whether the stream is the last layer's output; else it is its input.
         """
 
 
@@ -49,7 +49,7 @@ class PlainParameters:
     """Nested dicts, as `Model.params` returns them. Host arrays are copied when they are used.
 
     Raises:
-      JaxqkvError: when they are not the parts of a model with as many layers as the config says.
+      JaxqkvError: when a part is missing, or the number of layers is not that of the config.
     """
 
     def __init__(self, params: Any, config: Architecture):
@@ -91,12 +91,13 @@ class StreamedParameters:
     """A checkpoint's parameters, each layer read just before it is used.
 
     Args:
-      weights: where they are read.
-      embedding, final, head: give the parameters outside of the layers, on the device.
-      kept_embedding: whether the whole embedding is there already, or worth keeping.
-      kept: layers that stay in memory, filled with those that are `used` a second time; None to keep
-        none. Both belong to the model and outlive the run.
-      mesh: the devices that they are split over, if there are several.
+      weights: weights to read from.
+      embedding, final, head: functions that return the parameters outside of the layers, on the device.
+      kept_embedding: whether the whole embedding is in memory already, or worth keeping.
+      kept: layers that stay in memory, filled with those that are `used` a second time; None to keep none. Both belong
+        to the model and outlive the run.
+      used: layers that have been used.
+      mesh: devices that the parameters are split over, if there are several.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class StreamedParameters:
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
         """Returns the embedding's parameters; see `Source`.
 
-        A vocabulary is large and a text is short: the first run, and every run of a model that keeps
-        nothing, reads only the rows of its own tokens.
+        A vocabulary is large and a text is short, so the first run, and every run of a model that keeps nothing, reads
+        only the rows of its own tokens.
         """
         vocab = self._weights.config.vocab_size
         if self._kept_embedding or isinstance(ids, jax.core.Tracer):
             return self._embedding(), ids, vocab
         tokens, places = np.unique(np.asarray(ids), return_inverse=True)
-        # Of few different sizes, so that another text rarely needs another program.
+        # Few different sizes, so that another text rarely needs another program.
         size = min(max(FEWEST_ROWS, 1 << (len(tokens) - 1).bit_length()), vocab)
         tokens = np.pad(tokens, (0, size - len(tokens)), mode="edge")
         rows = to_device(self._weights.embed(tokens), mesh=self._mesh)
@@ -156,10 +157,10 @@ class StreamedParameters:
         return self._head()
 
     def check(self, stream: list[Any], depth: int, made: bool) -> None:
-        """Names the weights with NaN or infinite values that a run has used so far, none twice; see `Source`.
+        """Warns of NaN or infinite values in the weights used so far, once for each tensor; see `Source`.
 
-        To look at all weights would cost almost as much as to read them. The residual stream, which is
-        small, shows whether one of the layers before it had any; those that it does not clear are looked at.
+        Checking all weights would take almost as long as reading them. If the residual stream, which is small, is
+        finite, so are the weights of the layers before it; only the other layers are checked.
         """
         layers = range(depth)
         if any(isinstance(piece, jax.core.Tracer) for piece in stream) or self._weights.are_checked(layers):
@@ -170,7 +171,7 @@ class StreamedParameters:
 
 
 def _is_finite(array: Array) -> bool:
-    """Whether all values are finite; of an accelerator's array only the answer is fetched."""
+    """Tells whether all values are finite; of an array on an accelerator only the answer is fetched."""
     if jax.default_backend() == "cpu":
         return not count_broken(np.asarray(array))
     return bool(jnp.isfinite(array).all())

@@ -1,8 +1,8 @@
 """A metric after an edit of each head alone, in one pass over the layers.
 
 The clean stream goes through the blocks once. At each layer an edited copy of it branches off for every head, and all
-branches so far go on together, in microbatches of one shape. Nothing before an edit is computed twice, each layer's
-weights are read once, and logits are made of the positions alone that the metric looks at.
+branches so far continue together, in microbatches of one shape. Nothing before an edit is computed twice, each layer's
+weights are read once, and logits are computed only at the positions that the metric looks at.
 """
 
 import dataclasses
@@ -25,23 +25,23 @@ from jaxqkv.model.sources import Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit
 from jaxqkv.text.batches import Batch
 
-# Bytes that the branches of a sweep may take, unless it is given.
+# Bytes that the branches of a sweep may take, unless `memory` is given.
 BRANCH_BYTES = 1 << 30
-# Positions whose logits are made together. The output embedding is read anew for each group: with groups of 12
+# Positions whose logits are computed together. The output embedding is read anew for each group: with groups of 12
 # positions a sweep of GPT-2 was a tenth slower on a CPU.
 LOGIT_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep that is asked for, checked.
+    """What is asked of a sweep, checked.
 
     Attributes:
-      branches: all of them, those of a layer together.
-      layers: of each branch, ascending.
-      metrics: by name.
+      branches: all branches, those of a layer together.
+      layers: layer of each branch, ascending.
+      metrics: metrics by name.
       memory: bytes for the branches and the temporaries of a block.
-      mesh: the devices that share the branches.
+      mesh: devices that share the branches.
       progress: called after each microbatch.
     """
 
@@ -66,7 +66,7 @@ def _branch_off(
     execution: Execution,
     count: int,
 ) -> tuple[Any, Any]:
-    """Returns the clean stream after a layer, and that of `count` branches, `[branch · batch, pos, embed]`."""
+    """Returns the clean stream after a layer, and the streams of `count` branches, `[branch · batch, pos, embed]`."""
     site = site_of(layer, mask, config)
 
     def run(edit: Mapping[str, Any]) -> Any:
@@ -88,16 +88,16 @@ def measure(
     config: Architecture,
     count: int,
 ) -> dict[str, Any]:
-    """Returns metrics `[branch, batch, …]` of the residual streams of chunks of `count` branches.
+    """Returns metrics `[branch, batch, …]` of the residual streams of several chunks of `count` branches.
 
     Args:
-      final, head: parameters of what comes after the last block.
-      metrics: by name.
-      places: of each metric, `[batch, n]`.
-      clean: stream of the clean run `[batch, pos, embed]`, or None where no metric asks for it.
-      streams: of each chunk, `[branch · batch, pos, embed]`.
-      config: of the model.
-      count: branches of a chunk.
+      final, head: parameters after the last block.
+      metrics: metrics by name.
+      places: positions `[batch, n]` of each metric.
+      clean: stream of the clean run `[batch, pos, embed]`, or None if no metric needs it.
+      streams: stream of each chunk, `[branch · batch, pos, embed]`.
+      config: config of the model.
+      count: number of branches in a chunk.
     """
     chunks = [stream.reshape(count, -1, *stream.shape[1:]) for stream in streams]
     found = {}
@@ -131,7 +131,7 @@ class Readout:
 
     @property
     def rows(self) -> int:
-        """How many positions of a sequence logits are made of."""
+        """Number of positions in a sequence at which logits are computed."""
         return max(
             (self._places[name].shape[1] for name, metric in self._metrics.items() if metric.of_logits), default=1
         )
@@ -145,7 +145,7 @@ class Readout:
 
 def _of_sequences(metric: Metric, sequences: slice) -> Metric:
     tokens = tuple(each[sequences] if each.ndim else each for each in metric.tokens)
-    # Which positions they are is said apart; what is left of them is whether there is one.
+    # The positions themselves are passed as `places`; here only whether there is a single one matters.
     return dataclasses.replace(metric, tokens=tokens, positions=None if metric.is_single else np.zeros(1, np.int32))
 
 
@@ -156,7 +156,7 @@ def exact(source: Source, batch: Batch, config: Architecture, sweep: Sweep) -> d
 
 @dataclasses.dataclass
 class _Chunk:
-    """Branches of one layer and one piece of the batch, on their way: `streams` are `[branch · batch, pos, embed]`."""
+    """Branches of one layer for one piece of the batch, with their `streams` `[branch · batch, pos, embed]`."""
 
     numbers: np.ndarray
     piece: int
@@ -183,12 +183,12 @@ class Passes:
         self.masks = [piece.mask for piece in pieces]
         layers = np.asarray(sweep.layers)
         self.of_layer = {int(layer): np.flatnonzero(layers == layer) for layer in np.unique(layers)}
-        # Branches of a chunk. All chunks are of one shape, so that what follows an edit is one program.
+        # Branches in a chunk. All chunks have one shape, so that the layers after an edit are one program.
         most = max(map(len, self.of_layer.values()))
         self.count = min(-(-most // self.parts), max(1, fit // step)) * self.parts
         self.rows = [self._split(jnp.tile(jnp.asarray(mask), (self.count, 1))) for mask in self.masks]
         self.branch_bytes = size * pos * config.n_embd * self.clean[0].dtype.itemsize
-        # Chunks whose logits are made together.
+        # Chunks whose logits are computed together.
         most = LOGIT_ROWS if sweep.memory is None else min(LOGIT_ROWS, sweep.memory // (16 * config.vocab_size))
         chunks = sum(-(-len(numbers) // self.count) for numbers in self.of_layer.values())
         fit = max(1, most // (self.count * step * self.readout.rows)) if self.parts == 1 else 1
@@ -198,7 +198,7 @@ class Passes:
         """Returns metrics `[branch, batch, …]`."""
         groups, found, done = self._groups(), [], 0
         total = sum((self.config.n_layer - layer) * len(chunks) for group in groups for layer, chunks in group.items())
-        entering = {min(group): self.clean for group in groups}  # the clean streams that the first layers get
+        entering = {min(group): self.clean for group in groups}  # clean streams at the first layer of each group
         for number, group in enumerate(groups):
             first = 0 if number == 0 else min(group)
             clean = self.clean if number == 0 else entering[first]
@@ -224,7 +224,7 @@ class Passes:
         return self._joined(found)
 
     def _measured(self, chunks: Sequence[_Chunk], final: Sequence[Any]) -> list[tuple[_Chunk, dict[str, Any]]]:
-        """Returns the metrics of each chunk, several of one piece at a time, and lets their streams go."""
+        """Returns the metrics of each chunk, several of one piece at a time, and frees their streams."""
         measured = []
         for piece, sequences in enumerate(self.pieces):
             own = [chunk for chunk in chunks if chunk.piece == piece]
@@ -240,7 +240,7 @@ class Passes:
         return measured
 
     def _groups(self) -> list[dict[int, list[_Chunk]]]:
-        """Returns the chunks by layer, in as many groups as are needed for each to fit in memory."""
+        """Returns the chunks by layer, in as few groups as fit in memory one after another."""
         limit = BRANCH_BYTES if self.sweep.memory is None else self.sweep.memory // 2
         room = max(1, limit * self.parts // (self.branch_bytes * self.count))
         groups: list[dict[int, list[_Chunk]]] = []

@@ -1,4 +1,4 @@
-"""`Model.sweep` and `Model.measure`: what is asked, checked, and means over texts."""
+"""`Model.sweep` and `Model.measure`: checks of the arguments, and means over texts."""
 
 import contextlib
 import dataclasses
@@ -91,7 +91,7 @@ def measure_run(
 
 @contextlib.contextmanager
 def _said(progress: Progress | bool) -> Iterator[Progress | None]:
-    """Gives what is called with the number of microbatches done and of all: with True, what draws a bar."""
+    """Gives the callback for progress: the caller's, or with True one that draws a bar."""
     if progress is not True:
         yield progress or None
         return
@@ -100,7 +100,7 @@ def _said(progress: Progress | bool) -> Iterator[Progress | None]:
 
 
 def _named(metric: Metrics) -> tuple[dict[str, Metric], bool]:
-    """Returns metrics by name, and whether it is one without a name."""
+    """Returns metrics by name, and whether a single one was given without a name."""
 
     def bound(given: Any) -> Metric:
         metric = as_metric(given)
@@ -114,7 +114,7 @@ def _named(metric: Metrics) -> tuple[dict[str, Metric], bool]:
 
 
 def _mean(leaf: Any, mask: Any) -> Any:
-    """Returns the mean over texts; at a position over those that have a token there, NaN where none has."""
+    """Returns the mean over texts; at a position, over the texts that have a token there, NaN if none has."""
     if mask is None:
         return leaf.mean(0)
     real = mask[:, None, None, :].reshape(len(mask), 1, 1, -1, *[1] * (leaf.ndim - 4))

@@ -1,6 +1,6 @@
-"""The same models in PyTorch, as `transformers` has them: what `jaxqkv verify` and the tests compare with.
+"""The same models in PyTorch, from `transformers`, for `jaxqkv verify` and the tests to compare with.
 
-Which classes and modules they are, an architecture says in its `counterpart`. Needs the extra `torch`.
+An architecture's `counterpart` names their classes and modules. Needs the extra `torch`.
 """
 
 import operator
@@ -19,7 +19,7 @@ from jaxqkv.checkpoints.folder import FolderCheckpoint
 
 
 def load(checkpoint: Checkpoint) -> torch.nn.Module:
-    """Returns the checkpoint in float32: a folder as `transformers` reads it itself, fresh weights handed over."""
+    """Returns the checkpoint in float32: a folder as `transformers` reads it, fresh weights copied into its model."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config = cast(Architecture, checkpoint.config)
@@ -46,7 +46,7 @@ def load(checkpoint: Checkpoint) -> torch.nn.Module:
 def double(model: torch.nn.Module) -> torch.nn.Module:
     """Returns the model in float64.
 
-    Scores that are to be float32 at least are float64 then, which `transformers` refuses.
+    `reorder_and_upcast_attn` is switched off: `transformers` fails with it in float64, which needs no upcast.
     """
     for module in model.modules():
         if hasattr(module, "reorder_and_upcast_attn"):
@@ -55,7 +55,7 @@ def double(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def build(config: Architecture, seed: int) -> torch.nn.Module:
-    """Returns a PyTorch model of that architecture whose weights, biases and norms are all random."""
+    """Returns a PyTorch model of an architecture whose weights, biases and norms are all random."""
     model = _untrained(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def intermediates(
     ids: Int[np.ndarray, "batch pos"],
     mask: Bool[np.ndarray, "batch pos"],
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Returns arrays named and shaped as `jaxqkv.Activations`', with `hidden`, and `logits` where there are any."""
+    """Returns arrays named and shaped as in `jaxqkv.Activations`, with `hidden`, and `logits` if there are any."""
     about = config.counterpart
     found: dict[str, list[torch.Tensor]] = {}
 

@@ -1,7 +1,7 @@
-"""Weights on the device when they are needed: copied once, in time, and kept only if used again.
+"""Copies weights to the device when they are needed.
 
-Touching fresh memory costs more than copying into memory that is there already, so a pass over the
-layers reuses one block of it, and on a CPU XLA computes from that block in place.
+Touching fresh memory takes longer than copying into memory that is in use already, so a pass over the layers reuses one
+block of it, and on a CPU XLA computes from that block in place.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from jaxqkv.runtime.devices import place_parameters
 
-ALIGNMENT = 64  # XLA's CPU backend takes host memory as it is when it begins at a multiple of this
+ALIGNMENT = 64  # bytes; XLA's CPU backend uses aligned host memory without a copy
 
 
 class Arena:
@@ -24,7 +24,7 @@ class Arena:
         self._block = np.empty(0, np.uint8)
 
     def take(self, size: int) -> UInt8[np.ndarray, "byte"]:
-        """`size` aligned bytes: those of the last call when there are enough of them."""
+        """Returns `size` aligned bytes, the same memory at each call if it is large enough."""
         if self._block.size < size + ALIGNMENT:
             self._block = np.empty(size + ALIGNMENT, np.uint8)
         begin = -self._block.ctypes.data % ALIGNMENT
@@ -32,11 +32,11 @@ class Arena:
 
 
 def to_device(tree: Any, arena: Arena | None = None, mesh: Mesh | None = None) -> Any:
-    """NumPy leaves as arrays on the device; concrete ones, also while an outer `jax.jit` is tracing.
+    """Copies NumPy leaves to the device; the arrays are concrete even while an outer `jax.jit` is tracing.
 
-    On a CPU the leaves are copied side by side into one block, which the arrays are views of: into
-    `arena`, whose next use overwrites them, or into memory of their own. A transposed leaf is left
-    to XLA, which transposes faster than NumPy. With a mesh they go to its devices, each to its own.
+    On a CPU the leaves are copied side by side into one block, of which the arrays are views: into `arena`, whose next
+    use overwrites them, or into new memory. A transposed leaf is left to XLA, which transposes faster than NumPy. With
+    a mesh each leaf goes to its devices.
     """
     if mesh is not None:
         with jax.ensure_compile_time_eval():
@@ -58,10 +58,10 @@ def to_device(tree: Any, arena: Arena | None = None, mesh: Mesh | None = None) -
 
 
 def read_after(pending: Any, read: Callable[[], Any]) -> Any:
-    """What `read()` gives, read at the best time beside the work that makes `pending`.
+    """Calls `read` at the best time relative to the work that makes `pending`, and returns its result.
 
-    On a CPU that is after it: the copy and the products would fight for the same cores, and both
-    lose. Elsewhere it is during it. Either way no more than two reads are in memory.
+    On a CPU that is after the work, because the copy and the products would compete for the same cores; elsewhere it is
+    during the work. Either way no more than two reads are in memory.
     """
     if jax.default_backend() == "cpu":
         jax.block_until_ready(pending)
