@@ -1,4 +1,4 @@
-"""Arrays of the caller: those of other libraries as NumPy's, and their values at the time of a call."""
+"""Converts the caller's arrays to NumPy, and copies them at the time of a call."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from jaxqkv.errors import JaxqkvError, first_line
 def snapshot(tree: Any) -> Any:
     """Returns a pytree whose arrays no one else can change: host arrays as read-only copies, JAX's own as they are.
 
-    A run on a CPU computes from host memory in place, and may return before it has read it.
+    A run on a CPU computes from host memory in place, and may return before it has read all of it.
 
     Args:
-      tree: of NumPy's arrays, JAX's, tracers, or anything that `to_numpy` takes.
+      tree: a pytree of NumPy arrays, JAX arrays, tracers, or anything that `to_numpy` takes.
     """
     return jax.tree.map(_owned, tree)
 
@@ -29,16 +29,16 @@ def _owned(leaf: Any) -> Any:
 
 
 def to_numpy(values: Any, name: str, error: type[JaxqkvError] = JaxqkvError) -> Shaped[np.ndarray, "..."]:
-    """Returns values as an array of NumPy, which may share memory with them.
+    """Returns values as a NumPy array, which may share memory with them.
 
     Args:
-      values: lists of numbers, or an array of any library that has `__array__` or `__dlpack__`; PyTorch's from any
-        device and in any dtype, without their gradients.
-      name: what an error calls them.
-      error: the kind of error to raise.
+      values: lists of numbers, or an array of any library with `__array__` or `__dlpack__`; PyTorch's from any device
+        and in any dtype, without gradients.
+      name: name of the values in errors.
+      error: class of the error to raise.
 
     Raises:
-      JaxqkvError: or the given kind of it, for what cannot be read as an array.
+      JaxqkvError: or the given class, for values that cannot be read as an array.
     """
     try:
         if hasattr(values, "detach") and hasattr(values, "cpu"):  # PyTorch's, which need not be installed
@@ -46,14 +46,14 @@ def to_numpy(values: Any, name: str, error: type[JaxqkvError] = JaxqkvError) -> 
             if str(values.dtype).endswith(".bfloat16"):
                 import ml_dtypes
 
-                return values.float().numpy().astype(ml_dtypes.bfloat16)  # exactly the same numbers
+                return values.float().numpy().astype(ml_dtypes.bfloat16)  # exact
         if not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
             return np.from_dlpack(values)
         return np.asarray(values)
-    except Exception as reason:  # of whatever kind the other library raises
+    except Exception as reason:  # of any kind, depending on the library
         raise error(f"{name} cannot be read as an array ({first_line(reason)})") from None
 
 
 def is_concrete(values: Any) -> bool:
-    """Whether the numbers are there to be looked at; not those that JAX traces."""
+    """Tells whether values are known numbers, not traced by JAX."""
     return not isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct)

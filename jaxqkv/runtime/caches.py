@@ -1,4 +1,4 @@
-"""The user's cache folder, and arrays that are kept in it."""
+"""The user's cache folder, and arrays that are kept there."""
 
 import os
 import sys
@@ -15,14 +15,14 @@ from jaxqkv.runtime.files import replacing
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this package; `JAXQKV_CACHE` or `XDG_CACHE_HOME` move it."""
+    """Returns the user's cache folder for this package; `JAXQKV_CACHE` or `XDG_CACHE_HOME` move it."""
     if own := os.environ.get("JAXQKV_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxqkv"
 
 
 def recall(path: Path) -> dict[str, Shaped[np.ndarray, "..."]] | None:
-    """Returns the arrays that `keep` has written there; None if there are none, or not whole ones."""
+    """Returns the arrays that `keep` has written there; None if there are none, or the file is broken."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -31,12 +31,12 @@ def recall(path: Path) -> dict[str, Shaped[np.ndarray, "..."]] | None:
 
 
 def keep(path: Path, what: str, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
-    """Writes arrays, whole or not at all; a cache that cannot be written is said, and left alone.
+    """Writes arrays, whole or not at all; prints a note if the cache cannot be written.
 
     Args:
-      path: of the file.
-      what: what the arrays are, in the plural, for that message.
-      arrays: by name.
+      path: path of the file.
+      what: plural name of the arrays, for the note.
+      arrays: arrays by name.
     """
     by_name: dict[str, Any] = dict(arrays)
     try:

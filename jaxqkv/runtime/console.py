@@ -1,4 +1,4 @@
-"""What the command says besides its results, and the bars over long work; `--quiet` stills both."""
+"""Notes and progress bars of the command, which `--quiet` switches off."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# Libraries that draw bars of their own read these when they are imported.
+# Variables that switch off other libraries' progress bars, read when they are imported.
 _BARS_OF_OTHERS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 _quiet = False
@@ -19,7 +19,7 @@ _quiet = False
 
 @contextlib.contextmanager
 def quiet(wanted: bool = True) -> Iterator[None]:
-    """Inside the block nothing is said but errors and warnings, and no bar is drawn, if that is `wanted`."""
+    """Silences everything but errors and warnings in the block, progress bars too, if `wanted`."""
     global _quiet
     if not wanted:
         yield
@@ -39,18 +39,18 @@ def quiet(wanted: bool = True) -> Iterator[None]:
 
 
 def is_quiet() -> bool:
-    """Whether all but errors and warnings is to be left unsaid."""
+    """Tells whether only errors and warnings are printed."""
     return _quiet
 
 
 def note(text: str) -> None:
-    """Says on stderr what is good to know, and is no warning."""
+    """Prints a note on stderr that is less than a warning."""
     if not _quiet:
         print(f"jaxqkv: {text}", file=sys.stderr)
 
 
 def bar(items: Iterable[Any] | None = None, **options: Any) -> "tqdm":
-    """A bar with an estimate of the time left: on terminals alone, and when the work takes longer than a second."""
+    """Returns a progress bar; it is drawn on terminals only, when the work takes longer than a second."""
     from tqdm import tqdm
 
     return tqdm(items, delay=1, disable=True if _quiet else None, **options)
@@ -58,7 +58,7 @@ def bar(items: Iterable[Any] | None = None, **options: Any) -> "tqdm":
 
 @contextlib.contextmanager
 def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar for a `with` block, and gives a function of how much is done and of how much there is in all."""
+    """Shows a bar for a `with` block, and gives a function `show(done, total)` that updates it."""
     with bar(**options) as drawn:
 
         def show(done: int, total: int) -> None:
@@ -69,7 +69,7 @@ def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
 
 
 def as_json(document: Any) -> str:
-    """JSON as every reader takes it: null where a number is not finite."""
+    """Returns strict JSON: null where a number is not finite."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where and how programs run: several devices, the precision of matrix products, early compilation, its cache."""
+"""How programs run: devices, the precision of matrix products, early compilation and the compilation cache."""
 
 import functools
 import os
@@ -18,10 +18,10 @@ from jaxqkv.errors import JaxqkvError, first_line, printable
 from jaxqkv.runtime.caches import cache_folder
 from jaxqkv.runtime.files import make_writable
 
-# Of float32 matrix products: in full, in a few passes of shorter numbers, in one (TF32 on a GPU,
-# bfloat16 on a TPU; a CPU computes all three in full). The last rounds what enters a dense layer to
-# bfloat16 and sums in float32, on every backend: on a CPU that has such products, 1.6 times as fast.
-# The second name is the one that every JAX knows.
+# Precisions of float32 matrix products → the name that every version of JAX knows. highest: full precision; high: a few
+# passes of shorter numbers; default: one pass (TF32 on a GPU, bfloat16 on a TPU); a CPU computes all three in full.
+# bfloat16: on every backend, inputs of dense layers are rounded to bfloat16 and sums are float32; on a CPU with such
+# products 1.6 times as fast.
 PRECISIONS = {"highest": "float32", "high": "tensorfloat32", "default": "bfloat16", "bfloat16": "bfloat16"}
 
 
@@ -40,10 +40,10 @@ def jit(
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
-    """`jax.jit` with float32 matrix products in full precision on every backend.
+    """Compiles as `jax.jit` does, with float32 matrix products in full precision on every backend.
 
-    A GPU's TF32 or a TPU's bfloat16 passes would otherwise change results silently. A precision that
-    the user has set (`jax.default_matmul_precision`) is left alone.
+    Otherwise a GPU's TF32 or a TPU's bfloat16 would change results silently. A precision that the user has set
+    (`jax.default_matmul_precision`) is left alone.
     """
     if function is None:
         return functools.partial(jit, **options)
@@ -59,18 +59,18 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Callable[
 
 
 def setting(name: str) -> Any:
-    """One of JAX's settings, by its full name, which JAX's own types leave out."""
+    """Returns one of JAX's settings by its full name, which JAX's own types leave out."""
     return getattr(jax.config, name)
 
 
 def missing_platform() -> str | None:
-    """Says which platform JAX was told to use (`JAX_PLATFORMS`) and cannot; None if it has what it was told."""
+    """Returns a message if JAX was told to use a platform (`JAX_PLATFORMS`) that it cannot; else None."""
     wanted = setting("jax_platforms")
     if not wanted:
         return None
     try:
         jax.devices()
-    except Exception as error:  # of whatever type the platform's plugin raises
+    except Exception as error:  # of any kind, depending on the platform's plugin
         why = f" ({first_line(error)})" if str(error).strip() else ""
         advice = "set JAX_PLATFORMS=cpu, or install JAX for that platform, as pip install 'jaxqkv[cuda]' does for CUDA"
         return printable(f"JAX_PLATFORMS={wanted}: JAX has no such platform here{why}; {advice}")
@@ -78,11 +78,11 @@ def missing_platform() -> str | None:
 
 
 class Execution(NamedTuple):
-    """How a block is run, as far as it is decided before it is compiled.
+    """Static settings of a block; part of the jit key.
 
     Attributes:
-      sharded: on several devices.
-      rounded: what enters its dense layers is rounded to bfloat16.
+      sharded: whether it runs on several devices.
+      rounded: whether inputs of dense layers are rounded to bfloat16.
     """
 
     sharded: bool = False
@@ -90,14 +90,14 @@ class Execution(NamedTuple):
 
 
 def execution(mesh: Mesh | None) -> Execution:
-    """On those devices, in the precision that is set."""
+    """Returns the settings for those devices, in the precision that is set."""
     return Execution(mesh is not None and mesh.size > 1, precision() == "bfloat16")
 
 
 def rounded_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any) -> Any:
-    """`jax.lax.dot_general` of float32 numbers rounded to bfloat16, with sums in float32."""
+    """Computes `jax.lax.dot_general` of float32 numbers rounded to bfloat16, with sums in float32."""
     if x.dtype == jnp.float32:
-        # Rounded by name: of a conversion back and forth some compilers make nothing.
+        # `reduce_precision` rounds explicitly: some compilers remove a conversion back and forth.
         x, kernel = (jax.lax.reduce_precision(each, 8, 7).astype(jnp.bfloat16) for each in (x, kernel))
         options["preferred_element_type"] = jnp.float32
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
@@ -105,10 +105,10 @@ def rounded_product(x: Any, kernel: Any, dimension_numbers: Any, **options: Any)
 
 # --- several devices ---
 
-# A batch is split over `data`, a wide layer over `head`.
+# Axes of a mesh: the batch is split over `data`, layers over `head`.
 AXES = ("data", "head")
-# What is split of a layer, by its place in the parameters: Q, K and V by head, the MLP by its hidden
-# width, and what follows them by rows, so that the compiler sums the parts. All else is everywhere.
+# Place in a layer's parameters → how it is split: Q, K and V by head, the MLP by its hidden width, and the projections
+# after them by rows, so that the compiler sums the parts. All others are on every device.
 SPLIT = {
     **{f"{module}/kernel": PartitionSpec(None, "head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
     **{f"{module}/bias": PartitionSpec("head") for module in ("attn/q", "attn/k", "attn/v", "mlp/up")},
@@ -117,14 +117,14 @@ SPLIT = {
 
 
 def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
-    """This process's devices as a grid of `data` by `head`.
+    """Returns this process's devices as a grid of `data` by `head`.
 
     Args:
-      data: parts of a batch; as many as there are devices for, unless given.
+      data: parts of a batch; as many as there are devices for unless given.
       head: parts of a layer's width.
 
     Raises:
-      JaxqkvError: when there are fewer devices.
+      JaxqkvError: when there are not enough devices.
     """
     devices = jax.local_devices()
     data = len(devices) // head if data is None else data
@@ -135,7 +135,7 @@ def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
 
 
 def check_split(parts: int, n_head: int, n_inner: int) -> None:
-    """Refuses to cut a head, or the hidden width into unequal parts.
+    """Refuses to cut a head, or to cut the hidden width into unequal parts.
 
     Raises:
       JaxqkvError: naming what does not divide.
@@ -146,7 +146,7 @@ def check_split(parts: int, n_head: int, n_inner: int) -> None:
 
 
 def place_parameters(tree: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Parameters on the devices, split as `SPLIT` says."""
+    """Puts parameters on the devices, split as `SPLIT` says."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
         name = "/".join(str(step.key) for step in path)
@@ -156,7 +156,7 @@ def place_parameters(tree: Mapping[str, Any], mesh: Mesh) -> Any:
 
 
 def place_batch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays `[batch, …]` split over `data`; zeros, and a mask of False, fill the batch up to equal parts."""
+    """Splits arrays `[batch, …]` over `data`; zeros, and a mask of False, fill the batch up to equal parts."""
 
     def place(leaf: Any) -> Any:
         pads = -leaf.shape[0] % mesh.shape["data"]
@@ -174,7 +174,7 @@ _compilers = ThreadPoolExecutor(thread_name_prefix="compiler")
 
 
 def compile_early(function: Any, *arguments: Any, **static: Any) -> Callable[..., Any]:
-    """A jitted function's program for one set of shapes, compiled while the caller goes on.
+    """Compiles a jitted function for one set of shapes in the background.
 
     Args:
       function: from `jit`.
@@ -182,7 +182,7 @@ def compile_early(function: Any, *arguments: Any, **static: Any) -> Callable[...
       static: its static arguments.
 
     Returns:
-      What takes arrays of those shapes; its first call waits until the program is there.
+      A function of arrays with those shapes; its first call waits until compilation is done.
     """
     future = _compilers.submit(function.lower(*arguments, **static).compile)
     return lambda *arrays: future.result()(*arrays)
@@ -192,14 +192,14 @@ _rounded = False
 
 
 def set_precision(name: str) -> None:
-    """The precision of float32 matrix products from now on: one of `PRECISIONS`."""
+    """Sets the precision of float32 matrix products from now on: one of `PRECISIONS`."""
     global _rounded
     jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
     _rounded = name == "bfloat16"
 
 
 def precision() -> str:
-    """That precision now; what else JAX has a name for on an accelerator (as TF32_TF32_F32) is "default" here."""
+    """Returns the precision that is set; other names of JAX's (as TF32_TF32_F32) are "default" here."""
     name = setting("jax_default_matmul_precision")
     if name == "bfloat16":
         return "bfloat16" if _rounded else "default"
@@ -209,16 +209,16 @@ def precision() -> str:
 
 
 def cache(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Keeps XLA's compiled programs in a folder from now on, small and quick ones too, and returns the folder.
+    """Keeps all of XLA's compiled programs in a folder from now on, and returns the folder.
 
-    The next process that calls it reads a program there instead of compiling it again.
+    The next process that calls this function reads them instead of compiling again.
 
     Args:
-      folder: unless given, the one that JAX was told of (`JAX_COMPILATION_CACHE_DIR`), or else the command's, in
-        the user's cache folder; see `cache_folder`.
+      folder: unless given, the folder set in JAX (`JAX_COMPILATION_CACHE_DIR`), or else the command's, in the user's
+        cache folder; see `cache_folder`.
 
     Raises:
-      JaxqkvError: when it cannot be written.
+      JaxqkvError: when the folder cannot be written.
     """
     told = setting("jax_compilation_cache_dir") if folder is None else None
     place = Path(told or folder or cache_folder() / "xla").expanduser()
@@ -228,14 +228,14 @@ def cache(folder: str | os.PathLike[str] | None = None) -> Path:
         except OSError as error:
             raise JaxqkvError(f"compiled programs are not kept: {place}: {error.strerror}") from None
         jax.config.update("jax_compilation_cache_dir", str(place.absolute()))
-        compilation_cache.reset_cache()  # which would otherwise stay where it was
+        compilation_cache.reset_cache()  # so that the new folder takes effect
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return place
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs as `cache` does; a folder that cannot be written is said, and left alone."""
+    """Keeps compiled programs as `cache` does; prints a note if the folder cannot be written."""
     try:
         cache()
     except JaxqkvError as error:

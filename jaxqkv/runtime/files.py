@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that can be written, and one process at a time."""
+"""Files that are written whole or not at all, checks of files and folders, and a lock between processes."""
 
 import contextlib
 import errno
@@ -17,38 +17,38 @@ with contextlib.suppress(ImportError):  # there is none on Windows
     import fcntl
 
 
-# The beginning of what Git stores in the place of a large file.
+# Beginning of the pointer that Git LFS stores in place of a large file.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    """Opens a binary file that takes `path`'s place if the block succeeds, and is deleted if it fails."""
     with replacing_all([path]) as (file,):
         yield file
 
 
 @contextlib.contextmanager
 def replacing_all(paths: Sequence[Path]) -> Iterator[list[Any]]:
-    """`replacing` several files that belong together: all are whole on the disk before any takes its place."""
+    """Does the same as `replacing` for several files: all are complete on the disk before any takes its place."""
     parts = [path.with_name(f".{path.name}.{secrets.token_hex(8)}.part") for path in paths]
     try:
         with contextlib.ExitStack() as files:
             yield [files.enter_context(part.open("xb")) for part in parts]
-        for path in paths:  # nothing takes the place of a folder, and so none of the others its own
+        for path in paths:  # all are checked before the first is replaced
             refuse_folder(path)
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     except BaseException:
         for part in parts:
-            with contextlib.suppress(OSError):  # what stopped the writing is the error to be seen
+            with contextlib.suppress(OSError):  # the first error is the one to raise
                 part.unlink()
         raise
 
 
 @contextlib.contextmanager
 def written(what: Path, advice: str = "") -> Iterator[None]:
-    """Of an error of the system in the block, such as a full disk, says what cannot be written, why and what to do."""
+    """Turns an OSError in the block, such as a full disk, into a JaxqkvError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -56,10 +56,10 @@ def written(what: Path, advice: str = "") -> Iterator[None]:
 
 
 def read_whole(path: Path, most: int) -> bytes:
-    """A file's content, if that is no more than `most` bytes.
+    """Reads a file of at most `most` bytes.
 
     Raises:
-      OSError: also where a pipe or a device is, which may have no end.
+      OSError: also for a larger file, and for a pipe or a device, which may have no end.
     """
     refuse_endless(path)
     with path.open("rb") as file:
@@ -69,18 +69,18 @@ def read_whole(path: Path, most: int) -> bytes:
 
 
 def refuse_endless(path: Path) -> None:
-    """Raises OSError where a pipe or a device is: reading one may wait for ever, or never end."""
+    """Raises OSError for a pipe or a device: reading one may never end."""
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuses a pointer of Git LFS in the place of a checkpoint's file, and says how to get the file.
+    """Refuses a Git LFS pointer in the place of a checkpoint's file, and says how to get the file.
 
     Raises:
       CheckpointError: naming the file.
     """
-    with contextlib.suppress(OSError):  # a file that cannot be opened is its reader's to complain of
+    with contextlib.suppress(OSError):  # the reader reports a file that cannot be opened
         refuse_endless(path)
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -90,13 +90,13 @@ def refuse_pointer(path: Path) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Raises OSError where a file is to be and a folder is."""
+    """Raises OSError if there is a folder where a file is to be."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def make_writable(folder: Path) -> None:
-    """Makes a folder and proves that files can be made in it.
+    """Makes a folder, and checks that files can be made in it.
 
     Raises:
       OSError: when either fails.
@@ -107,7 +107,7 @@ def make_writable(folder: Path) -> None:
 
 
 def prepare_file(path: Path) -> None:
-    """Refuses a place for a file that cannot be written, before anything is computed."""
+    """Checks that a file can be written at a path, before anything is computed."""
     with written(path, "; choose another place with --out"):
         make_writable(path.parent)
         refuse_folder(path)
@@ -115,10 +115,10 @@ def prepare_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block of the same folder.
+    """Waits until no other process is in such a block for the same folder.
 
-    The lock is the system's, on the folder itself: it leaves no file behind, and goes with the process
-    that held it, however that ends. Where there is none (Windows, some network file systems) nobody waits.
+    The operating system holds the lock on the folder itself: it leaves no file behind, and ends with the process. Where
+    there are no such locks (Windows, some network file systems) nothing waits.
     """
     if fcntl is None:
         yield
@@ -133,7 +133,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def fingerprint(path: Path, windows: int = 64, window: int = 65536) -> str:
-    """SHA-256 of a file's size and of 64 evenly spaced windows of 64 KiB; of small files, the whole.
+    """Returns the SHA-256 of a file's size and of 64 evenly spaced windows of 64 KiB; of small files, of the whole.
 
     Any training step changes every window, and the cost does not grow with the file.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C, and being told to end: held back where something has to be done altogether, and never lost."""
+"""Ctrl-C and SIGTERM: delayed while something has to be done completely, and never lost."""
 
 import _thread
 import contextlib
@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Seconds until an interruption that nobody has handled comes again.
+# Seconds until an interruption that was not handled is repeated.
 AGAIN = 0.1
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """An interruption waits for the end of the block: what is done there in a moment is done altogether."""
+    """Delays interruptions to the end of the block, so that it is done completely; for short blocks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -36,11 +36,11 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """In the block every interruption is a `KeyboardInterrupt`, and comes again until one is handled.
+    """Turns every interruption in the block into a `KeyboardInterrupt`, repeated until one is handled.
 
-    So is SIGTERM, by which `timeout` and a cluster's scheduler end what takes too long. An exception may be lost on its
-    way: Python can only print what is raised in a destructor or in a callback of the garbage collector, of which JAX
-    has one, and compiled code that calls Python, as JAX's caches do, may take it for a failure of its own.
+    SIGTERM, which `timeout` and a cluster's scheduler send, counts too. Interruptions are repeated because an exception
+    may be lost: Python only prints exceptions in destructors and in callbacks of the garbage collector, of which JAX
+    has one, and compiled code that calls Python, as JAX's caches do, may take them for failures of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -85,14 +85,14 @@ def heard() -> Iterator[None]:
 
 
 def _is_handled(error: BaseException | None) -> bool:
-    """Whether what is handled now is an interruption, or has come up in handling one."""
+    """Tells whether the exception being handled is an interruption, or was raised while handling one."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
 
 
 def _send(number: signal.Signals, thread: int) -> None:
-    """The signal for a thread, also where that waits for the system."""
+    """Sends the signal to a thread, even while it waits in a system call."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(thread, number)
     else:  # Windows

@@ -1,6 +1,6 @@
-"""How objects show themselves, in a terminal and in a notebook: names, shapes and sizes, and no numbers.
+"""How objects are shown in a terminal and in a notebook: names, shapes and sizes, without values.
 
-Nothing here looks into an array, so that what is traced, on a device or in a file shows itself as well.
+No values are read, so that arrays that are traced, on a device or in a file can be shown too.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Colours are the page's own, so that a table is readable in light and in dark; lines are half transparent.
+# Style of a table's cells. Colours are the page's own, for light and dark pages; lines are half transparent.
 _CELL = "text-align: left; padding: .15em .8em; border-top: 1px solid #8884"
 
 
 class ArrayInfo(NamedTuple):
-    """One field of a struct: its shape with the names of its axes, its dtype and how many bytes it takes."""
+    """One field of a struct: its shape with the names of its axes, its dtype and its size in bytes."""
 
     name: str
     shape: str
@@ -24,11 +24,11 @@ class ArrayInfo(NamedTuple):
 
 
 class Arrays:
-    """What a struct of arrays shows of itself: every field that is there."""
+    """Base class of structs of arrays that are shown with every field that is set."""
 
     @property
     def _about(self) -> str:
-        """What its heading says after the name of its type."""
+        """The part of the heading after the name of the class."""
         return ""
 
     def __repr__(self) -> str:
@@ -47,14 +47,14 @@ class Arrays:
 
 
 def array_fields(struct: Any) -> list[ArrayInfo]:
-    """The fields of a dataclass that are set and are no settings; axes are named as they are annotated."""
+    """Returns the fields of a dataclass that hold arrays or trees; axes have the names of the annotation."""
     rows = []
     for field in dataclasses.fields(struct):
         value = getattr(struct, field.name)
         if value is None or not field.metadata.get("pytree_node", True):
             continue
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if shape is None or dtype is None:  # a tree transformation has put something else there
+        if shape is None or dtype is None:  # a tree transformation may put anything here
             rows.append(ArrayInfo(field.name, type(value).__name__, "", 0))
             continue
         names = axis_names(field.type)
@@ -64,7 +64,7 @@ def array_fields(struct: Any) -> list[ArrayInfo]:
 
 
 def axis_names(annotation: Any) -> tuple[str, ...]:
-    """The axes that a jaxtyping annotation names; those of the first, where there are several."""
+    """Returns the axes that a jaxtyping annotation names: those of the first array type in it."""
     for each in typing.get_args(annotation) or (annotation,):
         if hasattr(each, "dim_str"):
             return tuple(each.dim_str.split())
@@ -72,19 +72,19 @@ def axis_names(annotation: Any) -> tuple[str, ...]:
 
 
 def nbytes(shape: Sequence[int], dtype: Any) -> int:
-    """The bytes of an array of that shape."""
+    """Returns the size in bytes of an array of that shape."""
     return math.prod(shape) * dtype.itemsize
 
 
 def megabytes(count: int) -> str:
-    """Bytes in units of a million."""
+    """Returns a number of bytes in units of a million, as text."""
     if 0 < count < 1000:
         return "< 0.001"
     return f"{count / 1e6:,.1f}" if count >= 1e6 else f"{count / 1e6:.3f}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers, runs of them by their ends: 0–5, 8, 9."""
+    """Returns ascending numbers as text, runs of them by their ends: 0–5, 8, 9."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -96,7 +96,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns below each other, the last one at the right."""
+    """Returns lines with aligned columns, the last one to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -106,7 +106,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table that needs nothing around it; `heading` may be empty."""
+    """Returns an HTML table with its own styles; `heading` may be empty."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         inside = (f'<{tag} style="{_CELL}">{html.escape(cell)}</{tag}>' for cell in cells)
@@ -119,5 +119,5 @@ def table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def facts_table(title: str, values: Mapping[str, str]) -> str:
-    """An HTML table of names and what they are."""
+    """Returns an HTML table of names and values."""
     return table(title, (), [(name.replace("  ", "\N{NO-BREAK SPACE}" * 4), value) for name, value in values.items()])

@@ -9,10 +9,10 @@ from jaxqkv.errors import JaxqkvError
 
 
 def size_in_bytes(text: str) -> int:
-    """Parses a size with a unit, as 2GB or 500MiB, or a number of bytes.
+    """Parses a size with a unit, such as 2GB or 500MiB, or a number of bytes.
 
     Raises:
-      ValueError: for what is no size, and for less than a byte.
+      ValueError: for other texts, and for less than a byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", text.strip(), re.IGNORECASE)
     size = 0
@@ -24,7 +24,7 @@ def size_in_bytes(text: str) -> int:
 
 
 def memory_limit(memory: Any) -> int | None:
-    """Returns a limit on memory in bytes, from a number of them or a text as `size_in_bytes` takes; None is none.
+    """Returns a limit on memory in bytes, given a number or a text such as "2GB"; None means no limit.
 
     Raises:
       JaxqkvError: for anything else, and for less than a byte.

@@ -1,4 +1,4 @@
-"""Safetensors files of arrays, whole in memory: for results, not for checkpoints."""
+"""Reads and writes safetensors files of results, whole in memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 from jaxqkv.errors import JaxqkvError, first_line
 from jaxqkv.runtime.files import replacing
 
-# Names of dtypes in the format → NumPy's.
+# Names of dtypes in safetensors → in NumPy.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
 
 
@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Shaped[np.ndarray, "..."]], dict
     """Returns the arrays of a file, and its metadata.
 
     Raises:
-      JaxqkvError: when it is no whole safetensors file, or holds other dtypes.
+      JaxqkvError: when it is not a complete safetensors file, or has other dtypes.
     """
     import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
     from safetensors import SafetensorError, deserialize, safe_open
