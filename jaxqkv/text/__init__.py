@@ -1,1 +1,1 @@
-"""Text: reading it, tokenizers, batches of token ids, and the documents of corpora."""
+"""Text files, tokenizers, batches of token ids, and corpora."""

@@ -18,7 +18,7 @@ from jaxqkv.typing import AnyArray
 
 @runtime_checkable
 class Sizes(Protocol):
-    """What a batch has to fit: a model's vocabulary, positions and token types."""
+    """The sizes of a model that a batch has to fit: vocabulary, positions and token types."""
 
     @property
     def vocab_size(self) -> int:
@@ -26,11 +26,11 @@ class Sizes(Protocol):
 
     @property
     def n_positions(self) -> int:
-        """Most tokens of a text."""
+        """Largest number of tokens in a text."""
 
     @property
     def token_types(self) -> int:
-        """Number of token types; 1 where there are none."""
+        """Number of token types; 1 if there are none."""
 
     @property
     def model_type(self) -> str:
@@ -43,11 +43,11 @@ class Batch(showing.Arrays):
 
     Attributes:
       ids: integers; 0 at pads, where any id would do.
-      mask: True at real tokens; pads may stand on either side.
+      mask: True at real tokens; pads may be on either side.
       token_types: BERT's segments; 0 unless there are two.
     """
 
-    __repr__ = showing.Arrays.__repr__  # which `dataclass` then does not replace
+    __repr__ = showing.Arrays.__repr__  # so that `dataclass` does not replace it
 
     ids: Int[AnyArray, "batch pos"]
     mask: Bool[AnyArray, "batch pos"]
@@ -60,7 +60,7 @@ class Batch(showing.Arrays):
 
     @property
     def first(self) -> Int[Array, " batch"]:
-        """Position of each sequence's first real token; pads may stand on either side."""
+        """Position of each sequence's first real token; pads may be on either side."""
         return jnp.argmax(jnp.asarray(self.mask), axis=-1)
 
     @property
@@ -73,10 +73,10 @@ class Batch(showing.Arrays):
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> "Batch":
-        """Returns a batch of some of the sequences: of one by its number, or of a slice, a list or a mask.
+        """Returns a batch of some of the sequences, given a number, a slice, a list or a mask.
 
         Raises:
-          IndexError: where there is none of that number.
+          IndexError: for a number that does not exist.
         """
         if not isinstance(index, slice) and np.ndim(index) == 0:
             number = range(len(self))[index]
@@ -87,17 +87,17 @@ class Batch(showing.Arrays):
 
     @classmethod
     def of(cls, ids: Any, mask: Any = None, token_types: Any = None) -> "Batch":
-        """Returns a batch of what other libraries give.
+        """Returns a batch made of another library's arrays or mappings.
 
         Args:
-          ids: integers `[batch, pos]`: an array of any library that has `__array__` or `__dlpack__`, or lists, padded
-            on the right where they are not of one length; or a mapping with `input_ids` and, if there are any,
+          ids: integers `[batch, pos]`: an array of any library with `__array__` or `__dlpack__`, or lists, which are
+            padded on the right if their lengths differ; or a mapping with `input_ids` and, if there are any,
             `attention_mask` and `token_type_ids`, as the tokenizers of transformers return it.
           mask: booleans, or 1 and 0; True at real tokens. All are real unless given.
           token_types: integers; 0 unless given.
 
         Raises:
-          JaxqkvError: for anything else, and parts that do not go together.
+          JaxqkvError: for anything else, and parts of different shapes.
         """
         if isinstance(ids, Batch) and mask is None and token_types is None:
             return ids
@@ -123,7 +123,7 @@ class ArrayLike(Protocol):
     """An array of another library."""
 
     def __array__(self) -> np.ndarray:
-        """Returns it as NumPy's."""
+        """Returns it as a NumPy array."""
 
 
 @runtime_checkable
@@ -134,22 +134,22 @@ class Exchanged(Protocol):
         """Returns a capsule with its memory."""
 
 
-# What the model's functions take: a batch, integer ids [batch, pos] without padding, or what `Batch.of` takes.
+# Batches that the model's functions take: a `Batch`, integer ids [batch, pos] without padding, or what `Batch.of` takes.
 BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]] | Mapping[str, Any] | ArrayLike | Exchanged
-# Keys of a mapping → parts of a batch; and those that change no number here.
+# Keys of a mapping → parts of a batch; and keys that are ignored.
 KEYS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "token_types"}
 KEYS |= {name: name for name in ("ids", "mask", "token_types")}
 IGNORED = {"special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping", "num_truncated_tokens"}
 
 
 def as_batch(batch: BatchLike, config: Sizes) -> Batch:
-    """Returns a batch, or what `Batch.of` takes as one, checked against the config's sizes.
+    """Returns a batch, made by `Batch.of` if need be, checked against the config's sizes.
 
-    Host arrays are copied, so that a run that is still going on does not see what the caller changes afterwards.
+    Host arrays are copied, so that later changes by the caller do not affect a run that has not finished.
 
     Raises:
-      JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token
-        types that do not go with them, and on more tokens than the model has positions.
+      JaxqkvError: on ids that are not whole numbers `[batch, pos]` or not in the vocabulary, on a mask or token types
+        that do not fit them, and on more tokens than the model has positions.
     """
     if isinstance(batch, Batch):
         _check_kind(batch.ids)
@@ -184,14 +184,14 @@ def _of_mapping(given: Mapping[str, Any], mask: Any, token_types: Any) -> Batch:
 
 
 def _lengths(rows: Any) -> list[int] | None:
-    """Returns the lengths of rows that are lists or arrays, or None where that is not what they are."""
+    """Returns the lengths of rows that are lists or arrays; None for anything else."""
     if not isinstance(rows, list | tuple) or not all(hasattr(row, "__len__") for row in rows):
         return None
     return [len(row) for row in rows]
 
 
 def _array(values: Any, name: str) -> AnyArray:
-    """Returns values as an array of JAX, or else of NumPy; rows of several lengths filled up with zeros."""
+    """Returns values as an array of JAX or NumPy; rows of different lengths are filled up with zeros."""
     if isinstance(values, jax.Array):
         return values
     lengths = _lengths(values)

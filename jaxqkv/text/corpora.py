@@ -1,10 +1,10 @@
-"""Documents to count and to run: from the Hugging Face hub, from local files, or from Python itself.
+"""Corpora of documents: from the Hugging Face hub, from local files, or from Python itself.
 
     owner/name[:CONFIG[:SPLIT]]     a data set on the hub, streamed; only what is used is fetched
     FILE, FOLDER                    .txt, .jsonl and .parquet, in the order of their paths
-    python-docs                     the language reference inside every CPython, in windows
+    python-docs                     the language reference that comes with CPython, in windows
 
-Data sets of the hub are read through `datasets`.
+Data sets on the hub are read through `datasets`.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ DEFAULT = "wikimedia/wikipedia:20231101.en:train"
 PYTHON_DOCS = "python-docs"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 DOCUMENTS = ("files", "paragraphs")
-# Characters of a window of python-docs: some 1,000 tokens of BERT's.
+# Characters in a window of python-docs: about 1,000 of BERT's tokens.
 WINDOW = 4096
 WAYS_OUT = f"give local text with --corpus FILE or FOLDER ({', '.join(SUFFIXES)}), or --corpus {PYTHON_DOCS}"
-# Seconds that the hub may take to say what it has.
+# Seconds to wait for the hub's answer.
 PATIENCE = 10
-# Raised when other documents are read of the same files, so that what was kept of the former is not used.
+# Version of the reading; raised when the same files give other documents, so that old caches are not used.
 READING = 2
 
 
@@ -41,11 +41,11 @@ class Corpus:
     """Documents in a fixed order, read again at each iteration.
 
     Attributes:
-      name: as the user gave it.
-      about: what a manifest records, so that the same documents can be found again.
-      fingerprint: changes when the documents may have changed.
-      read: gives an iterator over the documents.
-      split: gives one over those of one process of several, (index, count); every n-th document unless given.
+      name: name as the user gave it.
+      about: entries of the manifest, so that the same documents can be found again.
+      fingerprint: text that changes when the documents may have changed.
+      read: function that returns an iterator over the documents.
+      split: function that returns one over the documents of process (index, count); every n-th document unless given.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Corpus:
         return self.read()
 
     def share(self, index: int, count: int) -> Iterator[str]:
-        """The documents of one process of several."""
+        """Returns an iterator over the documents of one process of several."""
         if count > 1 and self.split:
             return self.split(index, count)
         return itertools.islice(self.read(), index, None, count)
@@ -67,15 +67,15 @@ class Corpus:
 def open_corpus(
     specs: str | Path | Sequence[str | Path], *, documents: str = "files", text_column: str = "text"
 ) -> Corpus:
-    """Finds a corpus; of a file nothing but its fingerprint is read, of a data set its commit.
+    """Opens a corpus; only the fingerprints of files, or the commit of a data set, are read.
 
     Args:
-      specs: what the module's docstring lists; of files and folders there may be several.
-      documents: a text file is one document ("files"), or has them separated by blank lines ("paragraphs").
-      text_column: the field of a .jsonl line, or the column of a table, that holds the text.
+      specs: one of those in the module's docstring, or several files and folders.
+      documents: "files" if a text file is one document, "paragraphs" if blank lines separate its documents.
+      text_column: field of a .jsonl line, or column of a table, with the text.
 
     Raises:
-      CorpusError: for what is not there, not text, or out of reach.
+      CorpusError: for a corpus that does not exist, is not text, or cannot be reached.
     """
     names = [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
     if documents not in DOCUMENTS:
@@ -91,12 +91,12 @@ def open_corpus(
 def _is_local(spec: str) -> bool:
     try:
         return spec.startswith((".", "/", "~", "\\")) or spec.endswith(SUFFIXES) or Path(spec).exists()
-    except (OSError, ValueError):  # longer than a path may be, or with a null byte
+    except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 
 
 def digest(*parts: Any) -> str:
-    """A name for what is made of `parts`, for fingerprints and files in the cache."""
+    """Returns a hash of `parts`, for fingerprints and file names in the cache."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -115,7 +115,7 @@ def _python_docs() -> Corpus:
 
 
 def _windows(text: str) -> Iterator[str]:
-    """The text cut at the first line end after every `WINDOW` characters."""
+    """Yields the text in windows, cut at the first line end after every `WINDOW` characters."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + WINDOW) + 1 or len(text)
@@ -149,7 +149,7 @@ def _local_corpus(specs: Sequence[str], documents: str, text_column: str) -> Cor
 
 
 def _files(spec: str) -> list[Path]:
-    """The files of a spec: itself, or those below a folder, in the order of their paths."""
+    """Returns the files of a spec: the file itself, or those below a folder, in the order of their paths."""
     try:
         path = Path(spec).expanduser()
     except RuntimeError:
@@ -188,9 +188,9 @@ def _hub_corpus(spec: str, text_column: str) -> Corpus:
 
 
 def _commit(name: str) -> str:
-    """The data set's present commit; out of reach the last one seen, whose counts may have been kept.
+    """Returns the data set's present commit; offline, the last one seen, whose counts may have been kept.
 
-    One quick question, before `datasets` would try again and again.
+    One quick request, because `datasets` would retry many times.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -228,18 +228,18 @@ def _read_hub(
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, config or None, split=split, revision=commit, streaming=True)
-        if count > 1:  # whole files for each process where they divide evenly, else every n-th row
+        if count > 1:  # whole files for each process if they divide evenly, else every n-th row
             rows = datasets.distributed.split_dataset_by_node(rows, rank=index, world_size=count)
         for number, row in enumerate(rows):
             yield text_of(row, text_column, f"{spec}, row {number}")
     except CorpusError:
         raise
-    except Exception as error:  # `datasets` raises whatever the layer below does
+    except Exception as error:  # of any kind, depending on the layer below `datasets`
         raise CorpusError(f"{spec}: {type(error).__name__}: {first_line(error)}; or {WAYS_OUT}") from None
 
 
 def _datasets() -> Any:
-    """`datasets`, without its own progress bars, and without telling a server what is loaded."""
+    """Imports `datasets`, and switches off its progress bars and its download statistics."""
     import datasets
     import datasets.distributed
 

@@ -1,6 +1,6 @@
-"""Token counts of a corpus, and the beginnings of its long documents: one pass, whose results are kept.
+"""Token counts of a corpus, and the beginnings of its long documents, in one pass; the results are cached.
 
-Counting is array arithmetic on whole batches of documents, which `tokenizers` takes on all cores.
+Counting is array arithmetic on whole batches of documents, which `tokenizers` processes on all cores.
 """
 
 import collections
@@ -19,16 +19,16 @@ from jaxqkv.runtime.caches import cache_folder, keep, recall
 from jaxqkv.text.corpora import Corpus, digest
 from jaxqkv.text.tokenizers import Tokenizer
 
-# Documents go to the tokenizer together until they have this many characters, enough for all cores.
+# Characters of the documents that are tokenised together, enough for all cores.
 CHARACTERS = 1 << 21
-# Documents that each of several processes tokenises between two meetings.
+# Documents that each of several processes tokenises between exchanges.
 DOCUMENTS = 64
-# Batches of up to so many sequences are kept; larger ones are read as they are run.
+# Most sequences of a batch that is cached; larger ones are read as they are run.
 KEPT_ROWS = 1024
-# A sequence of one token has no position but the first.
+# Least useful length of a sequence in tokens: one token has no position but the first.
 SHORTEST = 2
 NEW = "--no-cache reads them anew"
-# Raised when what is kept changes its form.
+# Version of the cache; raised when its form changes.
 VERSION = 1
 
 
@@ -37,9 +37,9 @@ class TokenCounts:
     """How often each token occurs in the first whole documents of a corpus.
 
     Attributes:
-      counts: by token id.
-      documents: how many were counted; those that give no token are not among them.
-      whole: the corpus ended before there were as many tokens as asked for.
+      counts: counts by token id.
+      documents: number of documents with at least one token.
+      whole: whether the corpus ended before there were as many tokens as asked for.
     """
 
     counts: Int[np.ndarray, "vocab"]
@@ -48,12 +48,12 @@ class TokenCounts:
 
     @property
     def tokens(self) -> int:
-        """All that were counted."""
+        """Number of all counted tokens."""
         return int(self.counts.sum())
 
     @property
     def log_frequency(self) -> Float[np.ndarray, "vocab"]:
-        """Natural logarithm of each token's share of all; NaN for what was never counted."""
+        """Natural logarithm of each token's share of all; NaN for tokens that were never counted."""
         counted = self.counts > 0
         share = np.where(counted, self.counts, 1) / self.counts.sum()
         return np.where(counted, np.log(share), np.nan)
@@ -61,7 +61,7 @@ class TokenCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where reading can begin again: after so many documents of this process's, and rows of everybody's."""
+    """A place to resume reading: after so many documents of this process, and rows of all processes."""
 
     documents: int = 0
     rows: int = 0
@@ -72,9 +72,9 @@ class Row:
     """One sequence of the batch.
 
     Attributes:
-      number: which one it is, from 0, of all processes' together.
-      ids: its tokens.
-      place: from where reading finds it again.
+      number: number of the sequence, from 0, over all processes.
+      ids: token ids.
+      place: place to resume reading at, to find it again.
     """
 
     number: int
@@ -93,20 +93,20 @@ def count_and_rows(
     start: Place | None = None,
     cache: bool = True,
 ) -> tuple[TokenCounts | None, Iterator[Row]]:
-    """Token counts, and the sequences of a batch as they are read; one pass, without special tokens.
+    """Returns token counts, and the sequences of a batch as they are read: one pass, without special tokens.
 
-    Counts and small batches are kept in the user's cache folder by tokenizer and corpus, and taken
-    from there the next time, which is said. Of several processes each gets the rows that it reads.
+    Counts and small batches are kept in the user's cache folder by tokenizer and corpus; a note says when they are
+    taken from there. Each of several processes gets the rows that it reads.
 
     Args:
-      corpus: documents.
-      tokenizer: of the model.
-      vocab: the model's vocabulary, the length of the counts.
-      tokens: count whole documents until there are this many tokens; None for no counts.
-      batch: take the first documents with at least `length` tokens, this many; None for none.
-      length: tokens to take of each, from its beginning.
-      start: where to begin to take them, if not at the first document; there is nothing to count then.
-      cache: False to neither look nor keep.
+      corpus: the documents.
+      tokenizer: tokenizer of the model.
+      vocab: size of the model's vocabulary, the length of the counts.
+      tokens: number of tokens after which counting stops, at the end of a document; None for no counts.
+      batch: number of documents with at least `length` tokens to take, the first ones; None for none.
+      length: number of tokens to take from the beginning of each.
+      start: place to begin to take them, if not at the first document; there are no counts then.
+      cache: whether to use the cache.
 
     Raises:
       CorpusError: when the corpus has no token, or, from the rows, too few documents that are long enough.
@@ -133,7 +133,7 @@ def count_and_rows(
 
 
 def _kept_rows(rows: Iterator[Row], key: dict[str, Any]) -> Iterator[Row]:
-    """The same rows, kept once all have been taken."""
+    """Yields the same rows, and keeps them in the cache once all have been taken."""
     every = []
     for row in rows:
         every.append(row.ids)
@@ -142,7 +142,7 @@ def _kept_rows(rows: Iterator[Row], key: dict[str, Any]) -> Iterator[Row]:
 
 
 class _Pass:
-    """One pass over a corpus; what counting comes by that is long enough waits for its turn."""
+    """One pass over a corpus; long enough documents met while counting are kept for the batch."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int, start: Place):
         self._corpus, self._length, self._batch = corpus, length, batch
@@ -152,7 +152,7 @@ class _Pass:
         self._lengths: collections.Counter[int] = collections.Counter()
 
     def count(self, tokens: int, vocab: int) -> TokenCounts:
-        """To the document that completes so many tokens."""
+        """Counts whole documents until there are `tokens` tokens."""
         counts, counted, documents = np.zeros(vocab, np.int64), 0, 0
         with console.bar(total=tokens, desc="tokens", unit="token", unit_scale=True) as progress:
             for before, ids, size in self._documents:
@@ -171,7 +171,7 @@ class _Pass:
         return TokenCounts(counts, documents, whole=counted < tokens)
 
     def rows(self) -> Iterator[Row]:
-        """Those that wait, then more, to the one that completes the batch."""
+        """Yields the waiting rows, then reads more until the batch is complete."""
         while self._waiting:
             yield self._waiting.popleft()
         while self._number < self._batch:
@@ -184,7 +184,7 @@ class _Pass:
                 yield self._waiting.popleft()
 
     def _look(self, before: int, ids: Int[np.ndarray, " pos"] | None, size: int) -> None:
-        """Keeps what a document gives to the batch: its first tokens, if this process has read them."""
+        """Keeps a document's first tokens for the batch, if this process has read it and it is long enough."""
         if self._number >= self._batch:
             return
         if before != self._place.documents:
@@ -199,10 +199,10 @@ class _Pass:
 def _documents(
     corpus: Corpus, tokenizer: Tokenizer, start: int = 0
 ) -> Iterator[tuple[int, Int[np.ndarray, " pos"] | None, int]]:
-    """Of each document with a token: where reading finds it again, its ids, and how many.
+    """Yields, for each document with a token: the place to resume reading at, its ids, and their number.
 
-    Of several processes all get every document's size, one of each in turn, and None for the ids of
-    another's.
+    Each of several processes gets every document's size, from each process in turn, and None for the ids of another
+    process's documents.
     """
     texts = _together(corpus, start)
     before = start
@@ -222,10 +222,10 @@ def _documents(
 
 
 def _together(corpus: Corpus, start: int) -> Iterator[list[str]]:
-    """Documents in lists of at least `CHARACTERS`; the first are shorter, so that little is read in vain.
+    """Yields lists of documents with at least `CHARACTERS` in all; the first are shorter, to read little in vain.
 
-    Of several processes each gives equally many at a time: the order of all is that of one process,
-    or, where each reads whole files of a hub data set, one document of each in turn.
+    Several processes give equally many at a time. Together they have the order of a single process or, if each reads
+    whole files of a hub data set, one document of each in turn.
     """
     texts, size, enough = [], 0, CHARACTERS // 8
     several = distributed.count() > 1
@@ -240,7 +240,7 @@ def _together(corpus: Corpus, start: int) -> Iterator[list[str]]:
 
 
 def _too_few(lengths: collections.Counter[int], batch: int, length: int, found: int) -> str:
-    """How many long documents there are, and what would work with them."""
+    """Returns the end of an error: how many documents are long enough, and which options would work."""
     ways = [f"--batch {found}"] if found else []
     useful = sorted(length for length in lengths.elements() if length >= SHORTEST)
     if len(useful) >= batch:
@@ -259,11 +259,11 @@ def _path(kind: str, key: dict[str, Any]) -> Path:
 
 
 def _recall(kind: str, key: dict[str, Any], *names: str) -> dict[str, np.ndarray] | None:
-    """Arrays that were kept under this key; None if there are none, or not whole ones."""
+    """Returns the arrays that were kept under this key; None if there are none, or the file is broken."""
     kept = recall(_path(kind, key))
     return kept if kept is not None and kept.keys() >= set(names) else None
 
 
 def _keep(kind: str, key: dict[str, Any], **arrays: Any) -> None:
-    """Writes arrays, whole or not at all; a cache that cannot be written is said, and left alone."""
+    """Writes arrays to the cache, whole or not at all; prints a note if it cannot be written."""
     keep(_path(kind, key), f"{kind} of tokens", arrays)

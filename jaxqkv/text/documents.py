@@ -1,4 +1,4 @@
-"""The documents of a file: of text (.txt), a JSON object a line (.jsonl) or a table (.parquet), read as they are used.
+"""Reads the documents of a text file (.txt), a file of JSON objects (.jsonl) or a table (.parquet), as they are used.
 
 Files without documents give none.
 """
@@ -12,15 +12,15 @@ from typing import Any
 from jaxqkv.errors import CorpusError, JaxqkvWarning, first_line, listed
 from jaxqkv.text.reading import read_document, read_lines
 
-# Rows of a table that are in memory at a time, and bytes of its file.
+# Rows of a table that are in memory at a time, and bytes of the read buffer.
 ROWS = 256
 BUFFER = 1 << 20
-# Of Arrow; a dictionary of one of them is text too.
+# Arrow's types of text; a dictionary of one of them is text too.
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def read_text_file(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    """Reads the one document of a text file, or its paragraphs: what blank lines separate."""
+    """Reads a text file as one document, or as paragraphs separated by blank lines."""
     if documents == "files":
         if text := read_document(file):
             yield text
@@ -37,7 +37,7 @@ def read_text_file(file: Path, documents: str, text_column: str) -> Iterator[str
 
 
 def read_jsonl(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    """Reads the text of every line that is not blank; the fields beside it may have any type."""
+    """Reads the text of every non-blank line; other fields may have any type."""
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
@@ -50,7 +50,7 @@ def read_jsonl(file: Path, documents: str, text_column: str) -> Iterator[str]:
 
 
 def read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
-    """Reads the text column of a table, and no other, batch by batch."""
+    """Reads only the text column of a table, batch by batch."""
     import pyarrow
     from pyarrow import parquet
 
@@ -74,7 +74,7 @@ def read_parquet(file: Path, documents: str, text_column: str) -> Iterator[str]:
 
 
 def _check_column(schema: Any, column: str, where: str) -> None:
-    """Refuses a table without exactly one column of that name, or with another type than text in it."""
+    """Refuses a table unless it has exactly one column of that name, with text in it."""
     import pyarrow
 
     if schema.names.count(column) > 1:
@@ -88,10 +88,10 @@ def _check_column(schema: Any, column: str, where: str) -> None:
 
 
 def text_of(row: Any, column: str, where: str) -> str:
-    """Returns the text in a row of a table or in a JSON object.
+    """Returns the text in a table's row or in a JSON object.
 
     Raises:
-      CorpusError: for one that has no such field, or no text in it.
+      CorpusError: for a row without that field, or without text in it.
     """
     if not isinstance(row, dict) or column not in row:
         raise CorpusError(_no_column(where, column, list(map(str, row)) if isinstance(row, dict) else []))

@@ -1,7 +1,7 @@
 """The kinds of tokenizer that are built here: WordPiece, byte-level BPE and SentencePiece's unigrams.
 
-Each takes its vocabulary from files of its own or from a tokenizer.json, and its other settings from the
-side files, as transformers 5 does; where a tokenizer.json says otherwise, it is named.
+Each takes its vocabulary from its own files or from a tokenizer.json, and its other settings from the side files, as
+transformers 5 does. If a tokenizer.json contradicts them, the difference is named.
 """
 
 import abc
@@ -18,7 +18,7 @@ from jaxqkv.text.side_files import SETTINGS, SideFiles
 
 # SentencePiece's mark of a space.
 MARK = "▁"
-# The normalizer of many a SentencePiece tokenizer that makes one space of several.
+# The normaliser in many SentencePiece tokenizers that replaces several spaces by one.
 SPACES_TO_ONE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 
 
@@ -26,9 +26,9 @@ class Kind(abc.ABC):
     """A kind of tokenizer.
 
     Attributes:
-      name: of its model, as tokenizer.json has it.
-      files: that hold its vocabulary.
-      needs: the special tokens, by role, that its model cannot do without.
+      name: name of its model in tokenizer.json.
+      files: files that hold its vocabulary.
+      needs: roles of the special tokens that its model needs.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
-        """Returns the model with this kind's settings and unknown token, and what others it had, by key."""
+        """Returns the model with this kind's settings and unknown token, and what it had instead, by key."""
 
     @abc.abstractmethod
     def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
@@ -54,22 +54,25 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
-        """Yields what a tokenizer.json says otherwise of those steps, where no setting decides."""
+        """Yields how a tokenizer.json's steps differ from this kind's, where no setting decides."""
 
 
 class WordPiece(Kind):
-    """BERT's: text is cleaned, split at spaces and punctuation, and cut to the longest pieces in the vocabulary."""
+    """BERT's kind: text is cleaned, split at spaces and punctuation, and cut into the vocabulary's longest pieces."""
 
     name, files, needs = "WordPiece", ("vocab.txt",), ("unk_token",)
 
     def read(self, folder: Path) -> Any:
+        """Reads vocab.txt."""
         return models.WordPiece.from_file(str(folder / "vocab.txt"))
 
     def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        """Returns the model with BERT's settings; see `Kind.settle`."""
         settings = {"unk_token": unknown, "max_input_chars_per_word": 100, "continuing_subword_prefix": "##"}
         return model, dict(_settle(model, settings))
 
     def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
+        """Returns BERT's steps; see `Kind.steps`."""
         normalizer = normalizers.BertNormalizer(
             lowercase=side.flag("do_lower_case", True),
             strip_accents=side.flag("strip_accents", None),
@@ -78,6 +81,7 @@ class WordPiece(Kind):
         return normalizer, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
 
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
+        """Yields differences in normaliser and pre-tokeniser; see `Kind.differences`."""
         ours, theirs = self.steps(side, written)[0], written.normalizer
         if not isinstance(theirs, normalizers.BertNormalizer):
             yield f"normalizer is {_name(theirs)}, not BertNormalizer"
@@ -95,29 +99,33 @@ class WordPiece(Kind):
 
 
 class ByteLevelBPE(Kind):
-    """GPT-2's and RoBERTa's: the text's bytes, split before words, and merged in the order of a list."""
+    """GPT-2's and RoBERTa's kind: the text's bytes, split before words, and merged in the order of a list."""
 
     name, files = "BPE", ("vocab.json", "merges.txt")
 
     def read(self, folder: Path) -> Any:
+        """Reads vocab.json and merges.txt."""
         return models.BPE.from_file(*(str(folder / name) for name in self.files))
 
     def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        """Returns the model with GPT-2's settings; see `Kind.settle`."""
         settings = {"dropout": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
         settings |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
         others = dict(_settle(model, settings))
         if model.unk_token is not None:
-            # A token for unknown characters is used only where a byte has none of its own.
+            # The unknown token is used only if some byte has no token of its own.
             if any(model.token_to_id(byte) is None for byte in pre_tokenizers.ByteLevel.alphabet()):
                 others["unk_token"] = f"unk_token is {model.unk_token!r}"
             model.unk_token = None
         return model, others
 
     def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
+        """Returns GPT-2's steps; see `Kind.steps`."""
         spaced = side.flag("add_prefix_space", False)
         return None, pre_tokenizers.ByteLevel(add_prefix_space=spaced), decoders.ByteLevel()
 
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
+        """Yields differences in normaliser and pre-tokeniser; see `Kind.differences`."""
         if written.normalizer is not None:
             yield f"normalizer is {_name(written.normalizer)}, not null"
         theirs = written.pre_tokenizer
@@ -131,16 +139,16 @@ class ByteLevelBPE(Kind):
 
 
 class Unigram(Kind):
-    """XLM-RoBERTa's and CamemBERT's: words with a mark for the space before them, cut to the most likely pieces."""
+    """XLM-RoBERTa's and CamemBERT's kind: words, with a mark for the space before, cut into the likeliest pieces."""
 
     name, files = "Unigram", ()
 
     def __init__(self, unknown_id: int | None):
-        """Takes the unknown token's id; None for wherever the vocabulary has that token, or 0 where it lacks it."""
+        """Takes the unknown token's id; None to look it up in the vocabulary, with 0 if it is not there."""
         self.unknown_id = unknown_id
 
     def read(self, folder: Path) -> Any:
-        """Refuses: SentencePiece's own file is not read."""
+        """Refuses: SentencePiece's own file format is not read."""
         code = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         raise NoTokenizer(
             f"{folder}: no tokenizer.json, and a SentencePiece vocabulary is read from it alone; transformers writes "
@@ -148,6 +156,7 @@ class Unigram(Kind):
         )
 
     def settle(self, model: Any, unknown: str | None) -> tuple[Any, dict[str, str]]:
+        """Returns a model of the same pieces with this kind's settings; see `Kind.settle`."""
         state = _state(model)
         pieces = [(piece, score) for piece, score in state.pop("vocab")]
         named = {piece: place for place, (piece, _) in enumerate(pieces)} if self.unknown_id is None else {}
@@ -161,6 +170,7 @@ class Unigram(Kind):
         return models.Unigram(pieces, unk_id=index, byte_fallback=False), others
 
     def steps(self, side: SideFiles, written: Tokenizer | None) -> tuple[Any, Any, Any]:
+        """Returns SentencePiece's steps, with the normaliser of tokenizer.json; see `Kind.steps`."""
         spaced = "always" if side.flag("add_prefix_space", True) else "never"
         mark = pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme=spaced)
         splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
@@ -173,7 +183,8 @@ class Unigram(Kind):
         return None, splitter, decoder
 
     def differences(self, written: Tokenizer, side: SideFiles) -> Iterator[str]:
-        # Of spaces, the pre-tokeniser makes the same, one or several.
+        """Yields differences in normaliser and pre-tokeniser; see `Kind.differences`."""
+        # To the pre-tokeniser, one space and several are the same.
         rest = [step for step in _steps_of(written.normalizer) if step != SPACES_TO_ONE]
         if len(rest) > 1 or any(step["type"] != "Precompiled" for step in rest):
             yield f"normalizer is {_listed(rest)}, not Precompiled or null"
@@ -192,7 +203,7 @@ class Unigram(Kind):
 
 
 def without_effect(written: Tokenizer, side: SideFiles) -> Iterator[str]:
-    """Settings that contradict a tokenizer.json which alone decides."""
+    """Yields settings that contradict a tokenizer.json which decides alone."""
     normalizer, splitter = written.normalizer, written.pre_tokenizer
     has: dict[str, Any] = {}
     if isinstance(normalizer, normalizers.BertNormalizer):
@@ -217,13 +228,13 @@ def _settle(model: Any, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _state(part: Any) -> dict[str, Any]:
-    """What tokenizer.json has of a model or a step."""
+    """Returns a model or a step as tokenizer.json writes it."""
     state: dict[str, Any] = json.loads(part.__getstate__())
     return state
 
 
 def _steps_of(step: Any) -> list[dict[str, Any]]:
-    """What tokenizer.json has of a step, or of each in a sequence."""
+    """Returns the steps of a sequence, or the one step, as tokenizer.json writes them."""
     if step is None:
         return []
     state = _state(step)

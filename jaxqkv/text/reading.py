@@ -1,6 +1,6 @@
-"""Text files: UTF-8 with or without a byte-order mark, any line ends, without the last one.
+"""Reads text files: UTF-8 with or without a byte-order mark, any line ends; the last line end is removed.
 
-A line ends at LF, CR LF or CR, and nowhere else: not at a form feed, not at U+2028.
+A line ends at LF, CR LF or CR only, not at a form feed or at U+2028.
 """
 
 import codecs
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jaxqkv.errors import CorpusError
 
-# Of a text or of sentences: a thousand tokens have a few thousand.
+# Most bytes of a text or of sentences; a thousand tokens have a few thousand bytes.
 MOST_BYTES = 5_000_000
-# Marks of other encodings; that of UTF-32 begins with that of UTF-16.
+# Byte-order marks of other encodings; UTF-32 first, since its mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -21,7 +21,7 @@ MARKS = {
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file of the user's.
+    """Reads one of the user's text files.
 
     Raises:
       CorpusError: when it cannot be read, is too long for every model, is not UTF-8 or is empty.
@@ -63,7 +63,7 @@ def read_lines(path: Path) -> Iterator[str]:
     offset, number = 0, 1
     try:
         with path.open("rb") as file:
-            for piece in file:  # ends at LF, which no other character's bytes contain; CR may be inside
+            for piece in file:  # ends at LF, which is part of no other character; CR may be inside
                 lines = decode(piece, str(path), offset, number).removesuffix("\n").split("\n")
                 offset += len(piece)
                 number += len(lines)
@@ -73,16 +73,16 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def decode(content: bytes, where: str, offset: int = 0, line: int | None = None) -> str:
-    """Decodes UTF-8 with LF as the only line end; a mark at the beginning of the file is left out.
+    """Decodes UTF-8, and makes LF the only line end; a byte-order mark is removed.
 
     Args:
       content: the file, or a piece of it that ends at a line end.
-      where: the file, for errors.
-      offset: of the piece in the file, in bytes.
-      line: the number of the piece's first line, if errors are to name lines.
+      where: name of the file, for errors.
+      offset: offset of the piece in the file, in bytes.
+      line: number of the piece's first line, if errors are to name lines.
 
     Raises:
-      CorpusError: for another encoding, with its name if a mark tells it, else the first byte that is wrong.
+      CorpusError: for another encoding, naming it if there is a mark, else naming the first wrong byte.
     """
     skipped = 0
     if offset == 0:
@@ -105,7 +105,7 @@ def _one_line_end(text: str) -> str:
 
 
 def _read_bounded(path: Path) -> str:
-    """A whole file, which may be a pipe, of at most `MOST_BYTES`."""
+    """Reads a whole file, which may be a pipe, of at most `MOST_BYTES`."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

@@ -1,9 +1,9 @@
-"""What a folder says of its tokenizer beside the vocabulary.
+"""The files of a folder that describe its tokenizer besides the vocabulary.
 
     tokenizer_config.json     the class, its settings and special tokens
-    special_tokens_map.json   special tokens; of older folders, and read only where tokenizer_config.json
-    added_tokens.json         further tokens and their ids    has no added_tokens_decoder
-    config.json               the class, where tokenizer_config.json names none
+    special_tokens_map.json   special tokens                  } of older folders; read only if tokenizer_config.json
+    added_tokens.json         further tokens and their ids    } has no added_tokens_decoder
+    config.json               the class, if tokenizer_config.json names none
 
 They are read in the order and with the precedence of transformers 5.
 """
@@ -22,12 +22,12 @@ from jaxqkv.runtime.files import read_whole
 SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Special tokens with a role, in the order in which they are added.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Lists of special tokens without one, by their present and their former name.
+# Lists of special tokens without a role, by their present and their former name.
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
-# Settings that would change which files are read or what is in them, and that no folder needs.
+# Settings that are refused: they would change which files are read or their contents, and no folder needs them.
 REFUSED = ("fast_tokenizer_files", "init_inputs", "vocab", "merges")
-# Of a side file, of which the largest list some thousand tokens.
+# Most bytes of a side file; the largest list some thousand tokens.
 MOST_BYTES = 30_000_000
 
 # A special token: a string in some files, and with flags in others.
@@ -36,18 +36,18 @@ Token: TypeAlias = str | AddedToken
 
 @dataclasses.dataclass(frozen=True)
 class SideFiles:
-    """What the files say, checked.
+    """The checked contents of the side files.
 
     Attributes:
-      folder: where they are.
+      folder: folder of the files.
       settings: all of tokenizer_config.json.
-      class_name: of the tokenizer, without `Fast` at its end; None where no file names it.
-      class_place: the file and key that do.
-      model_type: of config.json, if the folder has one and it was needed because no file names the class.
-      declared: tokens with their ids, in the order of those; the file and key come with each.
-      named: special tokens by role; None where a file says that there is none.
-      specific: special tokens of other roles.
-      extra: special tokens without a role; None where no file lists them.
+      class_name: class of the tokenizer, without `Fast` at its end; None if no file names it.
+      class_place: file and key that name the class.
+      model_type: model_type in config.json, read only if no file names the class.
+      declared: id → token, and the file and key that declare it.
+      named: special tokens by role; None if a file says that there is none.
+      specific: special tokens with other roles.
+      extra: special tokens without a role; None if no file lists them.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class SideFiles:
         return str(self.folder / SETTINGS)
 
     def flag(self, key: str, default: bool | None) -> Any:
-        """A setting that is true or false, or null if that is its default.
+        """Returns a setting that is true or false, or null if that is its default.
 
         Raises:
           CheckpointError: when it is anything else.
@@ -78,10 +78,10 @@ class SideFiles:
 
 
 def read_side_files(folder: Path) -> SideFiles:
-    """Reads what there is of them.
+    """Reads the side files that the folder has.
 
     Raises:
-      CheckpointError: for a file that is malformed, naming it and the key.
+      CheckpointError: for a malformed file, naming it and the key.
     """
     settings = _object(folder / SETTINGS)
     place = str(folder / SETTINGS)
@@ -119,7 +119,7 @@ def read_side_files(folder: Path) -> SideFiles:
 
 
 def _class_name(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, str, str | None]:
-    """The class, the file and key that name it, and, where none does, config.json's model_type."""
+    """Returns the class, the file and key that name it, and, if none does, config.json's model_type."""
     places = {folder / SETTINGS: settings}
     if settings.get("tokenizer_class") is None:
         places[folder / "config.json"] = _object(folder / "config.json")
@@ -134,7 +134,7 @@ def _class_name(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, 
 
 
 def _merge_older(path: Path, special: dict[str, tuple[Any, str]]) -> None:
-    """Adds what special_tokens_map.json says: it has the last word, except that its lists are added to others."""
+    """Adds the tokens of special_tokens_map.json, which overrides other files; its lists are appended to theirs."""
     for key, value in _object(path).items():
         where = f"{path}: {key}"
         if key == EXTRA[0] and isinstance(value, list):
@@ -152,7 +152,7 @@ def _sorted_out(
     named: dict[str, Token | None] = {}
     specific: dict[str, Token] = {}
     extra: tuple[Token, ...] | None = None
-    # Under both names at once, one by role and one a list, both count.
+    # If both names are there, one an object by role and one a list, both count.
     by_role = isinstance(special.get(EXTRA[0], (None,))[0], dict)
     for key, (value, where) in special.items():
         if key in NAMED:
@@ -169,7 +169,7 @@ def _sorted_out(
 
 
 def _token(value: Any, where: str, special: bool = True) -> Any:
-    """A token as a file has it: its text, or that and its flags; `special` is what it is if it does not say."""
+    """Returns a token from its text, or from an object with flags; `special` is the default of that flag."""
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or not value["content"]:
@@ -182,7 +182,7 @@ def _token(value: Any, where: str, special: bool = True) -> Any:
 
 
 def content_of(token: Token | None) -> str | None:
-    """The text of a token, whether or not it has flags."""
+    """Returns the text of a token, with or without flags."""
     return token if token is None or isinstance(token, str) else token.content
 
 
@@ -193,7 +193,7 @@ def _entries(value: Any, where: str) -> Any:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object that a file holds; empty without the file."""
+    """Reads the JSON object in a file; empty if there is no file."""
     try:
         data = json.loads(read_whole(path, MOST_BYTES).decode())
     except FileNotFoundError:

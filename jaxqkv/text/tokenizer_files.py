@@ -1,7 +1,7 @@
-"""A tokenizer from a checkpoint's files, with the ids that transformers 5 gives.
+"""Builds a tokenizer from a checkpoint's files, with the same ids as transformers 5.
 
-The class that the files name decides how it is built: one of `CLASSES` from its vocabulary and its settings,
-wherever the vocabulary is; `PreTrainedTokenizerFast` from tokenizer.json alone.
+The class that the files name decides how it is built: one of `CLASSES` from vocabulary and settings, wherever the
+vocabulary is; `PreTrainedTokenizerFast` from tokenizer.json alone.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ class TokenizerClass:
     """How a class of transformers makes its tokenizers.
 
     Attributes:
-      kind: of the model and of what is done to a text before it.
-      named: its special tokens, where the files name no others.
-      template: roles of the tokens that it puts before and after a text; None where tokenizer.json, or
-        add_bos_token and add_eos_token, decide.
+      kind: kind of the tokenizer: its model and its steps.
+      named: special tokens by role, if the files name no others.
+      template: roles of the tokens that it puts before and after a text; None if tokenizer.json, or add_bos_token and
+        add_eos_token, decide.
       pair: how the template joins two texts, a key of `PAIRS`.
-      extra: special tokens without a role, where the files list none.
-      stripped: roles of tokens that take in the spaces before them, where the files give only their text.
+      extra: special tokens without a role, if the files list none.
+      stripped: roles of tokens that absorb the spaces before them, if the files give only their text.
     """
 
     kind: kinds.Kind
@@ -83,16 +83,16 @@ CLASSES: dict[str, TokenizerClass] = {
         stripped=("mask_token",),
     ),
 }
-# What follows the first text of a pair and its last token, as lists of the template's pieces with their token types,
-# from the tokens before and after a text.
+# Ways to join a pair of texts: functions from the tokens before and after a text to the template's pieces after the
+# first text and its last token, with their token types.
 PAIRS: dict[str, Callable[[list[str], list[str]], list[str]]] = {
     "segments": lambda first, last: ["$B:1", *(f"{token}:1" for token in last)],  # BERT
     "doubled": lambda first, last: [*last, "$B", *last],  # RoBERTa
     "anew": lambda first, last: [*(f"{token}:1" for token in first), "$B:1", *(f"{token}:1" for token in last)],
 }
-# Classes of which tokenizer.json decides all.
+# Classes that are built from tokenizer.json alone.
 GENERAL = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-# The class of a folder of another kind of model that names none, by its model_type.
+# model_type → class of a folder that names none, if the folder belongs to another kind of model.
 DEFAULTS = {
     "gpt2": "GPT2Tokenizer",
     "bert": "BertTokenizer",
@@ -101,7 +101,7 @@ DEFAULTS = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
 }
-# Settings of earlier versions that transformers 5 does not read, and the values that change nothing.
+# Settings of earlier versions that transformers 5 does not read → their harmless values.
 IGNORED: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
     "never_split": ([], None),
@@ -111,19 +111,19 @@ IGNORED: dict[str, tuple[Any, ...]] = {
 
 
 def build_tokenizer(folder: Path, model_type: str, default: str) -> tuple[Tokenizer, str]:
-    """Builds a folder's tokenizer; gives it and the side at which texts are to be cut, "right" or "left".
+    """Builds a folder's tokenizer; returns it and the side at which texts are cut, "right" or "left".
 
     Args:
-      folder: with tokenizer.json or the vocabulary's own files, and the side files that there are.
-      model_type: of the model, for messages, and to tell whether the folder is of a model of this kind.
-      default: the class of the model's tokenizers, where no file names one.
+      folder: folder with tokenizer.json or the vocabulary's own files, and with any side files.
+      model_type: model_type of the model, for messages, and to tell whether the folder belongs to such a model.
+      default: class of the model's tokenizers, if no file names one.
 
     Raises:
-      CheckpointError: when a file is missing or malformed or names a class that is not implemented; naming
-        file and key.
+      CheckpointError: when a file is missing or malformed or names a class that is not implemented, naming file and
+        key.
 
     Warns:
-      JaxqkvWarning: when files contradict each other on something that changes token ids.
+      JaxqkvWarning: when files contradict each other in a way that changes token ids.
     """
     side = read_side_files(folder)
     written = Tokenizer.from_file(str(folder / FILE)) if (folder / FILE).exists() else None
@@ -157,7 +157,7 @@ def build_tokenizer(folder: Path, model_type: str, default: str) -> tuple[Tokeni
 def _class_of(
     side: SideFiles, model_type: str, default: str, written: Tokenizer | None
 ) -> tuple[str, TokenizerClass | None]:
-    """The class that the files or the model decide on, and how it builds; None where tokenizer.json decides all."""
+    """Returns the name of the tokenizer's class and how it builds; None if tokenizer.json decides all."""
     kind = side.model_type or model_type
     own = default if kind == model_type else DEFAULTS.get(kind, f"the tokenizer of {kind}")
     name = side.class_name or own
@@ -179,14 +179,14 @@ def _class_of(
                 f"{place} is {name!r}, whose model is {about.kind.name}, and {FILE} has a {model}; for {FILE} to "
                 'decide, write "PreTrainedTokenizerFast" there'
             )
-        return name, None  # the model's own class is not meant
+        return name, None  # the folder is not of the model's own class
     if about is None and name not in GENERAL:
         _warn(f"{place}: {name} is not implemented here; the tokens are those of {FILE} alone")
     return name, about
 
 
 def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokenizer | None) -> Tokenizer:
-    """A tokenizer as its class builds it: of tokenizer.json, `written`, it takes vocabulary and added tokens."""
+    """Builds a tokenizer as its class does; from tokenizer.json (`written`) it takes vocabulary and added tokens."""
     kind = about.kind
     named: dict[str, Token | None] = {**dict.fromkeys(NAMED), **about.named, **side.named}
     if written is not None:
@@ -245,7 +245,7 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
 
 
 def _asked_for(side: SideFiles, written: Tokenizer | None) -> tuple[str | None, str | None]:
-    """Roles of the tokens that add_bos_token and add_eos_token put before and after a text."""
+    """Returns the roles of the tokens that add_bos_token and add_eos_token put before and after a text."""
     flags = [side.flag(key, False) and written is None for key in ("add_bos_token", "add_eos_token")]
     return "bos_token" if flags[0] else None, "eos_token" if flags[1] else None
 
@@ -266,7 +266,7 @@ def _add_tokens(
     extra: Sequence[Token],
     older: Mapping[int, AddedToken],
 ) -> None:
-    """Adds the tokens that the files declare, `older` those of tokenizer.json, then special tokens not among them."""
+    """Adds the declared tokens, those of tokenizer.json (`older`), then special tokens not among them."""
     declared = {index: token for index, (token, _) in side.declared.items()} | dict(older)
     tokens: list[AddedToken] = [token for _, token in sorted(declared.items())]
     there = {token.content for token in (*tokens, *backend.get_added_tokens_decoder().values())}
@@ -285,7 +285,7 @@ def _add_tokens(
 
 
 def _lost(written: Tokenizer, backend: Tokenizer) -> Iterator[str]:
-    """Added tokens of tokenizer.json that are not the same in what was built."""
+    """Yields which added tokens of tokenizer.json differ in the tokenizer that was built."""
     ours = backend.get_added_tokens_decoder()
     flags = operator.attrgetter("content", "lstrip", "rstrip", "single_word", "normalized")
     lost = [
@@ -298,7 +298,7 @@ def _lost(written: Tokenizer, backend: Tokenizer) -> Iterator[str]:
 
 
 def _reframed(written: Tokenizer, backend: Tokenizer, side: SideFiles, roles: Sequence[str]) -> bool:
-    """Whether tokenizer.json's template differs, in more than the names that the side files give its tokens."""
+    """Tells whether tokenizer.json's template differs in more than the names that the side files give its tokens."""
     text = backend.encode("a", add_special_tokens=False)
     ours, theirs = (each.post_process(text) for each in (backend, written))
     if ours.special_tokens_mask != theirs.special_tokens_mask:
@@ -307,7 +307,7 @@ def _reframed(written: Tokenizer, backend: Tokenizer, side: SideFiles, roles: Se
 
 
 def _warn_of_template(backend: Tokenizer, side: SideFiles) -> None:
-    """Warns where add_bos_token and add_eos_token are not what tokenizer.json or the class does, which decide."""
+    """Warns if add_bos_token or add_eos_token contradict tokenizer.json or the class, which decide."""
     keys = {"add_bos_token": 0, "add_eos_token": -1}
     if not any(key in side.settings for key in keys):
         return

@@ -1,4 +1,4 @@
-"""Tokenizers that are objects of `tokenizers` or of `transformers` already."""
+"""Copies tokenizers that are objects of `tokenizers` or of `transformers`."""
 
 import warnings
 from typing import Any
@@ -9,17 +9,17 @@ from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, first_lin
 
 
 def copied(given: Any, n_positions: int) -> tuple[tokenizers.Tokenizer, str, str]:
-    """Returns a copy of a tokenizer, what messages call it, and the side at which texts are to be cut.
+    """Returns a copy of a tokenizer, its name for messages, and the side at which texts are cut.
 
     Args:
-      given: of `tokenizers`, or a fast one of `transformers`, whose setting `split_special_tokens` is taken over.
-      n_positions: of the model.
+      given: tokenizer of `tokenizers`, or a fast one of `transformers`, with its setting `split_special_tokens`.
+      n_positions: number of the model's positions.
 
     Raises:
-      JaxqkvError: for what is no tokenizer, and for one in Python.
+      JaxqkvError: for other objects, and for a tokenizer written in Python.
 
     Warns:
-      JaxqkvWarning: when a tokenizer of `tokenizers` is set to cut texts that the model has room for.
+      JaxqkvWarning: when a tokenizer of `tokenizers` would cut texts that fit in the model.
     """
     name, kind = f"the given {type(given).__name__}", type(given).__module__.partition(".")[0]
     if isinstance(given, tokenizers.Tokenizer):

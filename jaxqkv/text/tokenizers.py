@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 # Files that hold a vocabulary, and those beside them.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# Of a text of one batch: a thousand tokens have a few thousand.
+# Most characters of a text; a thousand tokens have a few thousand characters.
 MOST_CHARACTERS = 5_000_000
 
 
-# A text, or two that go together.
+# A text, or a pair of texts.
 Text = str | tuple[str, str]
 
 
 @runtime_checkable
 class ModelSizes(Sizes, Protocol):
-    """What a tokenizer has to fit: a model's sizes, and the class of its tokenizer where no file names one."""
+    """The sizes of a model that a tokenizer has to fit, and the class of its tokenizer if no file names one."""
 
     @property
     def tokenizer_class(self) -> str:
@@ -47,10 +47,10 @@ class Tokenizer:
         """Takes a tokenizer of the library.
 
         Args:
-          backend: which is changed: it neither pads nor truncates.
-          where: its folder or checkpoint, for messages.
-          vocab_size: of the model; a text that gives larger ids is refused.
-          truncation_side: the end at which a text is cut, "right" or "left".
+          backend: tokenizer of the library; its padding and truncation are switched off.
+          where: folder or checkpoint that it belongs to, for messages.
+          vocab_size: size of the model's vocabulary; a text with larger ids is refused.
+          truncation_side: end at which a text is cut, "right" or "left".
         """
         self.backend, self.where, self.vocab_size, self.truncation_side = backend, where, vocab_size, truncation_side
         self.backend.no_padding()
@@ -58,13 +58,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], config: ModelSizes) -> "Tokenizer":
-        """From tokenizer.json, else from the vocabulary's own files; see `jaxqkv.text.tokenizer_files`.
+        """Reads tokenizer.json, or else the vocabulary's own files; see `jaxqkv.text.tokenizer_files`.
 
         Raises:
           CheckpointError: when the files are missing, broken or not supported.
 
         Warns:
-          JaxqkvWarning: when they contradict each other, and when the vocabulary is larger than the model's.
+          JaxqkvWarning: when files contradict each other, and when the vocabulary is larger than the model's.
         """
         from jaxqkv.text.tokenizer_files import build_tokenizer  # its library takes time to import
 
@@ -82,16 +82,16 @@ class Tokenizer:
 
     @classmethod
     def of(cls, given: Any, config: ModelSizes) -> "Tokenizer":
-        """From a folder, or from an object of `tokenizers` or a fast tokenizer of `transformers`, which is copied.
+        """Takes a folder, or copies an object of `tokenizers` or a fast tokenizer of `transformers`.
 
-        The token ids are those that the object gives, without padding and truncation: both are for `batch` to do. What
-        is changed in the object afterwards is not seen.
+        The token ids are those of the object, but padding and truncation are left to `batch`. Later changes of the
+        object have no effect.
 
         Raises:
-          JaxqkvError: for what is no tokenizer, and one of `transformers` in Python; and as `from_folder` does.
+          JaxqkvError: for other objects, for a tokenizer of `transformers` written in Python, and as `from_folder`.
 
         Warns:
-          JaxqkvWarning: when it cuts texts that the model has room for, and when it has more tokens than the model.
+          JaxqkvWarning: when it would cut texts that fit in the model, and when it has more tokens than the model.
         """
         if isinstance(given, Tokenizer):
             return cls(given.backend, given.where, config.vocab_size, given.truncation_side)
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides which ids a text gets."""
+        """SHA-256 of all settings that decide the ids of a text."""
         decisive = [self.backend.to_str(), self.backend.encode_special_tokens]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
@@ -114,12 +114,12 @@ class Tokenizer:
 
         Args:
           texts: any number.
-          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP] and
-            RoBERTa's <s> and </s>; GPT-2's mostly puts none.
+          special_tokens: whether to add the tokens that the tokenizer puts before and after a text, such as BERT's
+            [CLS] and [SEP] and RoBERTa's <s> and </s>; GPT-2's tokenizers mostly have none.
 
         Raises:
-          JaxqkvError: for a text that is not valid Unicode, where the tokenizer fails, and for an id that the
-            model does not have.
+          JaxqkvError: for a text that is not valid Unicode, if the tokenizer fails, and for an id that the model does
+            not have.
         """
         return [encoding.ids for encoding in self._encodings(texts, special_tokens)]
 
@@ -140,21 +140,21 @@ class Tokenizer:
         return list(encodings)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Each id's text, spaces and all, fit to be printed."""
+        """Returns each id's text, spaces included."""
         return [self.backend.decode([int(i)], skip_special_tokens=False) for i in ids]
 
     @property
     def ordinary_ids(self) -> Int[np.ndarray, " id"]:
-        """The ids of the vocabulary that the model has, without special tokens, ascending."""
+        """The ids of all tokens that the model has, without special tokens, ascending."""
         special = {id for id, token in self.backend.get_added_tokens_decoder().items() if token.special}
         ids = set(self.backend.get_vocab().values()) - special
         return np.array(sorted(id for id in ids if id < self.vocab_size), np.int32)
 
     def single_token(self, text: str) -> int:
-        """The id of a text that is one token.
+        """Returns the id of a text that is one token.
 
         Raises:
-          JaxqkvError: for one that is not, with its pieces.
+          JaxqkvError: for other texts, naming their tokens.
         """
         (ids,) = self.encode([text], special_tokens=False)
         if len(ids) != 1:
@@ -177,17 +177,17 @@ class Tokenizer:
         Args:
           texts: one text or several; each must give at least one token. A pair `(one, other)` is joined by the
             tokenizer's template, with token types where the model has them.
-          config: of the model that the batch is for.
+          config: config of the model that the batch is for.
           padding_side: "right" or "left"; it changes no result.
-          pad_to_multiple_of: round the length of the batch up, at most to the model's positions, so that texts of
-            many lengths need few compiled programs.
-          truncate: cut a text that has more tokens than the model positions, instead of refusing it: at its end,
-            or at its beginning where the tokenizer's files say so (truncation_side).
-          special_tokens: those that the tokenizer puts before and after a text, such as BERT's [CLS] and [SEP] and
-            RoBERTa's <s> and </s>.
+          pad_to_multiple_of: number to round the length of the batch up to a multiple of, at most to the model's
+            positions, so that texts of many lengths need few compiled programs.
+          truncate: whether to cut a text with more tokens than the model has positions, instead of refusing it: at its
+            end, or at its beginning if the tokenizer's files say so (truncation_side).
+          special_tokens: whether to add the tokens that the tokenizer puts before and after a text, such as BERT's
+            [CLS] and [SEP] and RoBERTa's <s> and </s>.
 
         Raises:
-          JaxqkvError: for an empty list or text (by number), one that is too long (both lengths), and a pair to be cut.
+          JaxqkvError: for an empty list or text, a text that is too long, and a pair that would have to be cut.
 
         Warns:
           JaxqkvWarning: when a text contains a token of the template itself, such as BERT's [SEP].
@@ -253,7 +253,7 @@ class Tokenizer:
                 warnings.warn(JaxqkvWarning(message), stacklevel=4)
 
     def _cut(self, encoding: "tokenizers.Encoding", length: int) -> list[int]:
-        """At most `length` ids: what the template puts before and after the text stays, and the text is cut."""
+        """Returns at most `length` ids: the text is cut, and the template's tokens around it stay."""
         ids: list[int] = encoding.ids
         if len(ids) <= length:
             return ids
@@ -283,7 +283,7 @@ def _warn_of_size(backend: "tokenizers.Tokenizer", where: str, config: ModelSize
 
 
 def _as_error(error: BaseException, what: str) -> BaseException:
-    """What to raise: `tokenizers` raises bare Exception, and panics as something that is not even that."""
+    """Returns the error to raise: `tokenizers` raises bare Exception, and panics that are not even that."""
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         return error
     return CheckpointError(f"{what} ({first_line(error)})")
@@ -305,5 +305,5 @@ def _check_unicode(text: str, number: int) -> None:
 
 
 def find_token(ids: Sequence[int], token: int) -> int | None:
-    """Index of the first `token` in `ids`, or None."""
+    """Returns the index of the first `token` in `ids`, or None."""
     return ids.index(token) if token in ids else None
