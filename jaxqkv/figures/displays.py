@@ -1,6 +1,6 @@
 """Displays: a figure as arrays, panels in a grid and a caption, before it is drawn.
 
-Here, in `panels.py` and in `drawing.py` is all the matplotlib code of the project.
+All matplotlib code of the project is in this folder.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class Display:
     Attributes:
       arrays: what is plotted, under the names that the .npz file has.
       panels: rows of panels; a short last row leaves places empty.
-      caption: what is seen, of which checkpoint and layer.
+      caption: what the figure shows, and of which checkpoint and layer.
       size: width and height in inches.
       title: above all panels.
       heights: of the rows, relative to each other; equal unless given.
-      legend: one legend below all panels, of the first one with named lines, instead of their own.
-      text: printed when the figure is made; a table, usually.
+      legend: whether one legend below all panels, that of the first with named lines, replaces their own.
+      text: text to print when the figure is made, usually a table.
     """
 
     arrays: Mapping[str, Any]
@@ -58,25 +58,25 @@ class Display:
 
 
 def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
-    """Panels in rows of `columns`."""
+    """Arranges panels in rows of `columns`."""
     return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
 def symmetric(*values: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
-    """Limits of some images' colours, the same for all, with 0 in the middle."""
+    """Returns colour limits that all of the images share, with 0 in the middle."""
     largest = float(max(np.abs(each, where=np.isfinite(each), out=np.zeros_like(each)).max() for each in values))
     return {"vmin": -largest, "vmax": largest}
 
 
 def reach(*values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
-    """Limits of an axis that shows all of the values, and a little more."""
+    """Returns axis limits that show all of the values, with a small margin."""
     smallest, largest = extremes(*values)
     margin = 0.05 * (largest - smallest) or 0.5
     return smallest - margin, largest + margin
 
 
 def head_grid(n_head: int) -> tuple[int, int]:
-    """Rows and columns that fit `n_head` panels, wider than high: 12 → 3×4, 16 → 4×4, 25 → 5×5."""
+    """Returns the rows and columns of a grid of `n_head` panels, no higher than wide: 12 → 3×4, 25 → 5×5."""
     rows = max(int(n_head**0.5), 1)
     return rows, -(-n_head // rows)
 
@@ -84,7 +84,7 @@ def head_grid(n_head: int) -> tuple[int, int]:
 def head_images(
     heads: Shaped[np.ndarray, "head row column"], tag: str, original_grid: tuple[int, int], **image: Any
 ) -> tuple[list[Sequence[Panel]], str]:
-    """An image a head, in rows that fit their number, and what the caption says if the original's grid is another."""
+    """Returns an image for each head, in rows, and the caption's note if the original has another grid."""
     rows, columns = head_grid(len(heads))
     panels = [Image(values=head, tag=f"{tag}{h}", xticks=(), yticks=(), **image) for h, head in enumerate(heads)]
     original = "×".join(map(str, original_grid))
@@ -93,7 +93,7 @@ def head_images(
 
 
 def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarray, "edge"], **image: Any) -> Image:
-    """Densities `[layer, bin]` as colours, a row a layer from the bottom up, over the bins between `edges`."""
+    """Returns an image of densities `[layer, bin]`, a row for each layer from the bottom up, over bins of `edges`."""
     extent = (float(edges[0]), float(edges[-1]), -0.5, len(densities) - 0.5)
     return Image(
         values=densities, extent=extent, origin="lower", vmin=0, ylabel="Transformer layer", integer_y=True, **image
@@ -101,7 +101,10 @@ def layer_map(densities: Shaped[np.ndarray, "layer bin"], edges: Shaped[np.ndarr
 
 
 def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
-    """Changes of every head as colours, a column a layer, to ± twice the mean of absolute values."""
+    """Returns changes `[layer, head]` as an image, a column for each layer.
+
+    Colours go to ± twice the mean of absolute values.
+    """
     finite = values[np.isfinite(values)]
     limit = (2 * float(np.abs(finite).mean()) if finite.size else 0.0) or 1.0
     about: dict[str, Any] = {
@@ -115,11 +118,11 @@ def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
 
 
 def layer_points(values: Shaped[np.ndarray, "layer"], marker: str, face: float = 1.0) -> list[Line]:
-    """A point a layer, in the colours of `layer_lines`."""
+    """Returns a point for each layer, in the colours of `layer_lines`."""
     points = layer_lines([np.array([layer]) for layer in range(len(values))], values[:, None])
     return [dataclasses.replace(point, marker=marker, face=face) for point in points]
 
 
 def layer_lines(x: Iterable[Shaped[np.ndarray, "point"]], y: Shaped[np.ndarray, "layer point"]) -> list[Line]:
-    """A curve a layer, coloured from the first to the last."""
+    """Returns a curve for each layer, coloured from the first to the last."""
     return [Line(x=a, y=b, color=layer / len(y)) for layer, (a, b) in enumerate(zip(x, y, strict=True))]

@@ -69,7 +69,7 @@ class Drawers:
     def drawn(
         self, items: Iterable[tuple[Item, Display | None]], formats: Sequence[str], theme: str, dpi: int
     ) -> Iterator[tuple[Item, Display | None, list[bytes]]]:
-        """Yields each item and display with its pictures, in order, while the next displays are made and drawn.
+        """Yields items and displays with their pictures, in order, while the next displays are made and drawn.
 
         If making a display fails, those before it are yielded first.
 
@@ -109,7 +109,7 @@ class Drawers:
             raise failure
 
     def _ask(self, job: Job) -> Answer:
-        """Has an idle process draw; as many threads run this as there are processes."""
+        """Sends a job to an idle process; runs in as many threads as there are processes."""
         process = self._idle.popleft()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -139,7 +139,7 @@ class Drawers:
 
 
 def _start(count: int) -> list["subprocess.Popen[bytes]"]:
-    """Starts processes, which load matplotlib at once; none where no process can be started."""
+    """Starts processes, which load matplotlib at once; returns none if no process can be started."""
     # Ctrl-C is for the command alone, which then ends them.
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":

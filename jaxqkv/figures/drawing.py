@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def load_matplotlib() -> Any:
-    """Imports matplotlib, also where `MPLBACKEND` names a backend that is not installed; here none is needed."""
+    """Imports matplotlib even if `MPLBACKEND` names a backend that is not installed: no backend is needed here."""
     if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)) is not None:
         try:
             import matplotlib
@@ -62,7 +62,7 @@ def _settings(theme: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collects no garbage in the block: matplotlib makes so many objects that a fifth of the time went there."""
+    """Switches garbage collection off in the block; with matplotlib's many objects it took a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -94,7 +94,7 @@ def rendered(figure: "MatplotlibFigure", kind: str, theme: str) -> memoryview:
 
 
 def _png(figure: "MatplotlibFigure") -> memoryview:
-    """Draws once, where `savefig` draws twice to lay the figure out, and compresses in half the usual time."""
+    """Draws once, whereas `savefig` draws twice to lay the figure out, and compresses in half the usual time."""
     from matplotlib import __version__
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image, PngImagePlugin
@@ -127,7 +127,7 @@ def pictures(display: Display, kinds: Sequence[str], theme: str, dpi: int) -> li
 
 
 def save_arrays(arrays: Mapping[str, Any], file: Any) -> None:
-    """An .npz of a figure's arrays."""
+    """Writes a figure's arrays as .npz."""
     by_name: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(file, **by_name)
 

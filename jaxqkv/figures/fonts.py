@@ -60,7 +60,7 @@ def _about(absent: Sequence[str]) -> str:
 
 
 def _usual_font(char: str) -> str:
-    """A free font that has the character."""
+    """Returns the name of a free font that has the character."""
     words = unicodedata.name(char, "").split()
     if words and words[0] in CJK:
         return "Noto Sans CJK"
@@ -68,7 +68,7 @@ def _usual_font(char: str) -> str:
 
 
 def _texts(artist: "Artist") -> Iterator["Text"]:
-    """Yields every text of a figure or a part of it, but for tick labels that are numbers."""
+    """Yields every text of a figure or a part of it, except tick labels that are numbers."""
     from matplotlib.axis import Axis
     from matplotlib.table import Table
     from matplotlib.text import Text
@@ -88,7 +88,7 @@ def _texts(artist: "Artist") -> Iterator["Text"]:
 
 
 def _is_math(text: "Text") -> bool:
-    """Whether the text, or a part of it, is drawn as mathematics."""
+    """Tells whether the text, or a part of it, is drawn as mathematics."""
     from matplotlib import cbook
 
     return text.get_parse_math() and bool(cbook.is_math_text(text.get_text()))
@@ -98,13 +98,13 @@ def _is_math(text: "Text") -> bool:
 
 
 def _characters_of(font: "FontProperties") -> frozenset[str]:
-    """The characters of a text's font and of those that stand in for it."""
+    """Returns the characters of a text's font and of its fallback fonts."""
     sets = [_characters_in(path) for family in font.get_family() if (path := _file(family, font)) is not None]
     return frozenset().union(*sets)
 
 
 def _families_with(wanted: Iterable[str], font: "FontProperties") -> list[str]:
-    """Installed families that have some of the characters, and together all that any has, in the style of `font`."""
+    """Returns installed families that together have as many of the characters as possible, in the style of `font`."""
     families: list[str] = []
     lacking = set(wanted)
     for newly_installed in (False, True):
@@ -121,7 +121,7 @@ def _families_with(wanted: Iterable[str], font: "FontProperties") -> list[str]:
 
 
 def _families() -> list[str]:
-    """Every family that is fit to be read, in the order of preference."""
+    """Returns every readable family, in the order of preference."""
     from matplotlib import font_manager
 
     names = {entry.name for entry in font_manager.fontManager.ttflist if not entry.name.startswith(UNFIT)}
@@ -129,7 +129,7 @@ def _families() -> list[str]:
 
 
 def _characters_in_family(name: str) -> frozenset[str]:
-    """The characters of a family's plainest font, without the search that `_file` is."""
+    """Returns the characters of a family's plainest font, without the slow search of `_file`."""
     from matplotlib import font_manager
 
     fonts = [entry for entry in font_manager.fontManager.ttflist if entry.name == name]
@@ -138,7 +138,7 @@ def _characters_in_family(name: str) -> frozenset[str]:
 
 
 def _file(family: str, font: "FontProperties") -> Any:
-    """The file of a family that is nearest to the style of `font`; None if there is no such family."""
+    """Returns the file of a family that is nearest to the style of `font`; None if there is no such family."""
     from matplotlib import font_manager
 
     wanted = font.copy()
@@ -150,7 +150,7 @@ def _file(family: str, font: "FontProperties") -> Any:
 
 @functools.cache
 def _characters_in(path: Any) -> frozenset[str]:
-    """The characters that a font file has a glyph for; none if it cannot be read."""
+    """Returns the characters that a font file has a glyph for; none if it cannot be read."""
     from matplotlib import font_manager
 
     try:
@@ -161,7 +161,7 @@ def _characters_in(path: Any) -> frozenset[str]:
 
 @functools.cache
 def _look_for_new_fonts() -> None:
-    """Makes fonts known that were installed after matplotlib listed those of the machine."""
+    """Adds fonts that were installed after matplotlib made its list."""
     from matplotlib import font_manager
 
     known = {str(entry.fname) for entry in font_manager.fontManager.ttflist}

@@ -116,7 +116,7 @@ class Image(Panel):
             ax.figure.colorbar(image, ax=ax, pad=0.01, label=self.colorbar, extend=self._beyond())
 
     def _beyond(self) -> Literal["neither", "min", "max", "both"]:
-        """The ends of the colours that values lie beyond."""
+        """Returns which ends of the colour scale some values lie beyond."""
         below = self.vmin is not None and bool((self.values < self.vmin).any())
         above = self.vmax is not None and bool((self.values > self.vmax).any())
         if below and above:
@@ -226,11 +226,11 @@ def integer_ticks(axis: "Axis", low: float | None = None, high: float | None = N
 
 
 def extremes(*values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
-    """Returns the smallest and the largest value that is finite; 0 and 1 where none is."""
+    """Returns the smallest and the largest finite value; 0 and 1 if there is none."""
     finite = np.concatenate([each[np.isfinite(each)] for each in values])
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def plain(name: str) -> str:
-    """Returns a name that is shown as it is, not read as mathematics, and in one line."""
+    """Returns a name escaped so that it is shown as it is, in one line, and not read as mathematics."""
     return escaped(name).replace("$", r"\$")

@@ -45,7 +45,7 @@ THEMES = tuple(_PAPER)
 
 
 def settings(theme: str) -> dict[str, Any]:
-    """`rcParams` of a theme; "dark" has the originals' dark palette."""
+    """Returns the `rcParams` of a theme; "dark" is the originals' dark palette."""
     paper, ink = _PAPER[theme]
     return {
         "figure.facecolor": paper,
