@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from jaxqkv.runtime.devices import cache, make_mesh
     from jaxqkv.text.batches import Batch
 else:
-    # Imported when they are first used, so that the command answers at once to what needs no JAX.
+    # Imported when they are first used, so that commands that need no JAX start at once.
     _HOMES = {
         "architectures.activations": ("Activations", "Attention", "load_activations"),
         "architectures": ("open_checkpoint",),

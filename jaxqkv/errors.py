@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Collection, Sequence
 
-# Characters of a message, and things of a kind that it names.
+# Most characters of a message, and most names in a list.
 LONGEST, MOST_NAMED = 2000, 12
 
 
 class JaxqkvError(Exception):
-    """Something the user can put right: what is wrong, where, and what to do, in one line."""
+    """An error that the user can put right: what is wrong, where, and what to do, in one line."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -19,7 +19,7 @@ class CheckpointError(JaxqkvError):
 
 
 class NoTokenizer(CheckpointError):
-    """A checkpoint without a tokenizer, as folders may be, and fresh ones out of the hub's reach."""
+    """A checkpoint without a tokenizer: some folders, and fresh weights when the hub is out of reach."""
 
 
 class CorpusError(JaxqkvError):
@@ -35,11 +35,11 @@ class KernelError(NotDrawable, ValueError):
 
 
 class JaxqkvWarning(UserWarning):
-    """Something about the results that the user should know; the command prints it in one line."""
+    """A warning about the results; the command prints it in one line."""
 
 
 def printable(text: str) -> str:
-    """Text that may come from a file or a checkpoint, as one line that moves no cursor, and not endless."""
+    """Returns text, perhaps from a file, as one line of printable characters and limited length."""
     text = escaped(text)
     if len(text) > LONGEST:
         half = LONGEST // 2
@@ -48,25 +48,25 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text with escape sequences for what is no printable character."""
+    """Returns text with escape sequences for unprintable characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def listed(things: Sequence[str], separator: str = ", ") -> str:
-    """Things of which there may be hundreds: the first dozen, and how many more there are."""
+    """Joins the first dozen names of a list, and says how many more there are."""
     more = [f"and {len(things) - MOST_NAMED:,} more"] if len(things) > MOST_NAMED else []
     return separator.join([*things[:MOST_NAMED], *more])
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, cut to a line."""
+    """Returns the first line of another library's error message."""
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """Returns the end of an error about an unknown name: those that it may have meant, or all that there are."""
+    """Returns the end of an error about an unknown name: the nearest names, or all names if none is near."""
     same = [each for each in names if each.casefold() == name.casefold()]
     near = same or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names)}"

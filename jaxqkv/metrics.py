@@ -1,8 +1,8 @@
-"""Numbers that a sweep takes of a model's output: `metric=metrics.logit_difference(a, b)`.
+"""Metrics of a model's output for a sweep: `metric=metrics.logit_difference(a, b)`.
 
-Each is of the last token of a text, unless `positions` says other ones: numbers along the batch's axis of positions,
-for all texts [n] or of each its own [batch, n]. Of several the ready-made metrics are the mean. Tokens and positions
-are arrays, so that other ones need no other program.
+A metric looks at the last token of each text unless `positions` is given: indices along the batch's axis of positions,
+`[n]` for all texts or `[batch, n]` for each. The ready-made metrics are the mean over several positions. Tokens and
+positions are arrays, so that changing them compiles nothing anew.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ from jaxqkv.text.batches import Batch
 
 @struct.dataclass
 class Metric:
-    """A number of each text, of logits or hidden states at some positions.
+    """A number for each text, computed from logits or hidden states at some positions.
 
     Attributes:
-      function: of the values `[batch, vocab]`, or `[batch, n, vocab]` where several positions are named, and of what
-        it asks for: those of the clean run, and tokens. Returns an array `[batch, …]`, or a pytree of them.
-      tokens: arrays that it takes, of ids.
+      function: takes the values `[batch, vocab]`, or `[batch, n, vocab]` for several positions; with `of_clean` those
+        of the clean run; and the tokens. Returns an array `[batch, …]`, or a pytree of them.
+      tokens: arrays of ids that the function takes.
       positions: as given; None is the last token.
-      of_logits: whether its values are logits, and not hidden states.
-      of_clean: whether it takes those of the clean run too.
+      of_logits: whether the values are logits; else they are hidden states.
+      of_clean: whether the function takes the clean run's values too.
     """
 
     function: Any = struct.field(pytree_node=False)
@@ -42,7 +42,7 @@ class Metric:
         """Returns the positions of every text, `[batch, n]`.
 
         Raises:
-          JaxqkvError: for those that do not exist.
+          JaxqkvError: for positions that do not exist.
         """
         size, pos = batch.ids.shape
         if self.positions is None:
@@ -59,11 +59,11 @@ class Metric:
 
     @property
     def is_single(self) -> bool:
-        """Whether there is one position, whose axis the function does not get."""
+        """Whether there is a single position; the values then have no axis of positions."""
         return self.positions is None or np.ndim(self.positions) == 0
 
     def __call__(self, values: Any, clean: Any) -> Any:
-        """Returns the numbers of `[batch, n, …]` values and of the clean ones."""
+        """Returns the function's result, given values `[batch, n, …]` and those of the clean run."""
         if self.is_single:
             values, clean = values[:, 0], None if clean is None else clean[:, 0]
         arguments = (values, clean) if self.of_clean else (values,)
@@ -71,27 +71,27 @@ class Metric:
 
 
 def logit_difference(a: Any, b: Any, positions: Any = None) -> Metric:
-    """Returns the metric logit(a) − logit(b), of two token ids, or of each text's own `[batch]`."""
+    """Returns the metric logit(a) − logit(b); a and b are token ids, or `[batch]` with one for each text."""
     return Metric(_logit_difference, (_ids(a), _ids(b)), positions)
 
 
 def log_probability(token: Any, positions: Any = None) -> Metric:
-    """Returns the metric log p(token) in nats, of a token id, or of each text's own `[batch]`."""
+    """Returns the metric log p(token) in nats; `token` is an id, or `[batch]` with one for each text."""
     return Metric(_log_probability, (_ids(token),), positions)
 
 
 def largest(positions: Any = None) -> Metric:
-    """Returns the metric max log p in nats: of whichever token is most probable."""
+    """Returns the metric max log p in nats: the log probability of the most probable token."""
     return Metric(_largest, (), positions)
 
 
 def divergence(positions: Any = None) -> Metric:
-    """Returns the metric KL(clean ‖ edited) in nats, of the distributions of tokens."""
+    """Returns the metric KL(clean ‖ edited) in nats, between the distributions over tokens."""
     return Metric(_divergence, (), positions, of_clean=True)
 
 
 def of_logits(function: Callable[..., Any], positions: Any = None) -> Metric:
-    """Returns the metric of a function of logits, `[batch, vocab]` of one position and `[batch, n, vocab]` of more.
+    """Returns a function of logits as a metric: `[batch, vocab]` at one position, `[batch, n, vocab]` at several.
 
     The function returns an array `[batch, …]`, or a pytree of them.
     """
@@ -99,12 +99,12 @@ def of_logits(function: Callable[..., Any], positions: Any = None) -> Metric:
 
 
 def of_hidden(function: Callable[..., Any], positions: Any = None) -> Metric:
-    """Returns the metric of a function of the final hidden states, `[batch, embed]` or `[batch, n, embed]`."""
+    """Returns a function of the final hidden states as a metric: `[batch, embed]` or `[batch, n, embed]`."""
     return Metric(function, (), positions, of_logits=False)
 
 
 def as_metric(given: Any) -> Metric:
-    """Returns a metric, or a function of the last token's logits as one.
+    """Returns a metric as it is, or a function of the last token's logits as a metric.
 
     Raises:
       JaxqkvError: for anything else.
@@ -128,7 +128,7 @@ def _ids(token: Any) -> Any:
 
 
 def _at(values: Any, token: Any) -> Any:
-    """Returns what values `[batch, …, vocab]` have for a token, or for each text's own."""
+    """Returns the values `[batch, …, vocab]` at a token, or at each text's own token."""
     index = jnp.broadcast_to(jnp.asarray(token), len(values)).reshape(-1, *[1] * (values.ndim - 1))
     return jnp.take_along_axis(values, jnp.broadcast_to(index, (*values.shape[:-1], 1)), axis=-1)[..., 0]
 

@@ -1,1 +1,1 @@
-"""The `jaxqkv` command."""
+"""The `jaxqkv` command: its sub-commands, arguments and output."""

@@ -1,4 +1,4 @@
-"""`python -m jaxqkv.cli`: the command, where it is not installed."""
+"""`python -m jaxqkv.cli`: runs the command without installing it."""
 
 from jaxqkv.cli.main import command
 

@@ -1,4 +1,4 @@
-"""`jaxqkv bench`: `scripts/benchmark.py`, which has a command line of its own."""
+"""`jaxqkv bench`: runs `scripts/benchmark.py`, which has a command line of its own."""
 
 import argparse
 import sys
@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxqkv.cli.parser import Line
 from jaxqkv.errors import JaxqkvError
 
-# Of a clone: the benchmark and its baselines in PyTorch are not part of the installed package.
+# Folder of the benchmark in a clone; it is not part of the installed package.
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Leaves the words after `bench` to the benchmark."""
+    """Returns the words after `bench` unparsed, for the benchmark."""
     return argparse.Namespace(words=list(words))
 
 

@@ -32,7 +32,7 @@ EXAMPLES = """examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files:
-    """Files."""
+    """Files to write."""
 
     out: Path = option(Path("figures"), "folder to write to", parse=Path, metavar="FOLDER")
     format: tuple[str, ...] = option((), "write these besides png", choices=FORMATS, several=True)
@@ -41,7 +41,7 @@ class Files:
 
     @property
     def formats(self) -> list[str]:
-        """Formats of the pictures to draw."""
+        """Formats of the pictures that are drawn."""
         first, *others = FORMATS
         return [] if self.arrays_only else [first, *(kind for kind in others if kind in self.format)]
 
@@ -50,11 +50,11 @@ class Files:
 
 
 class _Word(str):
-    """A word that is told from its equals: the 6 of `--layer 6` from figure 6."""
+    """A word that is compared by identity, to tell the 6 of `--layer 6` from figure 6."""
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parses the words after `figures`; figure ids may stand before and after the options."""
+    """Parses the words after `figures`; figure ids may be before and after the options."""
     words = [_Word(word) for word in words]
     named = next((word for word in words if word in (*registry.names(), ALL)), None)
     if named is None:
@@ -100,19 +100,19 @@ def _parse_without_study(words: Sequence[str]) -> argparse.Namespace:
     if rest and not rest[0].startswith("-"):
         parser.error(f"no study {rest[0]}; {errors.nearest(rest[0], [*registry.names(), ALL])}")
     if rest:
-        parser.error(f"{rest[0]} is an option of a study, and none is named")
+        parser.error(f"{rest[0]} is an option of a study; name a study")
     given.studies = []
     return given
 
 
 def command_for(given: argparse.Namespace, study: Study, id: str, before: Sequence[str] = ()) -> str:
-    """Returns the command that draws one figure as this one does: the same line with that id alone.
+    """Returns the command that draws only one of the figures: the same line with that id alone.
 
     Args:
       given: from `parse`.
-      study: of the figure.
-      id: of the figure.
-      before: the words before `figures`.
+      study: study of the figure.
+      id: id of the figure.
+      before: words before `figures`.
     """
     kept = [word for word in given.typed if not any(word is each for each in given.ids)]
     place = next(index for index, word in enumerate(kept) if word is given.study)
@@ -127,11 +127,11 @@ class Order:
     """Figures of one study to draw.
 
     Attributes:
-      study: whose they are.
+      study: the study.
       specs: the figures.
-      options: of the study.
-      files: where they go.
-      asked: whether they were asked for one by one.
+      options: options of the study.
+      files: options of the files to write.
+      asked: whether figures were named in the command.
       given: the parsed command.
       line: the command.
       drawers: the processes that draw.
@@ -148,12 +148,12 @@ class Order:
 
     @property
     def folder(self) -> Path:
-        """Where the study's files go."""
+        """Folder of the study's files."""
         return self.files.out / self.study.name
 
 
 def run(given: argparse.Namespace, line: Line) -> int:
-    """Draws what the command names."""
+    """Draws the studies and figures that the command names."""
     if not given.studies:
         show(given, _catalogue(), lambda: "\n".join(f"{row['study']:24}{row['title']}" for row in _catalogue()))
         return 0
@@ -172,7 +172,7 @@ def run(given: argparse.Namespace, line: Line) -> int:
                 print(f"jaxqkv: {study.name}: {error}", file=sys.stderr)
     show(given, documents if given.study == ALL else documents[0], lambda: "")
     if failed:
-        raise errors.JaxqkvError(f"{', '.join(failed)} cannot be drawn as asked for; the others are")
+        raise errors.JaxqkvError(f"{', '.join(failed)} could not be drawn; the other studies were")
     return 0
 
 
@@ -182,30 +182,30 @@ def _catalogue() -> list[dict[str, str]]:
 
 def _order(given: argparse.Namespace, line: Line, study: Study, drawers: "Drawers") -> Order:
     specs = study.select(given.ids)
-    for name in ("model", "compare"):  # they take several values, and figure ids after them too
+    for name in ("model", "compare"):  # options with several values, which take figure ids after them too
         values = getattr(given, name, ())
         taken = [each for each in values if each in study.figures and not Path(each).exists()]
         if taken:
-            raise errors.JaxqkvError(f"{taken[0]} is a figure of {study.name}; ids stand before --{name}")
+            raise errors.JaxqkvError(f"{taken[0]} is a figure of {study.name}; put ids before --{name}")
     texts = getattr(given, "text", ())
-    note_words(() if isinstance(texts, str) else texts)  # a study may take one text alone
+    note_words(() if isinstance(texts, str) else texts)  # some studies take a single text
     options = made(study.options, given)
     return Order(study, specs, options, made(Files, given), bool(given.ids), given, line, drawers)
 
 
 def _join_job(options: Any) -> None:
-    """Joins the job of several processes, if the options say that there is one."""
+    """Joins a job of several processes if `--distributed` is given."""
     from jaxqkv.runtime import distributed
 
     lost = [name for name in ("coordinator", "processes", "process") if getattr(options, name, None) is not None]
     if lost and not options.distributed:
-        raise errors.JaxqkvError(f"--{lost[0]} is for --distributed, which is not given")
+        raise errors.JaxqkvError(f"--{lost[0]} needs --distributed")
     if getattr(options, "distributed", False):
         distributed.start(options.coordinator, options.processes, options.process, options.patience)
 
 
 def _draw_study(order: Order) -> dict[str, Any] | None:
-    """Draws the figures of one study, and returns what is said of them as a document."""
+    """Draws the figures of one study, and returns the document that --json prints."""
     from jaxqkv.pages import gallery, manifest
     from jaxqkv.runtime import devices
 
@@ -217,7 +217,7 @@ def _draw_study(order: Order) -> dict[str, Any] | None:
         gallery.prepare_folder(order.files.out, order.study.name)
         return _draw(order, record)
     except KeyboardInterrupt as stop:
-        done = "no figure was finished" + (f", and {order.folder} is as it was" if not stop.args else "")
+        done = "no figure was finished" + (f", and {order.folder} is unchanged" if not stop.args else "")
         if record.finished:
             count, names = len(record.finished), ", ".join(record.finished)
             done = f"{count} of {len(order.specs)} figures finished in {order.folder}: {names}"
@@ -234,7 +234,7 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
         names = [errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
         say(f"{order.study.name}: {', '.join(names)}")
         reductions = run.compute(order.study.needs(order.specs))
-        if distributed.index() > 0:  # the first process has everything, and writes it
+        if distributed.index() > 0:  # only the first process draws
             return None
         record.about |= run.describe()
         for note in record.about.get("notes", ()):
@@ -244,7 +244,8 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
         if len(order.specs) == 1 and left_out:
             raise errors.JaxqkvError(f"{order.specs[0].id} is not drawn: {left_out[order.specs[0].id]}")
         if not record.finished:
-            raise errors.JaxqkvError(f"no figure of {order.study.name} can be drawn of this")
+            name = order.study.name
+            raise errors.JaxqkvError(f"no figure of {name} can be drawn with this checkpoint and these options")
     figures = {
         id: entry | {"files": [str(record.folder / name) for name in entry["files"]]}
         for id, entry in record.finished.items()
@@ -257,12 +258,12 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
     say(f"{drawn}; {times}; see {page}")
     if left_out and order.asked:
         show(order.given, document, lambda: "")
-        raise errors.JaxqkvError(f"of the figures asked for, {', '.join(left_out)} cannot be drawn of this")
+        raise errors.JaxqkvError(f"{', '.join(left_out)} cannot be drawn with this checkpoint and these options")
     return document
 
 
 def _draw_each(order: Order, record: Any, run: Run, reductions: Any) -> dict[str, str]:
-    """Draws and writes figure after figure; returns those that cannot be drawn, with the reasons."""
+    """Draws and writes the figures one by one; returns those that cannot be drawn, with the reasons."""
     from jaxqkv.pages import gallery
     from jaxqkv.runtime.files import locked
 
@@ -285,9 +286,9 @@ def _draw_each(order: Order, record: Any, run: Run, reductions: Any) -> dict[str
             record.drawing = time.monotonic() - begin - (record.computing - computed)
             command = command_for(order.given, order.study, spec.id, order.line.before)
             gallery.save_figure(display, spec, record, command, dict(zip(formats, pictures, strict=True)))
-    finally:  # an interrupted run leaves a page that shows what it finished
+    finally:  # the page of an interrupted run shows the finished figures
         if record.finished:
-            with locked(order.files.out):  # of several runs at once, the last one's page shows what all have finished
+            with locked(order.files.out):  # if several runs end at once, the last one's page shows all figures
                 gallery.write_gallery(order.files.out, registry.studies())
     return left_out
 
@@ -295,7 +296,7 @@ def _draw_each(order: Order, record: Any, run: Run, reductions: Any) -> dict[str
 def _displays(
     order: Order, record: Any, run: Run, reductions: Any
 ) -> "Iterator[tuple[tuple[FigureSpec, str], Display | None]]":
-    """Computes figure after figure; yields why not where one cannot be drawn."""
+    """Computes the figures one by one; yields each display, or None and the reason why it cannot be drawn."""
     for spec in order.specs:
         begin = time.monotonic()
         reason, display = "", None

@@ -1,4 +1,4 @@
-"""`jaxqkv info`: sizes, tokenizer and files of a checkpoint."""
+"""`jaxqkv info`: describes a checkpoint."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsOptions:
-    """Heads."""
+    """Heads to name."""
 
     heads: bool = option(False, "name the most typical heads of each kind, from the weights and one pass")
     tokenizer: Path | None = option(

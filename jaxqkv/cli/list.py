@@ -1,4 +1,4 @@
-"""`jaxqkv list`: the figures that there are."""
+"""`jaxqkv list`: lists the figures."""
 
 import argparse
 from collections.abc import Sequence

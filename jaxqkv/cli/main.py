@@ -1,4 +1,4 @@
-"""The `jaxqkv` command. Heavy imports wait until the arguments are known to be good."""
+"""The `jaxqkv` command. Heavy imports wait until the arguments are checked."""
 
 import argparse
 import contextlib
@@ -20,14 +20,14 @@ from jaxqkv.cli.parser import Line, Output, Parser, made
 from jaxqkv.runtime import console, interrupts
 from jaxqkv.studies import registry
 
-# Each is a module of this folder, with `parse` and `run`.
+# Name of a command → its help. Each is a module in this folder with `parse` and `run`.
 COMMANDS = {
     "figures": "draw the figures of a study",
-    "list": "list the figures that there are",
+    "list": "list all figures",
     "view": "make one interactive page of a text's attention in every head",
     "info": "describe a checkpoint",
     "verify": "compare every intermediate with PyTorch's",
-    "bench": "time it against PyTorch",
+    "bench": "compare its speed with PyTorch's",
     "version": "print the version and those of its dependencies",
 }
 
@@ -36,10 +36,10 @@ def command(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command as a process of its own, and ends it with the status that `main` returns."""
     os.environ["MPLBACKEND"] = "agg"  # pictures are files, and a notebook's backend may not be installed here
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no character for stops no figure
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     status = main(arguments)
-    if status:  # XLA may still be compiling or computing, and Python cannot be taken down around it
+    if status:  # XLA may still be compiling or computing, and Python cannot shut down around it
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.debug = options.debug or getattr(given, "debug", False)
     with warnings.catch_warnings():
         warnings.simplefilter("always", errors.JaxqkvWarning)
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a folder of its own that it cannot write, say
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides warnings
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
         return _run(module, given, Line(tuple(before), name, tuple(after)))
 
@@ -79,7 +79,7 @@ def _parser() -> Parser:
         prog="jaxqkv",
         usage="jaxqkv COMMAND [options]",
         description=f"Look inside the attention of GPT-2 and BERT.\n\ncommands:\n{commands}",
-        epilog="`jaxqkv COMMAND --help` says more.\n\nexample:\n  jaxqkv figures qkv-weights --demo",
+        epilog="`jaxqkv COMMAND --help` shows a command's options.\n\nexample:\n  jaxqkv figures qkv-weights --demo",
     )
     top.add_argument("--version", action="store_true", help=COMMANDS["version"])
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -97,7 +97,7 @@ def _show_warning(
         print(f"jaxqkv: warning: {message}", file=sys.stderr)
         import numpy as np
 
-        np.seterr(all="ignore")  # NumPy would go on about what comes of these weights, and name none
+        np.seterr(all="ignore")  # NumPy's own warnings would follow from these weights, without naming them
 
 
 def _run(module: ModuleType, given: argparse.Namespace, line: Line) -> int:
@@ -136,7 +136,7 @@ def _computed(module: ModuleType, given: argparse.Namespace, line: Line) -> int:
 
 
 def _leave_job(given: argparse.Namespace, status: int, shown: Exception | None = None) -> None:
-    """Ends one of several processes at once when it has failed, with the traceback of what is to be `shown`."""
+    """Ends one of several processes at once when it has failed, printing the traceback of `shown`."""
     if getattr(given, "distributed", False):
         from jaxqkv.runtime import distributed
 

@@ -1,4 +1,4 @@
-"""What the commands print: texts for people, one JSON document for programs; and what a manifest says of a run."""
+"""Output of the commands: text for people, one JSON document for programs, and the entries of a manifest."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from jaxqkv.runtime import console
 
 
 def show(given: argparse.Namespace, document: Any, text: Callable[[], str]) -> None:
-    """Prints the result of a command: `text()`, with --json the document, with --quiet nothing."""
+    """Prints the result of a command: `text()`, or with --json the document, or with --quiet nothing."""
     if getattr(given, "json", False):
         _print(console.as_json(document))
     elif words := text():
@@ -21,13 +21,13 @@ def show(given: argparse.Namespace, document: Any, text: Callable[[], str]) -> N
 
 
 def say(text: str) -> None:
-    """Prints a text that may come from a checkpoint, unless the command is to be quiet."""
+    """Prints a text, which may come from a checkpoint, unless --quiet is given."""
     if not console.is_quiet():
         _print("\n".join(map(errors.escaped, text.split("\n"))))
 
 
 def _print(text: str) -> None:
-    """Prints; a reader who has gone away (`| head`) does not stop the command."""
+    """Prints a text; a closed pipe (`| head`) does not stop the command."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -35,20 +35,20 @@ def _print(text: str) -> None:
 
 
 def note_words(texts: Sequence[str]) -> None:
-    """Notes that several texts of one word each may have been meant as one."""
+    """Prints a note if several texts are single words, which may have been meant as one text."""
     if len([text for text in texts if len(text.split()) == 1]) > 1:
         console.note(f"--text: {len(texts)} texts, one of each word; quote a text of several words")
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the package and of what it computes with."""
+    """Returns the versions of the package and of the libraries that compute."""
     from importlib.metadata import version
 
     return {"jaxqkv": jaxqkv.__version__} | {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
 
 
 def about_run(options: Any, line: Line) -> dict[str, Any]:
-    """Returns how a run computes, for its manifest: command, dtype, precision, device and versions."""
+    """Returns a run's entries in the manifest: command, dtype, precision, device and versions."""
     import jax
 
     from jaxqkv.runtime import devices

@@ -1,4 +1,4 @@
-"""Arguments: a parser whose errors are one line, and arguments derived from dataclasses of options."""
+"""Arguments of the commands: a parser with one-line errors, and arguments derived from dataclasses of options."""
 
 import argparse
 import dataclasses
@@ -13,14 +13,14 @@ Kind = TypeVar("Kind")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, and room for an option's values on its line."""
+    """Help that keeps line breaks and has room for an option's values on its line."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30)
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line and status 2; help as it is written. Long options cannot be abbreviated."""
+    """A parser with one-line errors and status 2. Long options cannot be abbreviated."""
 
     def __init__(self, **settings: Any):
         settings.setdefault("formatter_class", _Help)
@@ -31,13 +31,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"jaxqkv: error: {printable(message)}; see {self.prog} --help\n")
 
     def parse_all(self, words: Sequence[str], hint: str = "") -> argparse.Namespace:
-        """Parses all words; an error about one that no argument takes ends with `hint`."""
+        """Parses all words; the error about an unknown word ends with `hint`."""
         given, rest = self.parse_known_args(words)
         self.refuse_unknown(rest, "" if any(word.startswith("-") for word in rest) else hint)
         return given
 
     def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
-        """Ends the process if there are words that no argument takes, naming the nearest option."""
+        """Ends the process if there are unknown words, suggesting the nearest option."""
         if not words:
             return
         message = f"unrecognized arguments: {' '.join(words)}{hint}"
@@ -61,7 +61,7 @@ def add_options(parser: Parser, kind: type, skip: Sequence[str] = ()) -> None:
 
 
 def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
-    # Without a default of its own: what is not given is left to the dataclass.
+    # No default here: the dataclass has it.
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
     shown = about.shown or (f"{default:,}" if type(default) is int else str(default))
     if shown != shown.strip():  # the space counts
@@ -82,7 +82,7 @@ def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
 
 
 def _type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse` as argparse wants it: its own error's words are shown."""
+    """Wraps `parse` for argparse, so that the words of its error are shown."""
 
     def convert(text: str) -> Any:
         try:
@@ -107,7 +107,7 @@ def made(kind: type[Kind], given: argparse.Namespace) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """The command line as it was given: the words before the command, the command, and those after it."""
+    """The command line as given: the words before the command, the command, and the words after it."""
 
     before: tuple[str, ...]
     command: str
@@ -122,7 +122,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """What is printed."""
+    """Output."""
 
     quiet: bool = option(False, "print nothing but errors and warnings, draw no progress bars")
     json: bool = option(False, "the same, and print the result as one JSON document")
@@ -135,11 +135,12 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Precision."""
+    """Precision of the arithmetic."""
 
     # The names of `runtime.devices.PRECISIONS`, which needs JAX.
     precision: str | None = option(
         None,
-        "of float32 matrix products: high and default matter on accelerators, bfloat16 everywhere (default highest)",
+        "of float32 matrix products; high and default matter on accelerators only, bfloat16 everywhere "
+        "(default highest)",
         choices=("highest", "high", "default", "bfloat16"),
     )

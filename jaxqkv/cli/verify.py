@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 EXAMPLES = """example:
   jaxqkv verify demo-gpt2
 
-A tensor passes when its error, from PyTorch's float64, is within the tolerance or 5 times PyTorch's own error in
-float32, and float64 agrees. Exit status 0 when all pass, 1 when one does not."""
+A tensor passes if its difference from PyTorch in float64 is within the tolerance, or within 5 times PyTorch's own error
+in float32, and float64 agrees. The exit status is 0 if all pass, 1 if one does not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What is compared."""
+    """Comparison."""
 
     text: tuple[str, ...] = option((), "texts to run (default two of the studies')", metavar="TEXT", several=True)
-    dtype: str = option("float32", "the arithmetic", choices=("float32", "bfloat16"))
-    out: Path = option(Path("verify.json"), "report to write", parse=Path, metavar="FILE")
+    dtype: str = option("float32", "dtype of jaxqkv's arithmetic", choices=("float32", "bfloat16"))
+    out: Path = option(Path("verify.json"), "file to write the report to", parse=Path, metavar="FILE")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def run(given: argparse.Namespace, line: Line) -> int:
 
 
 def table(report: dict[str, Any]) -> "Table":
-    """Returns the worst layer of each tensor."""
+    """Returns a table with the worst layer of each tensor."""
     import numpy as np
 
     from jaxqkv.figures.tables import Table

@@ -1,4 +1,4 @@
-"""`jaxqkv version`: the version, and those of what the package computes with."""
+"""`jaxqkv version`: prints the versions of the package and of its main dependencies."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`jaxqkv view`: one interactive page of a text's attention in every head."""
+"""`jaxqkv view`: writes one interactive page of a text's attention in every head."""
 
 import argparse
 import dataclasses
@@ -17,10 +17,10 @@ EXAMPLES = """examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What is shown."""
+    """Contents of the page."""
 
-    text: str | None = option(None, "text to look at", metavar="TEXT")
-    text_file: Path | None = option(None, "the same, read from a file", parse=Path, metavar="FILE")
+    text: str | None = option(None, "text to show", metavar="TEXT")
+    text_file: Path | None = option(None, "file with the text to show", parse=Path, metavar="FILE")
     layers: tuple[int, ...] = option(
         (), "layers to show (default all)", parse=whole_number(0), metavar="LAYER", several=True
     )
@@ -28,7 +28,7 @@ class ViewOptions:
     tokenizer: Path | None = option(
         None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
     )
-    out: Path = option(Path("attention.html"), "page to write", parse=Path, metavar="FILE")
+    out: Path = option(Path("attention.html"), "file to write the page to", parse=Path, metavar="FILE")
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.text_file is None):
@@ -49,7 +49,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace, line: Line) -> None:
-    """Writes the page and says what is on it."""
+    """Writes the page and prints what is on it."""
     from jaxqkv.model.model import load
     from jaxqkv.pages.view import write_view
     from jaxqkv.runtime import devices, showing
@@ -58,7 +58,7 @@ def run(given: argparse.Namespace, line: Line) -> None:
 
     options = made(ViewOptions, given)
     text = options.text if options.text_file is None else read_text(options.text_file)
-    assert text is not None  # which the options see to
+    assert text is not None  # the options are checked
     prepare_file(options.out)
     devices.enable_compilation_cache()
     model = load(given.spec, revision=given.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer)
