@@ -1,4 +1,4 @@
-"""The published studies, one module each: its options, what its figures need, and their arrays and labels.
+"""The studies, one module each, with their options, computations and figures.
 
 `jaxqkv.studies.attention_scores.figure("5a", model="gpt2")` draws a figure; each module has such a function.
 """

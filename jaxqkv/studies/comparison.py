@@ -1,4 +1,4 @@
-"""Checkpoints beside each other: their names, their lines, and one pass over the layers of each."""
+"""Comparison of checkpoints: their names and line styles, and one pass over the layers of each."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from jaxqkv.model.transfer import Arena, read_after, to_device
 
 @dataclasses.dataclass
 class Compared:
-    """One checkpoint of a comparison: the first, of order 0, or one that is set beside it."""
+    """One checkpoint of a comparison: the first, of order 0, or one that is compared with it."""
 
     weights: Weights
     name: str
@@ -22,22 +22,22 @@ class Compared:
 
     @property
     def suffix(self) -> str:
-        """What its arrays' names end with; nothing for the first."""
+        """The suffix of its arrays' names; empty for the first."""
         return f"_{self.name}" if self.order else ""
 
     @property
     def line(self) -> style.LineStyle:
-        """How its curves are drawn."""
+        """Line style of its curves."""
         return style.LINES[self.order % len(style.LINES)]
 
     @property
     def layer(self) -> int:
-        """The layer that is drawn, or the last one where there are fewer."""
+        """The layer that is drawn, or the last one if there are fewer."""
         return min(self.wanted_layer, self.weights.config.n_layer - 1)
 
 
 def beside(names: Sequence[str]) -> str:
-    """The checkpoints of a comparison, for a caption."""
+    """Names the checkpoints of a comparison, for a caption."""
     first, *others = names
     return f"{first}, beside {', '.join(others)}" if others else first
 
@@ -48,7 +48,10 @@ def reduce_layers(
     reduce: Callable[[int, Float[Array, "embed three_embed"]], Any],
     progress: Any,
 ) -> list[Any]:
-    """`reduce(layer, W_Q W_K W_V side by side)` of each layer, with one layer's matrices in memory at a time."""
+    """Returns `reduce(layer, wide)` for each layer, with one layer's matrices in memory at a time.
+
+    `wide` is W_Q, W_K and W_V side by side.
+    """
     arena = Arena()
     results: list[Any] = []
     for layer in layers:
@@ -59,7 +62,7 @@ def reduce_layers(
 
 
 def short_names(weights: Sequence[Weights]) -> list[str]:
-    """A name for each checkpoint, fit for titles and array names: a folder's last part; never twice."""
+    """Returns a unique name for each checkpoint, for titles and array names: of a folder, its last part."""
     names: list[str] = []
     for each in weights:
         name = base = each.checkpoint.name

@@ -1,4 +1,4 @@
-"""Which layer, dimensions and heads are drawn: the original's, or the nearest that exist."""
+"""Choice of the layer, dimensions and heads to draw: the original's, or the nearest that exist."""
 
 from collections.abc import Sequence
 
@@ -8,39 +8,39 @@ from jaxqkv.studies.options import Options
 
 
 def nearest_indices(wanted: Sequence[int], size: int, original_size: int) -> list[int]:
-    """The original's indices where the last exists, else those at the same fractions of the range, all of them."""
+    """Returns the original's indices if all exist, else those at the same fractions of the range."""
     return list(wanted) if max(wanted) < size else [index * size // original_size for index in wanted]
 
 
 def nearest_index(wanted: int, size: int, original_size: int) -> int:
-    """`nearest_indices` of one."""
+    """Returns `nearest_indices` of one index."""
     return nearest_indices([wanted], size, original_size)[0]
 
 
 class OfOneLayer:
-    """A run that shows one layer of one checkpoint: what captions and titles call it."""
+    """A run that shows one layer of one checkpoint, with its names for captions and titles."""
 
     name: str
     layer: int
 
     @property
     def where(self) -> str:
-        """For a caption."""
+        """Layer and checkpoint, for a caption."""
         return f"layer {self.layer} of {self.name}"
 
     @property
     def label(self) -> str:
-        """The checkpoint, for a title."""
+        """Name of the checkpoint, for a title."""
         return plain(self.name)
 
     @property
     def heading(self) -> str:
-        """Both, for a title."""
+        """Layer and checkpoint, for a title."""
         return f"Layer {self.layer} of {self.label}"
 
 
 def pick_layer(options: Options, wanted: int, n_layer: int, name: str) -> tuple[int, str]:
-    """`--layer`, else the original's layer, else the middle one; and what the caption says of it."""
+    """Returns `--layer`, else the original's layer, else the middle one; and the note for the caption."""
     if options.layer is not None:
         if not 0 <= options.layer < n_layer:
             raise JaxqkvError(f"--layer {options.layer}: the layers of {name} are 0 to {n_layer - 1}")

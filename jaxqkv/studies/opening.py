@@ -15,13 +15,13 @@ from jaxqkv.model.model import Model, load
 from jaxqkv.runtime.devices import make_mesh
 from jaxqkv.studies.options import Options
 
-# Options that are decided when a model is loaded; the first when a checkpoint is opened.
+# Options that are decided when a model is loaded, the first of them when a checkpoint is opened.
 LOADING = ("revision", "dtype", "tokenizer", "devices", "mesh")
 
 
 @runtime_checkable
 class Defaults(Protocol):
-    """The part of a study that says what is drawn unless the options do."""
+    """The part of a study with its default checkpoints."""
 
     name: str
     models: tuple[str, ...]
@@ -29,7 +29,7 @@ class Defaults(Protocol):
 
 
 def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
-    """Refuses options of a call from Python that an open checkpoint or model has decided already.
+    """Refuses options of a call from Python that were decided when the checkpoint or model was opened.
 
     Raises:
       JaxqkvError: naming the option.
@@ -38,7 +38,7 @@ def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
         decided = LOADING if isinstance(each, Model) else LOADING[:1] if isinstance(each, Checkpoint) else ()
         for name in decided:
             if given.get(name) is not None:
-                raise JaxqkvError(f"{name} is decided already for a checkpoint or model that is open; leave it out")
+                raise JaxqkvError(f"{name} was decided when the checkpoint or model was opened; leave it out")
 
 
 def chosen(options: Options, study: Defaults) -> tuple[Any, ...]:
@@ -52,7 +52,7 @@ def open_weights(options: Options, study: Defaults) -> list[Weights]:
 
 
 def open_compared(options: Any, default: Sequence[str] = ()) -> list[Weights]:
-    """Returns the weights that `--compare` sets beside those of the study; of the hub's, NAME@REVISION."""
+    """Returns the weights of the `--compare` checkpoints; NAME@REVISION on the hub."""
     opened = []
     for spec in options.compare or default:
         revision = ""
@@ -63,13 +63,13 @@ def open_compared(options: Any, default: Sequence[str] = ()) -> list[Weights]:
 
 
 def _weights(spec: Any, options: Options, revision: str | None) -> Weights:
-    """Weights in float32, whatever the dtype of a model's arithmetic."""
+    """Returns weights in float32, whatever the dtype of a model's arithmetic."""
     spec = spec.checkpoint if isinstance(spec, Model) else spec
     return Weights(open_checkpoint(spec, revision=revision, seed=options.seed))
 
 
 def load_model(options: Any, study: Defaults, stream: bool | None = True) -> Model:
-    """Returns the one model of a study of activations, read layer by layer; `stream` as for `load`."""
+    """Returns the study's model, for studies that take one; read layer by layer. `stream` as for `load`."""
     specs = chosen(options, study)
     if len(specs) > 1:
         names = [getattr(getattr(each, "checkpoint", each), "spec", each) for each in specs]
@@ -88,13 +88,13 @@ def load_model(options: Any, study: Defaults, stream: bool | None = True) -> Mod
 
 
 def wide_weights(model: Model) -> Weights:
-    """Returns the weights of a model in float32: its own, where that is its dtype."""
+    """Returns the weights of a model in float32: its own, if that is its dtype."""
     own = model.weights
     return own if own.dtype == np.float32 else Weights(model.checkpoint)
 
 
 def _mesh(options: Any) -> Mesh | None:
-    """The devices that `--devices` or `--mesh` name; None for one, and for a study that runs on one."""
+    """Returns the devices that `--devices` or `--mesh` name; None for a single device."""
     mesh, devices = getattr(options, "mesh", None), getattr(options, "devices", None)
     if mesh is not None:
         return make_mesh(**mesh)

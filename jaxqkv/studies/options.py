@@ -1,8 +1,8 @@
 """The options of the studies, as fields of frozen dataclasses.
 
-From the fields are derived the arguments of `jaxqkv figures STUDY`, the keywords of a call from Python, and the
-checks of both. A study's options are a dataclass that inherits the groups it needs. Nothing here imports JAX or
-NumPy, so that help is printed at once.
+The arguments of `jaxqkv figures STUDY`, the keywords of a call from Python, and the checks of both are derived from the
+fields. A study's options are a dataclass that inherits the groups it needs. Nothing here imports JAX or NumPy, so that
+help is printed at once.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ _METADATA = "option"
 
 
 def _nothing(value: Any) -> bool:
-    """Accepts no object as it is."""
+    """Accepts no Python object as a value."""
     return False
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A field's meaning, beside its name, type and default.
+    """The description of an option, besides its name, type and default.
 
     Attributes:
-      help: its effect.
-      parse: word of the command line → value; a ValueError says what it takes.
-      metavar: what stands for the value in the help.
-      choices: the words that it takes, if it takes only some.
-      several: takes one or more values, as a tuple.
-      repeated: a second value needs the option's name again.
-      accepts: tells a Python object that is a value as it is, such as an open checkpoint.
-      command_only: has no meaning in a call from Python.
-      shown: the default as the help shows it, where that is not how the value is printed.
+      help: effect of the option.
+      parse: function from a word of the command line to a value; its ValueError says what the option takes.
+      metavar: name of the value in the help.
+      choices: the words that the option takes, if it takes only some.
+      several: whether it takes one or more values, as a tuple.
+      repeated: whether each further value needs the option's name again.
+      accepts: tells whether a Python object is a value as it is, such as an open checkpoint.
+      command_only: whether calls from Python do not have it.
+      shown: the default as the help shows it, if not the value itself.
     """
 
     help: str
@@ -80,12 +80,12 @@ def whole_number(smallest: int | None = None, largest: int | None = None) -> Cal
 
 
 def device_count(text: str) -> int | str:
-    """Parses how many devices: a number from 1 up, or `all`."""
+    """Parses a number of devices: from 1 up, or `all`."""
     return text if text == "all" else whole_number(1)(text)
 
 
 def mesh_axes(text: str) -> dict[str, int]:
-    """Parses the parts of each axis of a mesh, as data=4,head=2."""
+    """Parses the number of parts along each axis of a mesh, such as data=4,head=2."""
     parts = re.fullmatch(r"(?:(data|head)=([1-9]\d*))(?:,(data|head)=([1-9]\d*))?", text)
     if not parts or parts[1] == parts[3]:
         raise ValueError(f"{text} is not like data=4,head=2")
@@ -99,12 +99,12 @@ def from_keywords(kind: type[Kind], given: Mapping[str, Any], owner: str) -> Kin
     """Returns the options of a call from Python, checked as the command checks its arguments.
 
     Args:
-      kind: the dataclass.
-      given: values by name; None is as if it were not there.
-      owner: whose options they are, for error messages.
+      kind: dataclass of the options.
+      given: values by name; None means not given.
+      owner: name of the study, for error messages.
 
     Raises:
-      JaxqkvError: naming the option, and what it takes.
+      JaxqkvError: naming the option and what it takes.
     """
     known = {name: each for name, (each, _) in options_of(kind).items() if not each.command_only}
     values = {}
@@ -157,7 +157,7 @@ def _unfit(name: str, value: Any) -> JaxqkvError:
 
 # --- groups that studies share ---
 
-# Options that mean the same thing in two ways.
+# Options that exclude each other.
 EXCLUSIVE = (("demo", "model"), ("text", "text_file"), ("devices", "mesh"))
 
 
@@ -168,7 +168,7 @@ def is_open(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which checkpoint and layer are drawn, and how; options of every study."""
+    """Options of every study."""
 
     model: tuple[Any, ...] = option(
         (),
@@ -180,7 +180,7 @@ class Options:
     demo: bool = option(False, "draw the bundled checkpoint that fits the study; no download")
     revision: str | None = option(None, "branch, tag or commit on the hub", metavar="NAME")
     layer: int | None = option(None, "layer to draw (default the study's own)", parse=whole_number(), metavar="LAYER")
-    seed: int = option(0, "seed of everything random, fresh weights too", parse=whole_number(0), metavar="N")
+    seed: int = option(0, "seed of all random numbers, fresh weights included", parse=whole_number(0), metavar="N")
     theme: str = option("light", "colours of the pictures", choices=THEMES)
     dpi: int = option(200, "resolution of the pictures", parse=whole_number(10, 2400), metavar="N")
 
@@ -193,11 +193,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Checkpoints beside the first."""
+    """Checkpoints to compare with the first."""
 
     compare: tuple[Any, ...] = option(
         (),
-        "further checkpoints, overlaid or beside; NAME@REVISION on the hub",
+        "draw these checkpoints too, overlaid or side by side; NAME@REVISION on the hub",
         metavar="SPEC",
         several=True,
         accepts=is_open,
@@ -206,13 +206,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Running:
-    """How the model runs and what it reads text with; for studies of activations."""
+    """How the model runs."""
 
     tokenizer: Path | None = option(
         None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
     )
     dtype: str = option(
-        "float32", "the model's arithmetic; statistics are always float32", choices=("float32", "bfloat16")
+        "float32", "dtype of the model's arithmetic; statistics are always float32", choices=("float32", "bfloat16")
     )
 
 
@@ -221,10 +221,10 @@ class Texts:
     """Texts instead of the study's own."""
 
     text: tuple[str, ...] = option(
-        (), "texts instead of the study's own; several make a batch", metavar="TEXT", several=True
+        (), "run these texts instead of the study's own; several make a batch", metavar="TEXT", several=True
     )
     text_file: tuple[Path, ...] = option(
-        (), "the same, each read from a file", parse=Path, metavar="FILE", several=True
+        (), "run the texts in these files, one text in each", parse=Path, metavar="FILE", several=True
     )
 
 
@@ -232,10 +232,10 @@ class Texts:
 class PairOfTexts:
     """Two texts and two answers."""
 
-    clean: str | None = option(None, "text whose next token is asked for, instead of the study's own", metavar="TEXT")
-    donor: str | None = option(None, "text of as many tokens with the other answer", metavar="TEXT")
+    clean: str | None = option(None, "text whose next token is predicted, instead of the study's own", metavar="TEXT")
+    donor: str | None = option(None, "text with the same number of tokens and the other answer", metavar="TEXT")
     answers: tuple[str, ...] = option(
-        (), "the two answers, a token each, with their leading spaces", metavar="WORD", several=True
+        (), "the two answers, single tokens with their leading spaces", metavar="WORD", several=True
     )
 
 
@@ -245,22 +245,23 @@ class Documents:
 
     corpus: tuple[str, ...] = option(
         (),
-        "hub data set NAME[:CONFIG[:SPLIT]], python-docs, or files or folders of .txt, .jsonl and .parquet "
-        "(give --corpus once for each)",
+        "take documents from a hub data set NAME[:CONFIG[:SPLIT]], python-docs, or files or folders of .txt, .jsonl "
+        "and .parquet (repeat --corpus for several)",
         metavar="SPEC",
         several=True,
         repeated=True,
     )
-    documents: str = option("files", "what one document of a .txt file is", choices=("files", "paragraphs"))
-    text_column: str = option("text", "field or column that holds the text", metavar="NAME")
+    documents: str = option("files", "documents of a .txt file: the whole file, or its paragraphs",
+                            choices=("files", "paragraphs"))  # fmt: skip
+    text_column: str = option("text", "field or column with the text", metavar="NAME")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """Tests by permutation and intervals by bootstrap."""
+    """Permutation tests and bootstrap intervals."""
 
     permutations: int = option(
-        1000, "random permutations of a test, and resamples of an interval", parse=whole_number(1), metavar="N"
+        1000, "permutations in a test, and resamples for an interval", parse=whole_number(1), metavar="N"
     )
 
 
@@ -268,9 +269,7 @@ class Resampling:
 class Significance(Resampling):
     """Tests that the original does not have."""
 
-    significance: bool = option(
-        False, "test what the original compares by eye: p and q are saved, and q < 0.05 is marked"
-    )
+    significance: bool = option(False, "test what the original compares by eye; save p and q, and mark q < 0.05")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,11 +277,11 @@ class Devices:
     """Several devices of this machine."""
 
     devices: int | str | None = option(
-        None, "devices that share the batch (default one)", parse=device_count, metavar="N|all"
+        None, "number of devices that share the batch (default 1)", parse=device_count, metavar="N|all"
     )
     mesh: Mapping[str, int] | None = option(
         None,
-        "data=N,head=M: N parts of the batch, each on M devices that share the heads",
+        "split the batch into N parts, each on M devices that share the heads: data=N,head=M",
         parse=mesh_axes,
         metavar="AXES",
     )
@@ -295,14 +294,14 @@ class Job:
     distributed: bool = option(False, "join a job of several processes; the first one draws", command_only=True)
     coordinator: str | None = option(
         None,
-        "address of the first process, where SLURM or MPI do not say it",
+        "address of the first process, if SLURM or MPI do not set it",
         metavar="HOST:PORT",
         command_only=True,
     )
     processes: int | None = option(None, "number of processes", parse=whole_number(1), metavar="N", command_only=True)
     process: int | None = option(
-        None, "which process this is, from 0", parse=whole_number(0), metavar="I", command_only=True
+        None, "number of this process, from 0", parse=whole_number(0), metavar="I", command_only=True
     )
     patience: int = option(
-        60, "seconds to wait for the others", parse=whole_number(1), metavar="SECONDS", command_only=True
+        60, "seconds to wait for the other processes", parse=whole_number(1), metavar="S", command_only=True
     )

@@ -1,4 +1,4 @@
-"""Pairs of texts that differ in who is the indirect object, and the two answers."""
+"""Pairs of texts that differ in their indirect object, and the two answers."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxqkv.studies.options import PairOfTexts
 
 
 class Pair(NamedTuple):
-    """A text, one of as many tokens with the other answer, and the two answers."""
+    """A clean text, a donor with the same number of tokens and the other answer, and the two answers."""
 
     clean: str
     donor: str
@@ -22,15 +22,15 @@ def _sentences(first: str, second: str, place: str, thing: str) -> Pair:
 
 
 PAIR = _sentences(" Mike", " Emma", "cafe", "coffee")
-# Names that the bundled checkpoint has as one token each.
+# The pair for the bundled checkpoint, in whose vocabulary these names are single tokens.
 DEMO_PAIR = _sentences(" John", " Mary", "house", "book")
 
 
 def chosen_pair(options: PairOfTexts, demo: bool) -> Pair:
-    """Returns the pair that the options give, and what they do not give of the study's own or the demo's.
+    """Returns the pair in the options; what they leave out is the study's own, or the demo's.
 
     Raises:
-      JaxqkvError: for answers that are not two.
+      JaxqkvError: unless there are two answers.
     """
     own = DEMO_PAIR if demo else PAIR
     if options.answers and len(options.answers) != 2:

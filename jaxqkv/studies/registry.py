@@ -1,11 +1,11 @@
-"""The studies by name. A new study is a module of this folder and a line here."""
+"""The studies by name. A new study is a module in this folder and a line here."""
 
 import importlib
 
 from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.studies.study import Study
 
-# Modules of this folder, each with a `STUDY`; in the order of the table of studies.
+# Modules in this folder, each with a `STUDY`, in the order of the table of studies.
 MODULES = (
     "qkv_weights",
     "attention_scores",
@@ -25,7 +25,7 @@ _added: dict[str, Study] = {}
 
 
 def add(study: Study) -> None:
-    """Adds a study from outside the package; it is then drawn and listed as the others are."""
+    """Adds a study from outside the package; it is then drawn and listed like the others."""
     _added[study.name] = study
 
 
@@ -35,10 +35,10 @@ def names() -> list[str]:
 
 
 def study(name: str) -> Study:
-    """Returns the study of that name; its run and figures are imported when they are first asked for.
+    """Returns the study of that name; its run and figures are imported when they are first used.
 
     Raises:
-      JaxqkvError: when there is none, naming those that are near.
+      JaxqkvError: when there is none, suggesting near names.
     """
     if name in _added:
         return _added[name]

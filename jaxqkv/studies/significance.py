@@ -1,4 +1,4 @@
-"""q-values of a figure's tests, and how what is significant is drawn."""
+"""q-values of a figure's tests, and marks of what is significant."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LEVEL = 0.05
 def q_values(*p: Float[np.ndarray, "..."]) -> list[Float[np.ndarray, "..."]]:
     """Returns Benjamini and Hochberg's q-values of all tests of a figure together, in the arrays' shapes.
 
-    `scipy.stats.false_discovery_control`; NaN where p is NaN, which then is no test.
+    As `scipy.stats.false_discovery_control`; NaN where p is NaN, which does not count as a test.
     """
     from scipy.stats import false_discovery_control
 
@@ -30,7 +30,7 @@ def q_values(*p: Float[np.ndarray, "..."]) -> list[Float[np.ndarray, "..."]]:
 def stars(
     x: Shaped[np.ndarray, "point"], y: Float[np.ndarray, "point"], q: Float[np.ndarray, "point"], color: str
 ) -> Line:
-    """Returns a star at every point that is significant, to be drawn over a curve of the original."""
+    """Returns a star at every significant point, to be drawn over a curve."""
     chosen = q < LEVEL
     return Line(x=x[chosen], y=y[chosen], color=color, marker="*", size=13, linestyle="", face=1.0)
 
@@ -38,7 +38,7 @@ def stars(
 def marked(
     x: Shaped[np.ndarray, "point"], y: Float[np.ndarray, "point"], significant: Bool[np.ndarray, "point"], **look: Any
 ) -> list[Line]:
-    """Returns a curve with a filled marker at what is significant, and a hollow one elsewhere."""
+    """Returns a curve with filled markers at significant points and hollow ones at the others."""
     label, marker, linestyle = look.pop("label", ""), look.pop("marker", "o"), look.pop("linestyle", "-")
     return [
         Line(x=x, y=y, label=label, linestyle=linestyle, **look),

@@ -1,4 +1,4 @@
-"""Texts that the package carries for its studies."""
+"""The texts that come with the package for its studies."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 
 
 def stimuli(name: str) -> list[str]:
-    """Returns the lines of a data file of a study, as `attention_scores/purple.txt`, without its heading."""
+    """Returns the lines of a study's data file, such as `attention_scores/purple.txt`, without comments."""
     return [line for line in read_lines(FOLDER / name) if line and not line.startswith("#")]
 
 

@@ -1,4 +1,4 @@
-"""`Study`: a published study as a value, with its options, its figures and the run that computes them."""
+"""`Study`: a study with its options, its figures and the run that computes them."""
 
 import contextlib
 import dataclasses
@@ -21,17 +21,17 @@ RunType = TypeVar("RunType", bound="type[Run]")
 
 
 class Run:
-    """One computation of a study: opens what the options name, then computes what the figures take.
+    """One computation of a study: opens checkpoints and texts, then computes the reductions for the figures.
 
-    A context manager, so that a study can tidy up after its figures are written, or say how an interrupted run
-    goes on. Subclasses set `name`, and override `describe` and `compute`.
+    A context manager, so that a study can clean up after its figures are written, or say how to resume an interrupted
+    run. Subclasses set `name`, and override `describe` and `compute`.
     """
 
     def __init__(self, options: Any, folder: Path | None = None):
-        """Opens the checkpoints and texts; `folder` is where the study's files go, None for a call from Python."""
+        """Opens the checkpoints and texts; `folder` is that of the study's files, None for a call from Python."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run: checkpoint, layer, text or corpus."""
+        """Returns this run's entries in the manifest: checkpoint, layer, text or corpus."""
         raise NotImplementedError
 
     def compute(self, names: Collection[str]) -> Mapping[str, Any]:
@@ -52,9 +52,9 @@ class FigureSpec:
     """A figure of a study.
 
     Attributes:
-      id: its name on the command line.
-      title: its row in the table of figures.
-      make: function of the run, and of the reductions that its further parameters name.
+      id: name on the command line.
+      title: title in the table of figures.
+      make: function of the run, and of the reductions that its other parameters name.
     """
 
     id: str
@@ -67,21 +67,21 @@ class FigureSpec:
         return tuple(inspect.signature(self.make).parameters)[1:]
 
     def display(self, run: Run, reductions: Mapping[str, Any]) -> "Display":
-        """Returns the figure's arrays and panels."""
+        """Returns the figure as arrays and panels."""
         return self.make(run, **{name: reductions[name] for name in self.needs})
 
 
 @dataclasses.dataclass(eq=False)
 class Study:
-    """A published study.
+    """A study.
 
     Attributes:
-      name: on the command line.
-      title: of the page and of the table of studies.
+      name: name on the command line.
+      title: title on the page and in the table of studies.
       models: default checkpoints.
-      demo: the bundled checkpoint that fits.
-      options: the dataclass of its options.
-      modules: what defines its run and its figures, imported when they are first asked for, so that a study's help
+      demo: the bundled checkpoint for `--demo`.
+      options: dataclass of its options.
+      modules: modules that define its run and its figures, imported when they are first used, so that a study's help
         needs no JAX.
     """
 
@@ -114,13 +114,13 @@ class Study:
 
     @property
     def figures(self) -> dict[str, FigureSpec]:
-        """Every figure by its id, in the order of the study: of its modules, whichever was imported first."""
+        """The figures by id, in the order of the study's modules, whichever was imported first."""
         self._load()
         order = {module: place for place, module in enumerate(self.modules)}
         return dict(sorted(self._figures.items(), key=lambda item: order.get(item[1].make.__module__, -1)))
 
     def select(self, ids: Sequence[str]) -> list[FigureSpec]:
-        """Returns the figures named, in the study's order; all of them when none is.
+        """Returns the figures with these ids, in the study's order; all figures if no id is given.
 
         Raises:
           JaxqkvError: for an id that the study does not have.
@@ -140,7 +140,7 @@ class Study:
 
     @staticmethod
     def needs(specs: Sequence[FigureSpec]) -> frozenset[str]:
-        """Returns the names of the reductions that these figures take together."""
+        """Returns the names of all reductions that these figures take."""
         return frozenset(name for spec in specs for name in spec.needs)
 
     def _load(self) -> None:
@@ -159,13 +159,13 @@ class Study:
         """Draws a figure of this study, as `jaxqkv figures` does, and returns it instead of writing files.
 
         Args:
-          id: of the figure; a list gives a list of figures that share one pass over the model.
-          model: hub id, folder, demo-gpt2, demo-bert or random:SPEC; an open `Checkpoint` or a `Model`;
-            several in a list where the study takes several. The study's own unless given.
-          options: the options of `jaxqkv figures STUDY` under their Python names: `layer`, `seed`, `theme`, ….
+          id: id of the figure; a list returns a list of figures that share one pass over the model.
+          model: hub id, folder, demo-gpt2, demo-bert or random:SPEC; an open `Checkpoint` or a `Model`; or a list of
+            several if the study takes several. The study's own unless given.
+          options: the options of `jaxqkv figures STUDY` by their Python names: `layer`, `seed`, `theme`, ….
 
         Raises:
-          JaxqkvError: on names, values, checkpoints and texts that the command would refuse, too.
+          JaxqkvError: on names, values, checkpoints and texts that the command would refuse too.
         """
         import numpy as np
 

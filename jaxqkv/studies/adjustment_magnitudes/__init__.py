@@ -11,10 +11,11 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdjustmentMagnitudesOptions(Options, Running, Documents):
-    """Texts that are run, and positions that are fitted."""
+    """Texts and positions."""
 
-    batch: int = option(64, "texts to run, from the beginning of the corpus", parse=whole_number(1), metavar="N")
-    positions: int = option(30, "positions that figure 4 fits, from the second on", parse=whole_number(2), metavar="N")
+    batch: int = option(64, "run this many texts, the first of the corpus", parse=whole_number(1), metavar="N")
+    positions: int = option(30, "fit this many positions in figure 4, from the second on", parse=whole_number(2),
+                            metavar="N")  # fmt: skip
 
 
 STUDY = Study(

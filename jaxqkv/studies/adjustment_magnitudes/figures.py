@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `adjustment-magnitudes`."""
 
 import jax
 import numpy as np
@@ -13,25 +13,25 @@ from jaxqkv.kernels import freedman_diaconis_histogram, linear_regression, momen
 from jaxqkv.studies.adjustment_magnitudes import STUDY
 from jaxqkv.studies.adjustment_magnitudes.run import AdjustmentMagnitudesRun
 
-# Percentiles between which figure 3 has its colours.
+# Percentiles at the ends of figure 3's colours.
 COLOURS = (5, 95)
 Norms = Float[np.ndarray, "layer batch pos"]
 
 
 def log(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Returns natural logarithms; −∞ of 0 without a warning."""
+    """Returns natural logarithms; −∞ for 0, without a warning."""
     with np.errstate(divide="ignore"):
         return np.log(values)
 
 
 def mean_by_position(run: AdjustmentMagnitudesRun, norms: Norms) -> Float[np.ndarray, "layer pos"]:
-    """Returns the log of the mean norm over the texts that reach each position, and how many those are."""
+    """Returns the log of the mean norm at each position, over the texts that reach it."""
     count = run.batch.mask.sum(axis=0)
     return log(np.where(run.batch.mask, norms, 0).sum(axis=1, dtype=np.float64) / count).astype(np.float32)
 
 
 def by_layer(values: Float[np.ndarray, " layer"], marker: str, title: str, ylabel: str) -> Panel:
-    """Returns a point a layer."""
+    """Returns a panel with a point for each layer."""
     return Lines(
         lines=layer_points(values, marker), title=title, xlabel="Transformer layer", ylabel=ylabel, integer_x=True
     )

@@ -1,4 +1,4 @@
-"""The run of the study: the model, the texts, and one forward pass."""
+"""The run of the study `adjustment-magnitudes`: the model, the texts, and one forward pass."""
 
 import itertools
 from collections.abc import Collection, Iterable
@@ -24,13 +24,13 @@ from jaxqkv.text.corpora import open_corpus
 from jaxqkv.typing import AnyArray
 
 CORPUS = "cornell-movie-review-data/rotten_tomatoes::test"
-# For temporaries of a block.
+# Memory for the temporaries of a block.
 MEMORY = "2GB"
 
 
 def norms(attention: Attention, mask: Bool[AnyArray, "batch pos"]) -> Float[Array, "batch pos"]:
     """Returns the Euclidean norm of what attention adds at each position; 0 at pads."""
-    assert attention.attn_out is not None  # which every block has
+    assert attention.attn_out is not None  # every block sets it
     return jnp.where(mask, jnp.linalg.norm(attention.attn_out.astype(jnp.float32), axis=-1), 0)
 
 
@@ -55,10 +55,10 @@ class AdjustmentMagnitudesRun(Run):
             self.fitted_note = f" ({self.notes[-1].capitalize()}.)"
 
     def _texts(self, options: AdjustmentMagnitudesOptions) -> list[str]:
-        """Returns the first texts of the corpus that are not blank, and sets what the manifest says of it.
+        """Returns the first non-blank texts of the corpus, and describes the corpus in `about`.
 
         Raises:
-          CorpusError: when there is none, or the corpus is out of reach.
+          CorpusError: when there is none, or the corpus cannot be reached.
         """
         documents: Iterable[str]
         if options.demo and not options.corpus:
@@ -77,7 +77,7 @@ class AdjustmentMagnitudesRun(Run):
 
     @cached_property
     def batch(self) -> Batch:
-        """The texts as ids without special tokens, padded on the right; longer ones than the model are cut."""
+        """The texts as ids without special tokens, padded on the right; texts too long for the model are cut."""
         tokenizer, positions = self.model.tokenizer, self.model.config.n_positions
         cut = sum(len(ids) > positions for ids in tokenizer.encode(self.texts, special_tokens=False))
         if cut:
@@ -91,7 +91,7 @@ class AdjustmentMagnitudesRun(Run):
         return np.asarray(self.batch.mask).sum(axis=1)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {
             "checkpoint": [self.model.checkpoint.identity()],
             "corpus": self.about,
@@ -100,10 +100,10 @@ class AdjustmentMagnitudesRun(Run):
         }
 
     def compute(self, names: Collection[str]) -> dict[str, Float[np.ndarray, "layer batch pos"]]:
-        """Makes one forward pass; of each layer the norms are kept.
+        """Makes one forward pass, and keeps the norms of each layer.
 
         Returns:
-          `norms` `[layer, batch, pos]`, where it is named: Euclidean norms of what attention adds, 0 at pads.
+          `norms` `[layer, batch, pos]`, if any name is given: Euclidean norms of what attention adds, 0 at pads.
         """
         if not names:
             return {}
@@ -113,6 +113,6 @@ class AdjustmentMagnitudesRun(Run):
 
     @property
     def of_texts(self) -> str:
-        """How a caption ends."""
+        """The end of captions: the texts and their lengths."""
         lengths = self.lengths
         return f" {len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens.{self.cut_note}"

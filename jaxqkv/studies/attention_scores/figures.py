@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `attention-scores`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

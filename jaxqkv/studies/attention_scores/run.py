@@ -1,4 +1,4 @@
-"""The run of the study: the model, the texts, and one forward pass."""
+"""The run of the study `attention-scores`: the model, the texts, and one forward pass."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
@@ -32,7 +32,7 @@ PATTERN_EDGES = np.linspace(0, 1, 91)
 
 Heads = Float[AnyArray, "batch head pos head_dim"]
 Mask = Bool[AnyArray, "batch pos"]
-# Q, K and the mask of one layer → what is kept of it.
+# A function of Q, K and the mask of one layer to the arrays that are kept.
 Reduction = Callable[[Heads, Heads, Mask], dict[str, Array]]
 
 
@@ -48,7 +48,7 @@ def last_token_densities(q: Heads, k: Heads, mask: Mask) -> dict[str, Float[Arra
 
 
 def score_statistics(q: Heads, k: Heads, mask: Mask) -> dict[str, Float[Array, "..."]]:
-    """Returns moments of the unmasked scores, and the softmax over real keys in bins between its ends."""
+    """Returns moments of the unmasked scores, and densities of the scores and of their softmax over real keys."""
     scores = scaled_scores(q, k)
     keys = visible_keys(mask, causal=False)[:, None]
     pairs = keys & mask[:, None, :, None]
@@ -74,27 +74,27 @@ def _pattern(q: Heads, k: Heads, mask: Mask) -> Float[Array, "batch head query k
     return attention_pattern(scaled_scores(q, k), visible_keys(mask, causal=True)[:, None])
 
 
-# What figures take of every layer.
+# Reductions of every layer that figures take.
 REDUCTIONS: dict[str, Reduction] = {
     "last_token": last_token_densities,
     "scores": score_statistics,
     "causal_pattern": causal_densities,
 }
-# Those of causal attention alone.
+# Reductions that need causal attention.
 CAUSAL = frozenset({"causal_pattern"})
-# What figures take of the layer that is shown.
+# Name of the arrays of the layer that is shown.
 OF_LAYER = "of_layer"
 
 
 @jit(static_argnames="names")
 def _reduce(q: Heads, k: Heads, mask: Mask, *, names: frozenset[str]) -> dict[str, dict[str, Array]]:
-    # In one order always, so that the compilation cache knows the program again.
+    # Always in the same order, so that the compilation cache recognises the program.
     return {name: REDUCTIONS[name](q, k, mask) for name in sorted(names)}
 
 
 @jit
 def _of_layer(q: Heads, k: Heads, mask: Mask) -> dict[str, Any]:
-    """Returns what figures 4, 7b and 9 show of one layer, in one program."""
+    """Returns the arrays of one layer for figures 4, 7b and 9, in one program."""
     n_head, head_dim = q.shape[1], q.shape[-1]
     wide_q, wide_k = (merge_heads(x[0]) for x in (q, k))
     return {
@@ -122,20 +122,20 @@ class AttentionScoresRun(OfOneLayer, Run):
         self.texts = _texts(options)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {"checkpoint": [self.model.checkpoint.identity()], "layer": self.layer, "text": self.texts}
 
     @cached_property
     def batch(self) -> Batch:
-        """The texts as ids; for a model that sees both ways, with the tokenizer's special tokens."""
+        """The texts as ids, with the tokenizer's special tokens unless the model is causal."""
         return self.model.tokenize(self.texts, special_tokens=not self.config.causal)
 
     def compute(self, names: Collection[str]) -> dict[str, Mapping[str, Any]]:
-        """Makes one forward pass, to the last layer that is needed; each layer is reduced and let go.
+        """Makes one forward pass up to the last layer that is needed; each layer is reduced and then freed.
 
         Returns:
-          For each name, its arrays: `[layer, …]` of those in `REDUCTIONS`, one layer's of `OF_LAYER`; none of
-          those in `CAUSAL` for a model that sees both ways.
+          For each name, its arrays: `[layer, …]` for those in `REDUCTIONS`, of one layer for `OF_LAYER`; none for those
+          in `CAUSAL` unless the model is causal.
         """
         every_layer = frozenset(names) & frozenset(REDUCTIONS)
         if not self.config.causal:
@@ -146,7 +146,7 @@ class AttentionScoresRun(OfOneLayer, Run):
         return computed
 
     def _forward(self, names: frozenset[str], of_layer: bool) -> dict[str, Mapping[str, Any]]:
-        """Returns the reductions of every layer by these names, and with `of_layer` what is shown of the one layer."""
+        """Returns the named reductions of every layer, and with `of_layer` the arrays of the layer that is shown."""
         layers = range(self.config.n_layer) if names else [self.layer]
         mask = self.batch.mask
         heads = jax.ShapeDtypeStruct((len(mask), self.config.n_head, mask.shape[1], self.config.head_dim), np.float32)
@@ -174,13 +174,13 @@ class AttentionScoresRun(OfOneLayer, Run):
             raise NotDrawable(f"{what} needs a text of {count} tokens or more, not {longest}")
 
     def need_causal(self, what: str) -> None:
-        """Refuses a figure of causal attention for a model that sees both ways."""
+        """Refuses a figure of causal attention unless the model is causal."""
         if not self.config.causal:
             raise NotDrawable(f"{what} is about causal attention, and {self.name} attends to later tokens too")
 
     @property
     def of_texts(self) -> str:
-        """How a caption ends whose figure shows all texts."""
+        """The end of the caption of a figure that shows all texts."""
         lengths = self.batch.mask.sum(axis=1)
         if len(lengths) == 1:
             return self.of_first_text
@@ -188,14 +188,14 @@ class AttentionScoresRun(OfOneLayer, Run):
 
     @property
     def of_first_text(self) -> str:
-        """How a caption ends whose figure shows the first text alone."""
+        """The end of the caption of a figure that shows the first text only."""
         others = f", the first of {len(self.texts)} texts" if len(self.texts) > 1 else ""
         count = int(self.first_text.sum())
         return f" {count} token{'s' * (count != 1)}{others}."
 
     @property
     def first_text(self) -> Bool[np.ndarray, " pos"]:
-        """Which positions of the first text are real."""
+        """Mask of the first text's real positions."""
         return np.asarray(self.batch.mask[0])
 
 

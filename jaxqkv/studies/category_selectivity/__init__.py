@@ -1,4 +1,4 @@
-"""Study 9: are words of a category more alike in Q, K and V than words of different ones, and in which layers?
+"""Study 9: are words of one category more alike in Q, K and V than words of different ones, and in which layers?
 
 Source: Mike X Cohen, "50 ML projects to understand LLMs", project 38, laminar profile of RSA and category selectivity.
 """
@@ -12,12 +12,13 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CategorySelectivityOptions(Options, Running, Resampling):
-    """The words."""
+    """Words and definitions."""
 
     words: Path | None = option(
-        None, "words instead of the study's own: a file with lines of a category and a word", parse=Path, metavar="FILE"
-    )
-    as_published: bool = option(False, "as the original, also where it slips")
+        None, "run the words in this file, a category and a word on each line, instead of the study's own", parse=Path,
+        metavar="FILE",
+    )  # fmt: skip
+    as_published: bool = option(False, "compute as the original does, errors included")
 
 
 STUDY = Study(

@@ -1,4 +1,4 @@
-"""The figures of similarities within and across categories: 5 to 7."""
+"""Figures 5 to 7: similarities within and across categories."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jaxqkv.studies.category_selectivity.run import CategorySelectivityRun, Redu
 from jaxqkv.studies.category_selectivity.selectivity import Selectivity, difference_tests, selectivity
 from jaxqkv.studies.significance import LEVEL, marked
 
-# Values of figure 7a.
+# Number of values in figure 7a.
 UNIFORM = 10_000
 
 
@@ -38,8 +38,8 @@ def figure_5(run: CategorySelectivityRun, shown: Reduced) -> Display:
         panels=[panels],
         title=run.heading,
         caption=f"Cosine similarities of pairs of words within and across categories in {run.where}: densities at "
-        f"left edges, and Student's t (pooled variance). Pairs that share a word are not independent, so t is no "
-        f"test; figure 6a has one.{run.of_words}{run.layer_note}",
+        f"left edges, and Student's t (pooled variance). Pairs that share a word are not independent, so t is not "
+        f"a test; figure 6a has one.{run.of_words}{run.layer_note}",
         size=(13, 4.3),
     )
 
@@ -47,7 +47,7 @@ def figure_5(run: CategorySelectivityRun, shown: Reduced) -> Display:
 def tested(
     run: CategorySelectivityRun, layers: Reduced
 ) -> tuple[dict[str, Shaped[np.ndarray, "layer qkv"]], Bool[np.ndarray, "layer qkv"]]:
-    """Returns the arrays of figures 6a and 6b, and where the difference is marked."""
+    """Returns the arrays of figures 6a and 6b, and which differences are significant."""
     similarity = layers["similarity"]
     found = selectivity(similarity, run.words)
     p, q = difference_tests(similarity, run.words, run.seed, run.permutations)
@@ -82,7 +82,7 @@ def figure_6a(run: CategorySelectivityRun, layers: Reduced) -> Display:
 
 
 def scatter(found: Selectivity, what: str) -> list[list[Panel]]:
-    """Returns difference and t against the average similarity, a point a layer."""
+    """Returns panels of difference and t against the average similarity, with a point for each layer."""
     panels: list[Panel] = []
     for values, xlabel in ((found.difference, f"{what[0].upper()}{what[1:]}, within − across"), (found.t, "t")):
         for index, name in enumerate(NAMES):

@@ -1,4 +1,4 @@
-"""The figures of the similarities themselves: 1 to 4."""
+"""Figures 1 to 4: the words, their activations and similarities."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ NAMES = list(style.QKV)
 
 
 def matrix(run: CategorySelectivityRun, values: Shaped[np.ndarray, "word word"], title: str, **image: Any) -> Image:
-    """Returns a matrix of all pairs of words, with lines between categories."""
+    """Returns an image of all pairs of words, with lines between categories."""
     ends = run.words.ends
     label = f"Word ({', '.join(run.words.categories)})"
     return Image(
@@ -29,7 +29,7 @@ def matrix(run: CategorySelectivityRun, values: Shaped[np.ndarray, "word word"],
 def against(
     values: Float[np.ndarray, "qkv sample"], r: Float[np.ndarray, "pair"], what: str, size: float
 ) -> list[Panel]:
-    """Returns Q against K, Q against V and K against V, with their correlations."""
+    """Returns panels of Q against K, Q against V and K against V, with their correlations."""
     panels: list[Panel] = []
     for (pair, (a, b)), value in zip(PAIRS.items(), r, strict=True):
         points: dict[str, Any] = {"marker": "o", "linestyle": "", "color": style.GROUPS[pair], "size": size}
@@ -74,7 +74,7 @@ def figure_2a(run: CategorySelectivityRun, shown: Reduced) -> Display:
 
 
 def by_layer(values: Float[np.ndarray, "layer pair"], **intervals: Any) -> list[Line]:
-    """Returns a curve of each pair of Q, K and V."""
+    """Returns a curve for each pair of Q, K and V, with shaded intervals if given."""
     layers = np.arange(len(values))
     low, high = intervals.get("low"), intervals.get("high")
     lines = []
@@ -141,7 +141,7 @@ def figure_3b(run: CategorySelectivityRun, shown: Reduced) -> Display:
 @STUDY.define("4", "similarity of Q's, K's and V's representations by layer")
 def figure_4(run: CategorySelectivityRun, layers: Reduced) -> Display:
     if len(run.words.words) < 3:
-        raise NotDrawable("figure 4 correlates pairs of words, and two words are one pair")
+        raise NotDrawable("figure 4 correlates pairs of words, and two words are a single pair")
     values = rsa(layers["similarity"])
     low, high = rsa_intervals(layers["similarity"], run.seed, run.permutations)
     panel = Lines(

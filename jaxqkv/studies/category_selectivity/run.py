@@ -1,4 +1,4 @@
-"""The run of the study: the model, the words, and one forward pass."""
+"""The run of the study `category-selectivity`: the model, the words, and one forward pass."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,28 +22,28 @@ from jaxqkv.typing import AnyArray
 
 LAYER = 6
 CONTEXT = "The next word is "
-# Pairs of Q, K and V, in the order of every axis of three pairs.
+# Pairs of Q, K and V, in the order of every axis `pair`.
 PAIRS = {"QK": (0, 1), "QV": (0, 2), "KV": (1, 2)}
-# Where the original's part 2 takes its activations.
+# Position at which the original's part 2 takes its activations.
 PUBLISHED_POSITION = 1
 
-# Arrays of the layer that is shown, or of all of them, by name.
+# Arrays of the layer that is shown, or of all layers, by name.
 Reduced = Mapping[str, np.ndarray]
 
 
 def word_statistics(
     attention: Attention, mask: Bool[AnyArray, "word pos"], positions: Int[AnyArray, "word two"]
 ) -> dict[str, Float[Array, "..."]]:
-    """Returns what the figures take of a layer.
+    """Reduces one layer to the arrays that figures take.
 
     Args:
-      attention: with q, k and v.
-      mask: of real tokens.
-      positions: of each word, and where figures 2a and 2b look.
+      attention: q, k and v of the layer.
+      mask: True at real tokens.
+      positions: position of each word, and position for figures 2a and 2b.
 
     Returns:
-      `similarity` `[qkv, word, word]`: cosines between words; `activations` `[qkv, word, embed]` at the second of the
-      positions; `r` `[pair]`: their correlations.
+      `similarity` `[qkv, word, word]`: cosines between words; `activations` `[qkv, word, embed]` at the second
+      position; `r` `[pair]`: their correlations.
     """
 
     def pick(column: int) -> Float[Array, "qkv word embed"]:
@@ -72,7 +72,7 @@ class CategorySelectivityRun(OfOneLayer, Run):
         self._locate()
 
     def _locate(self) -> None:
-        """Finds the last token of each word, and the words that have several."""
+        """Finds the last token of each word, and the words with several tokens."""
         tokenizer, special = self.model.tokenizer, not self.config.causal
         bare = tokenizer.encode(self.texts, special_tokens=False)
         whole = tokenizer.encode(self.texts, special_tokens=special)
@@ -80,12 +80,12 @@ class CategorySelectivityRun(OfOneLayer, Run):
         last = np.array([start + len(ids) - 1 for start, ids in zip(before, bare, strict=True)], np.int32)
         (context,) = tokenizer.encode([CONTEXT.rstrip()], special_tokens=False)
         pieces = [word for word, ids in zip(self.words.words, bare, strict=True) if len(ids) > len(context) + 1]
-        self.pieces = f" Of several tokens, of which the last one counts: {', '.join(pieces)}." if pieces else ""
+        self.pieces = f" Words of several tokens, whose last one is used: {', '.join(pieces)}." if pieces else ""
         elsewhere = np.full_like(last, PUBLISHED_POSITION) if self.as_published else last
         self.positions = np.stack([last, elsewhere], axis=1)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         words = dict(zip(self.words.words, (self.words.categories[i] for i in self.words.label), strict=True))
         return {
             "checkpoint": [self.model.checkpoint.identity()],
@@ -97,11 +97,11 @@ class CategorySelectivityRun(OfOneLayer, Run):
         }
 
     def compute(self, names: Collection[str]) -> dict[str, Reduced]:
-        """Makes one forward pass, to the last layer that is needed.
+        """Makes one forward pass up to the last layer that is needed.
 
         Returns:
-          For each name, the arrays of `word_statistics`: `shown`, of one layer; `layers`, of all, with a layer axis
-          and without activations.
+          For each name, the arrays of `word_statistics`: `shown` for one layer; `layers` for all, with a layer axis and
+          without activations.
         """
         if not names:
             return {}
@@ -119,10 +119,10 @@ class CategorySelectivityRun(OfOneLayer, Run):
 
     @property
     def of_words(self) -> str:
-        """How a caption ends."""
+        """The end of captions: the words and categories."""
         return f" {len(self.words.words)} words of {len(self.words.categories)} categories.{self.pieces}"
 
     @property
     def at_position(self) -> str:
-        """Returns what the captions of figures 2a and 2b say of where they look."""
+        """The note on the position in the captions of figures 2a and 2b."""
         return " (as published: of the second token, the same in every text)" if self.as_published else ""

@@ -1,4 +1,4 @@
-"""Similarities within and across categories, and what chance alone gives."""
+"""Similarities within and across categories, with permutation tests and bootstrap intervals."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ Similarity = Float[AnyArray, "layer qkv word word"]
 
 
 class Selectivity(NamedTuple):
-    """Of the similarities in each layer, `[layer, qkv]`.
+    """Category selectivity of the similarities in each layer, `[layer, qkv]`.
 
     Attributes:
-      difference: mean within categories − mean across.
-      t: Student's, of the two samples.
+      difference: mean similarity within categories − mean across.
+      t: Student's t of the two samples.
       average: ½ (mean within + mean across).
     """
 
@@ -51,7 +51,7 @@ def selectivity(similarity: Similarity, words: Words) -> Selectivity:
 def _difference(label: Int[AnyArray, "word"], pairs: Float[AnyArray, "layer qkv pair"]) -> Float[Array, "layer qkv"]:
     """Returns mean within − mean across categories, from sums over pairs of words.
 
-    The sum over pairs within is a product of flags and similarities, so that all permutations are one matrix product.
+    The sum within is a product of flags and similarities, so that all permutations are one matrix product.
     """
     label, pairs = jnp.asarray(label), jnp.asarray(pairs)
     one, other = np.triu_indices(label.shape[0], 1)
@@ -67,9 +67,9 @@ _observed = jit(_difference)
 def difference_tests(
     similarity: Similarity, words: Words, seed: int, permutations: int
 ) -> tuple[Float[np.ndarray, "layer qkv"], Float[np.ndarray, "layer qkv"]]:
-    """Returns p and q-values of the differences, one-sided: the words' categories are permuted.
+    """Returns one-sided p and q-values of the differences, by permuting the words' categories.
 
-    Words are permuted and not pairs, of which many share a word.
+    Words are permuted rather than pairs, because many pairs share a word.
     """
     pairs = similarity[..., *np.triu_indices(len(words.label), 1)]
     pairs = pairs - pairs.mean(axis=-1, keepdims=True)  # so that sums keep their digits
@@ -93,7 +93,7 @@ def rsa(similarity: Similarity) -> Float[np.ndarray, "layer pair"]:
 def rsa_intervals(
     similarity: Similarity, seed: int, samples: int
 ) -> tuple[Float[np.ndarray, "layer pair"], Float[np.ndarray, "layer pair"]]:
-    """Returns the ends of their bootstrap intervals over words."""
+    """Returns the ends of bootstrap intervals over words of the correlations in `rsa`."""
     n_word = similarity.shape[-1]
     ends = bootstrap_interval(similarity, jax.random.key(seed), n_unit=n_word, statistic=_rsa, samples=samples)
     low, high = (np.asarray(each) for each in ends)

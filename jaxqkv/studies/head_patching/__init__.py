@@ -16,11 +16,11 @@ class HeadPatchingOptions(Options, Running, PairOfTexts):
 
     pairs: Path | None = option(
         None,
-        "file of pairs to average over: lines with clean text, donor, first and second answer, between tabs",
+        "average over the pairs in this file; each line has clean text, donor, first and second answer, between tabs",
         parse=Path,
         metavar="FILE",
     )
-    repeats: int = option(1, "shuffles of each head that figure 2 averages over", parse=whole_number(1), metavar="N")
+    repeats: int = option(1, "shuffle each head this often in figure 2", parse=whole_number(1), metavar="N")
 
 
 STUDY = Study(

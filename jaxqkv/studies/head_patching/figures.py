@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `head-patching`."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from jaxqkv.figures.panels import Image, Line, Lines, Panel, plain
 from jaxqkv.studies.head_patching import STUDY
 from jaxqkv.studies.head_patching.run import HeadPatchingRun, Scores
 
-# Percentiles of the colours of figure 3a, limits and step of layers of figure 4, and columns of both.
+# Percentiles of figure 3a's colours, colour limit and step of layers in figure 4, and columns of both.
 COLOURS, LIMIT, STEP, COLUMNS = (2, 98), 0.4, 3, 5
 
 
 def _need(run: HeadPatchingRun, found: Any) -> Any:
-    """Returns what was computed of the next token.
+    """Returns a reduction that needs next-token logits, or refuses the figure.
 
     Raises:
-      NotDrawable: for a model that predicts none.
+      NotDrawable: for a model without next-token logits.
     """
     if found is None:
         raise NotDrawable(f"{run.name} has no next-token logits")
@@ -27,7 +27,7 @@ def _need(run: HeadPatchingRun, found: Any) -> Any:
 
 
 def _over_heads(values: np.ndarray) -> Lines:
-    """Mean and standard deviation (population) over heads of values `[layer, head]`."""
+    """Returns a panel of the mean and population standard deviation over heads, of values `[layer, head]`."""
     line = Line(x=np.arange(len(values)), y=values.mean(axis=1), error=values.std(axis=1), marker="o")
     return Lines(lines=[line], xlabel="Transformer layer", ylabel="ΔIOI", integer_x=True, zero_y=True)
 

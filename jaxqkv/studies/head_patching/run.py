@@ -1,4 +1,4 @@
-"""The run of the study: both texts, and sweeps that shuffle every head of one or take it from the other."""
+"""The run of the study `head-patching`: the texts, and sweeps that shuffle each head or take it from the donor."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -21,16 +21,16 @@ from jaxqkv.text.batches import Batch
 from jaxqkv.text.reading import read_text
 
 LAYER = 4
-# Resamples of pairs, and the ends of the intervals, in percent.
+# Number of resamples of pairs, and the ends of the intervals in percent.
 RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
 
 
-# What needs next-token logits.
+# Reductions that need next-token logits.
 OF_LOGITS = ("scores", "shuffled", "patched", "positions")
 
 
 class Scores(NamedTuple):
-    """Log probabilities of the first pair's next tokens `[vocab]`, and the IOI scores of all pairs `[pair]`."""
+    """Log probabilities of the next token after the first pair, `[vocab]`, and IOI scores of all pairs, `[pair]`."""
 
     clean: np.ndarray
     donor: np.ndarray
@@ -63,16 +63,16 @@ class HeadPatchingRun(OfOneLayer, Run):
             if one != two:
                 pieces = (" ".join(map(repr, self.tokens(batch, index))) for batch in (self.clean, self.donor))
                 raise JaxqkvError(
-                    f"clean and donor must have as many tokens, and have {one} and {two}: {'; '.join(pieces)}"
+                    f"clean and donor must have the same number of tokens, not {one} and {two}: {'; '.join(pieces)}"
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         pairs = [{"clean": pair.clean, "donor": pair.donor, "answers": list(pair.answers)} for pair in self.pairs]
         return {"checkpoint": [self.model.checkpoint.identity()], "layer": self.layer, "pairs": pairs}
 
     def compute(self, names: Collection[str]) -> Mapping[str, Any]:
-        """Returns what figures take, by its name; None of what needs logits, for a model without them."""
+        """Returns the reductions by name; those that need logits are None for a model without them."""
         wanted = [name for name in names if self.config.has_logits or name not in OF_LOGITS]
         return dict.fromkeys(names) | {name: getattr(self, f"_{name}")() for name in wanted}
 
@@ -125,7 +125,7 @@ class HeadPatchingRun(OfOneLayer, Run):
         return np.asarray(found) - self.score_clean[:, None, None]
 
     def _positions(self) -> Float[np.ndarray, "layer head pos"]:
-        """Returns the same of each position apart, the mean over pairs that have a token there."""
+        """Returns the change of the score for each position alone, the mean over pairs that have a token there."""
         found = self.model.sweep(self.clean, self._from_donor, self.metric, per_text=True, by_position=True)
         change = np.asarray(found) - self.score_clean[:, None, None, None]
         real = np.asarray(self.clean.mask)[:, None, None]
@@ -135,7 +135,7 @@ class HeadPatchingRun(OfOneLayer, Run):
         return edits.replace(self._donor_z, heads)
 
     def intervals(self, values: Float[np.ndarray, "pair layer head"]) -> Float[np.ndarray, "two layer head"]:
-        """Returns bootstrap intervals over pairs of their mean."""
+        """Returns bootstrap intervals of the mean over pairs."""
         generator = np.random.default_rng(self.options.seed)
         count = len(values)
         drawn = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
@@ -145,7 +145,7 @@ class HeadPatchingRun(OfOneLayer, Run):
         """Returns the first two positions of the first answer in the first donor.
 
         Raises:
-          NotDrawable: if it is not there twice.
+          NotDrawable: if there are fewer than two.
         """
         ids = np.asarray(self.donor.ids)[0][np.asarray(self.donor.mask)[0]]
         found = np.flatnonzero(ids == self.answers[0, 0])
@@ -161,7 +161,7 @@ class HeadPatchingRun(OfOneLayer, Run):
 
     @property
     def of_pairs(self) -> str:
-        """How a caption ends whose figure shows all pairs."""
+        """The end of the caption of a figure that shows all pairs."""
         if len(self.pairs) == 1:
             return " One pair of sentences proves little; --pairs averages over many."
         return f" Mean over {len(self.pairs)} pairs of sentences."
@@ -171,7 +171,7 @@ def _pairs(options: HeadPatchingOptions) -> list[Pair]:
     """Returns the pairs that the options give, or the study's own.
 
     Raises:
-      JaxqkvError: for a file whose lines are not pairs, and answers that are not two.
+      JaxqkvError: for a file whose lines are not pairs, and unless there are two answers.
     """
     if options.pairs is not None:
         if options.clean or options.donor or options.answers:

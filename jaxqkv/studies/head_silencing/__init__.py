@@ -13,19 +13,19 @@ from jaxqkv.studies.study import Study
 class HeadSilencingOptions(Options, Running):
     """Options of `head-silencing`."""
 
-    text: str | None = option(None, "text instead of the study's own", metavar="TEXT")
+    text: str | None = option(None, "run this text instead of the study's own", metavar="TEXT")
     head: int | None = option(None, "head to silence (default 1)", parse=whole_number(0), metavar="HEAD")
     edit: str = option(
         "zero",
-        "what silences a head: z at 0, its mean over the text's positions, or its values shuffled",
+        "how a head is silenced: z set to 0, to its mean over the text's positions, or shuffled",
         choices=("zero", "mean", "permute"),
     )
     target: str | None = option(
-        None, "token whose probability counts (default the clean model's most probable one)", metavar="WORD"
+        None, "token whose probability is shown (default the clean model's most probable one)", metavar="WORD"
     )
     fact: str | None = option(None, "text of figure 4c", metavar="TEXT")
-    answer: str | None = option(None, "token that should follow it", metavar="WORD")
-    against: str | None = option(None, "token to compare it with", metavar="WORD")
+    answer: str | None = option(None, "token that should follow --fact", metavar="WORD")
+    against: str | None = option(None, "token to compare --answer with", metavar="WORD")
 
 
 STUDY = Study(

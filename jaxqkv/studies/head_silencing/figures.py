@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `head-silencing`."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from jaxqkv.studies.head_silencing import STUDY
 from jaxqkv.studies.head_silencing.run import HeadSilencingRun, Sweep
 
 EDGES = np.linspace(0.6, 1, 32)
-# Rows of a table of tokens, and of the limits of figure 4c.
+# Rows of a table of tokens, and limit of figure 4c's axes.
 ROWS, LIMIT = 10, 0.4
 
 
 def _need(run: HeadSilencingRun, found: Any) -> Any:
-    """Returns what was computed of the next token.
+    """Returns a reduction that needs next-token logits, or refuses the figure.
 
     Raises:
-      NotDrawable: for a model that predicts none.
+      NotDrawable: for a model without next-token logits.
     """
     if found is None:
         raise NotDrawable(f"{run.name} has no next-token logits")
@@ -156,7 +156,7 @@ def figure_4c(run: HeadSilencingRun, fact: Any) -> Display:
 
 
 def _changes(run: HeadSilencingRun, sweep: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the changes of both log probabilities, and the clean ones."""
+    """Returns the changes of the target's and of the largest log probability, and both clean ones."""
     found: Sweep = _need(run, sweep)
     clean = np.array([run.clean[run.target], run.clean.max()])
     return found.target - clean[0], found.largest - clean[1], clean

@@ -1,4 +1,4 @@
-"""The run of the study: a clean run, one with a head silenced, and sweeps that silence every head."""
+"""The run of the study `head-silencing`: a clean run, one with a head silenced, and sweeps that silence every head."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
 
 LAYER, HEAD = 4, 1
-# Of figure 4c: its model, layer, text and tokens, and those that the bundled checkpoint has as one token.
+# Figure 4c's model, layer, and text and tokens; and text and tokens for the bundled checkpoint.
 FACT_MODEL, FACT_LAYER = "gpt2", 5
 FACT = ("Berlin is the capital of", " Germany", " France")
 DEMO_FACT = ("I went to the house and I saw", " her", " him")
@@ -38,12 +38,12 @@ def position_cosines(stream: Float[Array, "pos embed"]) -> Float[Array, "pair"]:
 
 
 class Sweep(NamedTuple):
-    """What becomes of the next token when each head is silenced alone, `[layer, head]`.
+    """Log probabilities (nats) of the next token when each head is silenced alone, `[layer, head]`.
 
     Attributes:
-      target: log probability of the token that counts.
-      largest: that of the most probable token.
-      token: which one that is.
+      target: log probability of the target.
+      largest: log probability of the most probable token.
+      token: the most probable token.
     """
 
     target: np.ndarray
@@ -68,23 +68,23 @@ class HeadSilencingRun(OfOneLayer, Run):
         self._target = None if options.target is None else self.model.tokenizer.single_token(options.target)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         about = {"layer": self.layer, "head": self.head, "edit": self.options.edit, "text": self.text}
         return {"checkpoint": [self.model.checkpoint.identity()], **about}
 
     @cached_property
     def batch(self) -> Batch:
-        """The text as ids; for a model that sees both ways, with the tokenizer's special tokens."""
+        """The text as ids, with the tokenizer's special tokens unless the model is causal."""
         return self.model.tokenize(self.text, special_tokens=not self.config.causal)
 
     def silence(self, heads: Sequence[tuple[int, int]]) -> edits.Edit:
-        """Returns the edit of some heads' z that the options name."""
+        """Returns the edit of some heads' z that the options choose."""
         if self.options.edit == "permute":
             return edits.permute(self.options.seed, heads)
         return {"zero": edits.zero, "mean": edits.mean}[self.options.edit](heads)
 
     def compute(self, names: Collection[str]) -> Mapping[str, Any]:
-        """Returns what figures take, by its name; None of what needs logits, for a model without them."""
+        """Returns the reductions by name; those that need logits are None for a model without them."""
         computed: dict[str, Any] = dict.fromkeys(names)
         if "cosines" in names:
             computed["cosines"] = tuple(self._cosines(edited) for edited in (False, True))
@@ -94,7 +94,7 @@ class HeadSilencingRun(OfOneLayer, Run):
         return computed
 
     def _cosines(self, edited: bool) -> Float[np.ndarray, "layer pair"]:
-        """Returns the cosines of the hidden states after each block."""
+        """Returns the cosines between positions of the hidden states after each block."""
         self.need_tokens(3)
         edit = {"z": self.silence([(self.layer, self.head)])} if edited else None
         rows = self.model.layerwise(self.batch, capture={"resid_post"}, edit=edit)
@@ -116,7 +116,7 @@ class HeadSilencingRun(OfOneLayer, Run):
         return np.asarray(found) - self.clean[self.target]
 
     def _fact(self) -> Any:
-        """Returns figure 4c's model, layer, tokens, clean log probabilities and sweep; an error that leaves it out."""
+        """Returns figure 4c's model, layer, text, words, changes and tokens; or the reason why it is not drawn."""
         given = self.options
         own = given.model or given.demo
         model = self.model if own else load_model(dataclasses.replace(given, model=(FACT_MODEL,)), STUDY)
@@ -146,7 +146,7 @@ class HeadSilencingRun(OfOneLayer, Run):
 
     @property
     def target(self) -> int:
-        """The token whose probability counts."""
+        """The target: the token whose probability is shown."""
         return int(self.clean.argmax()) if self._target is None else self._target
 
     def need_tokens(self, count: int) -> None:
@@ -157,18 +157,18 @@ class HeadSilencingRun(OfOneLayer, Run):
             )
 
     def word(self, token: Any) -> str:
-        """Returns a token as a caption shows it."""
+        """Returns a token's text in quotes, for captions."""
         return repr(self.model.tokenizer.tokens([int(token)])[0])
 
     @property
     def silenced(self) -> str:
-        """How captions say what is done to a head."""
+        """What is done to a silenced head, for captions."""
         how = {"zero": "at 0", "mean": "at its mean over positions", "permute": "shuffled"}[self.options.edit]
         return f"z {how}"
 
 
 def sweep_of(model: Model, batch: Batch, silence: Any, target: int) -> Sweep:
-    """Returns a sweep over every head of a model."""
+    """Sweeps over every head of a model."""
     several = {
         "target": metrics.log_probability(target),
         "largest": metrics.largest(),

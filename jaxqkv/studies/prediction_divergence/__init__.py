@@ -13,19 +13,19 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictionDivergenceOptions(Options, Running, Resampling):
-    """The text, and which of its tokens count."""
+    """Text and definitions."""
 
     text_file: Path | None = option(
-        None, "text instead of Alice's Adventures in Wonderland", parse=Path, metavar="FILE"
+        None, "run the text in this file instead of Alice's Adventures in Wonderland", parse=Path, metavar="FILE"
     )
     length: int | None = option(
         None,
-        "tokens to run, from the text's middle on (default the model's positions)",
+        "run this many tokens, from the text's middle on (default the number of the model's positions)",
         parse=whole_number(2),
         metavar="N",
     )
-    skip_first: bool = option(False, "leave out the first position, which attention treats in its own way")
-    as_published: bool = option(False, "as the original, also where it slips")
+    skip_first: bool = option(False, "leave out the first position, which attention treats differently")
+    as_published: bool = option(False, "compute as the original does, errors included")
 
 
 STUDY = Study(

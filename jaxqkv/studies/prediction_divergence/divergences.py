@@ -1,4 +1,4 @@
-"""Divergences of the norms at correct and incorrect positions, and what chance alone gives."""
+"""Divergences between the norms at correct and incorrect positions, and their permutation tests."""
 
 import functools
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.significance import q_values
 from jaxqkv.typing import AnyArray
 
-# Bins between the smallest and the largest norm; and the numbers of edges that figure 4 compares.
+# Number of bins between the smallest and the largest norm, and the numbers of edges that figure 4 compares.
 BINS = 30
 EDGE_COUNTS = np.arange(10, 51)
-# Added by the original inside logarithms.
+# Offset that the original adds inside logarithms.
 PUBLISHED_OFFSET = 1e-15
 
 
@@ -27,7 +27,7 @@ def edges_between(values: Float[np.ndarray, "pos"], count: int) -> Float[np.ndar
 
 
 def one_hot(values: Float[np.ndarray, "pos"], n_bin: int) -> Float[np.ndarray, "pos bin"]:
-    """Returns 1 at the bin of each value, of equally wide ones between the smallest and the largest.
+    """Returns 1 at the bin of each value, 0 elsewhere; bins are equally wide, from the smallest to the largest value.
 
     A histogram of some of the values is then the product of their flags and this matrix.
     """
@@ -52,11 +52,11 @@ Divergence = Callable[..., Array]
 
 
 class Norms(NamedTuple):
-    """Norms by layer, and in which bin each is.
+    """Norms by layer, and their bins.
 
     Attributes:
       hot: 1 at the bin of each norm, 0 elsewhere.
-      norm: the norms, less their layer's mean, so that their sums keep their digits.
+      norm: the norms minus their layer's mean, so that sums keep their digits.
     """
 
     hot: Float[AnyArray, "layer pos bin"]
@@ -64,13 +64,13 @@ class Norms(NamedTuple):
 
     @classmethod
     def of(cls, norms: Float[np.ndarray, "layer pos"]) -> "Norms":
-        """Returns norms with the bin that each is in, of `BINS` in its layer."""
+        """Returns norms with their bins, `BINS` in each layer."""
         hot = np.stack([one_hot(layer, BINS) for layer in norms])
         return cls(hot, norms - norms.mean(axis=1, keepdims=True))
 
 
 def _statistics(flags: Float[Array, "pos"], data: Norms, *, divergence: Divergence) -> Float[Array, "two layer"]:
-    """Returns divergence, and difference of means, of correct and incorrect norms in each layer, by products alone."""
+    """Returns the divergence and the difference of means between correct and incorrect norms, by products only."""
     correct = jnp.einsum("p,lpb->lb", flags, data.hot)
     incorrect = data.hot.sum(axis=1) - correct
     size = jnp.float32(data.hot.shape[2])
@@ -80,7 +80,7 @@ def _statistics(flags: Float[Array, "pos"], data: Norms, *, divergence: Divergen
     return jnp.stack([jax.vmap(divergence, in_axes=(0, 0, None))(correct, incorrect, size), means - others])
 
 
-# By whether it is as published; each is compiled once.
+# Whether it is as published → divergence, statistic; defined here so that each is compiled once.
 DIVERGENCES: dict[bool, Divergence] = {False: right_divergence, True: published_divergence}
 STATISTICS = {how: functools.partial(_statistics, divergence=each) for how, each in DIVERGENCES.items()}
 OBSERVED = {how: jit(each) for how, each in STATISTICS.items()}
@@ -119,15 +119,15 @@ def by_edge_count(
 
 
 class LayerTests(NamedTuple):
-    """What was observed in each layer, and how it compares with chance.
+    """Observed statistics of each layer, and their tests.
 
     Attributes:
-      divergence: of the norms at correct and incorrect positions.
-      difference: of their means, correct − incorrect.
-      null: divergences of permuted flags.
-      p, p_shift: of the divergence, one-sided: by permutations, and by circular shifts.
-      q_value: of `p`, with the other tests.
-      difference_p, difference_q_value: of the difference, two-sided.
+      divergence: divergence between the norms at correct and incorrect positions.
+      difference: difference of their means, correct − incorrect.
+      null: divergences for permuted flags.
+      p, p_shift: one-sided p of the divergence, by permutations and by circular shifts.
+      q_value: q-value of `p`, together with the other tests.
+      difference_p, difference_q_value: two-sided p and q-value of the difference.
     """
 
     divergence: Float[np.ndarray, "layer"]
@@ -148,7 +148,7 @@ def layer_tests(
     permutations: int,
     as_published: bool,
 ) -> LayerTests:
-    """Tests all layers with the same permutations of the flags; their histograms are one product."""
+    """Tests all layers with the same permutations of the flags; the histograms of all are one matrix product."""
     permuting, shifting = jax.random.split(key)
     flags, data = correct.astype(np.float32), jax.tree.map(jnp.asarray, Norms.of(norms))
     statistic = STATISTICS[as_published]

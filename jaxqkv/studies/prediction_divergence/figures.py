@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `prediction-divergence`."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ from jaxqkv.studies.prediction_divergence.divergences import (
 from jaxqkv.studies.prediction_divergence.run import PredictionDivergenceRun
 from jaxqkv.studies.significance import LEVEL, marked
 
-# Positions over which figure 2a averages, up to the one that it stands for.
+# Number of positions in figure 2a's running average, which ends at each position.
 WINDOW = 50
-# Standard deviation of the jitter of its points.
+# Standard deviation of the jitter of figure 2a's points.
 JITTER = 0.02
 SIDES = {"correct": style.CORRECT, "incorrect": style.INCORRECT}
 NORM = "Log norm of the attention output"
@@ -33,12 +33,12 @@ Predicted = Int[np.ndarray, "pos"]
 
 
 def divergence_name(run: PredictionDivergenceRun) -> str:
-    """Returns what the axes call the divergence."""
+    """Returns the label of the divergence's axes."""
     return "Divergence (as published)" if run.as_published else "Jensen–Shannon divergence (nats)"
 
 
 def as_published(run: PredictionDivergenceRun) -> str:
-    """Returns what captions say of the original's definition."""
+    """Returns the caption's sentence on the original's definition; empty unless it is used."""
     if not run.as_published:
         return ""
     return (
@@ -142,7 +142,7 @@ def figure_4(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms) -
         panels=[[Lines(lines=[line], xlabel="Edges of bins", ylabel=divergence_name(run))]],
         title=run.heading,
         caption=f"Divergence of figure 3's distributions in {run.where}, by the number of bins' edges: it grows with "
-        f"it, whatever the tokens.{as_published(run)}{run.of_text}{run.layer_note}",
+        f"that number, whatever the tokens.{as_published(run)}{run.of_text}{run.layer_note}",
         size=(8, 4),
     )
 
@@ -151,7 +151,7 @@ def tested(run: PredictionDivergenceRun, norms: Norms, tests: LayerTests | None,
     """Returns the tests, or refuses the figure with the reason why there are none."""
     require_finite(norms)
     run.need_both(what)
-    assert tests is not None  # with numbers and both kinds of positions there are
+    assert tests is not None  # there are tests if all norms are finite and both kinds of positions exist
     return tests
 
 

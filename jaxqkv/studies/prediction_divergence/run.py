@@ -1,4 +1,4 @@
-"""The run of the study: the model, the middle of a text, and one forward pass."""
+"""The run of the study `prediction-divergence`: the model, the middle of a text, and one forward pass."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -31,13 +31,13 @@ def _log_norms(attn_out: Float[AnyArray, "layer batch pos embed"]) -> Float[Arra
 
 @jit
 def _most_probable(logits: Float[AnyArray, "batch pos vocab"]) -> Int[Array, "pos"]:
-    """Returns the token of the largest logit at each position; −1 where one is NaN."""
+    """Returns the token with the largest logit at each position; −1 if a logit is NaN."""
     return jnp.where(jnp.isnan(logits[0]).any(axis=-1), -1, logits[0].argmax(axis=-1))
 
 
 @STUDY.computation
 class PredictionDivergenceRun(OfOneLayer, Run):
-    """The model, the layer that is shown, and the tokens with the next ones."""
+    """The model, the layer that is shown, and the tokens and their next tokens."""
 
     def __init__(self, options: PredictionDivergenceOptions, folder: Path | None = None):
         self.model = load_model(options, STUDY)
@@ -53,10 +53,10 @@ class PredictionDivergenceRun(OfOneLayer, Run):
         self._choose(self.model.tokenizer.encode([text], special_tokens=False)[0], options)
 
     def _choose(self, ids: list[int], options: PredictionDivergenceOptions) -> None:
-        """Takes the tokens from the middle of the text on, and the next of each.
+        """Takes the tokens from the middle of the text on, and the next token of each.
 
         Raises:
-          JaxqkvError: when the text has too few for `--length`, or for any.
+          JaxqkvError: when the text has fewer than `--length`, or than two.
         """
         positions = self.config.n_positions
         if options.length is not None and options.length > positions:
@@ -78,7 +78,7 @@ class PredictionDivergenceRun(OfOneLayer, Run):
         self.pos = np.arange(self.first, length)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {
             "checkpoint": [self.model.checkpoint.identity()],
             "layer": self.layer,
@@ -93,10 +93,10 @@ class PredictionDivergenceRun(OfOneLayer, Run):
         """Makes one forward pass.
 
         Returns:
-          For each name, of all positions that count:
-          `predicted`: the token of the largest logit `[pos]`, −1 where logits are NaN.
+          For each name, its arrays at all positions that count:
+          `predicted`: the token with the largest logit `[pos]`, −1 if logits are NaN.
           `norms`: log norms of what attention adds `[layer, pos]`.
-          `tests`: of all layers; None where there is none.
+          `tests`: the tests of all layers; None if there are none.
         """
         if not names:
             return {}
@@ -114,17 +114,17 @@ class PredictionDivergenceRun(OfOneLayer, Run):
     def _tests(self, norms: Float[np.ndarray, "layer pos"]) -> LayerTests | None:
         correct = self.correct
         if not (correct.any() and (~correct).any() and np.isfinite(norms).all()):
-            return None  # which the figures say
+            return None  # the figures report why
         key = jax.random.key(self.seed)
         return layer_tests(norms, correct, key, permutations=self.permutations, as_published=self.as_published)
 
     @property
     def correct(self) -> Bool[np.ndarray, "pos"]:
-        """Where the largest logit is that of the next token."""
+        """Positions at which the next token has the largest logit."""
         return self.predicted == self.next[self.first :]
 
     def need_both(self, what: str) -> None:
-        """Refuses a figure of correct against incorrect positions where there is only one kind."""
+        """Refuses a figure that compares correct and incorrect positions if there is only one kind."""
         if broken := int((self.predicted < 0).sum()):
             raise NotDrawable(f"{what}: the logits of {broken} positions are NaN or infinite, so nothing is predicted")
         if not self.correct.any() or self.correct.all():
@@ -133,7 +133,7 @@ class PredictionDivergenceRun(OfOneLayer, Run):
 
     @property
     def of_text(self) -> str:
-        """How a caption ends."""
+        """The end of captions: the tokens, and how many are predicted correctly."""
         first = "the first left out" if self.first else "the first, at which attention may rest, among them"
         return (
             f" {len(self.pos):,} tokens of {self.source} from token {self.start + self.first:,} on, {first}; "

@@ -13,16 +13,17 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QkvActivationsOptions(Options, Running, Documents, Resampling):
-    """The text, the target, and how much comes before it."""
+    """Text and target."""
 
     text_file: Path | None = option(
-        None, "text instead of Alice's Adventures in Wonderland", parse=Path, metavar="FILE"
+        None, "run the text in this file instead of Alice's Adventures in Wonderland", parse=Path, metavar="FILE"
     )
     target: str = option(" like", "target token, with its leading space", metavar="WORD")
     context: int | None = option(
-        None, "tokens before the target", parse=whole_number(1), metavar="N", shown="50, or as many as the model takes"
-    )
-    rows: int = option(500, "occurrences of the target to run at most", parse=whole_number(2), metavar="N")
+        None, "run this many tokens before the target", parse=whole_number(1), metavar="N",
+        shown="50, or as many as the model takes",
+    )  # fmt: skip
+    rows: int = option(500, "run at most this many occurrences of the target", parse=whole_number(2), metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()

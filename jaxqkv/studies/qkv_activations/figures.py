@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `qkv-activations`."""
 
 from typing import Any
 
@@ -103,7 +103,7 @@ def by_layer(
     *intervals: Float[np.ndarray, "layer qkv"],
     **axes: Any,
 ) -> Panel:
-    """Returns a curve each for Q, K and V, with a shaded interval if its ends are given."""
+    """Returns a panel with a curve for each of Q, K and V, and shaded intervals if their ends are given."""
     lines = []
     for index, (name, color) in enumerate(style.QKV.items()):
         between = (intervals[0][:, index], intervals[1][:, index]) if intervals else None

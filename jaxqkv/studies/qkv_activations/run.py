@@ -1,4 +1,4 @@
-"""The run of the study: the model, the occurrences of the target, and one forward pass."""
+"""The run of the study `qkv-activations`: the model, the occurrences of the target, and one forward pass."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -26,10 +26,10 @@ from jaxqkv.typing import AnyArray
 
 LAYER, CONTEXT = 6, 50
 ALICE = "Alice's Adventures in Wonderland"
-# Of the layer that is shown, and of every layer.
+# Edges of bins for the layer that is shown, and for every layer.
 SHOWN_EDGES = np.linspace(-7, 7, 234)
 EDGES = np.linspace(-4, 4, 101)
-# Of a vector: the last axis of `rows`.
+# Measures of a vector, in the order of the last axis of `rows`.
 MEASURES = ("mean", "l1", "variance")
 
 # Arrays by name.
@@ -60,10 +60,10 @@ def _densities(vectors: Vectors, edges: np.ndarray) -> Float[Array, "qkv two bin
 
 @jit
 def of_every_layer(wide: Float[AnyArray, "qkv row pos embed"]) -> dict[str, Float[Array, "..."]]:
-    """Returns what the figures take of each layer.
+    """Reduces one layer, for the figures of all layers.
 
     Returns:
-      `rows` `[row, qkv, two, measure]`: of target and non-target; `density` `[qkv, two, bin]`; `std` `[qkv]`: the
+      `rows` `[row, qkv, two, measure]`: measures of target and non-target; `density` `[qkv, two, bin]`; `std` `[qkv]`:
       sample standard deviation over a row's positions, averaged over rows and dimensions.
     """
     vectors = _at_target(jnp.asarray(wide))
@@ -73,11 +73,11 @@ def of_every_layer(wide: Float[AnyArray, "qkv row pos embed"]) -> dict[str, Floa
 
 @jit
 def of_shown_layer(wide: Float[AnyArray, "qkv row pos embed"]) -> dict[str, Float[Array, "..."]]:
-    """Returns what the figures take of the layer that is shown.
+    """Reduces the layer that is shown.
 
     Returns:
-      `activations` `[row, three_embed]`: Q, K and V of the target side by side; `rows` as of every layer; `density`
-      `[qkv, two, bin]`, of finer bins; `q` `[pos, embed]` of the first row.
+      `activations` `[row, three_embed]`: Q, K and V of the target side by side; `rows` as in `of_every_layer`;
+      `density` `[qkv, two, bin]` with finer bins; `q` `[pos, embed]` of the first row.
     """
     wide = jnp.asarray(wide)
     vectors = _at_target(wide)
@@ -102,7 +102,7 @@ class QkvActivationsRun(OfOneLayer, Run):
         self.ids = self._rows(self._documents(options), token, options.rows)
 
     def _pick_context(self, wanted: int | None) -> tuple[int, str]:
-        """Returns how many tokens come before the target, and what captions say if they are not as in the original."""
+        """Returns the number of tokens before the target, and the captions' note if it is not the original's."""
         most = self.config.n_positions - 1
         if wanted is not None and wanted > most:
             raise JaxqkvError(f"--context {wanted}: {self.name} has {most + 1} positions, so {most} at most")
@@ -111,7 +111,7 @@ class QkvActivationsRun(OfOneLayer, Run):
         return (CONTEXT if wanted is None else wanted), ""
 
     def _documents(self, options: QkvActivationsOptions) -> Iterable[str]:
-        """Returns the texts, and says in `about` which they are."""
+        """Returns the texts, and describes them in `about`."""
         if options.corpus:
             how = {"documents": options.documents, "text_column": options.text_column}
             corpus = open_corpus(options.corpus, **how)
@@ -121,7 +121,7 @@ class QkvActivationsRun(OfOneLayer, Run):
         return [alice() if options.text_file is None else read_text(options.text_file)]
 
     def _rows(self, documents: Iterable[str], token: int, most: int) -> np.ndarray:
-        """Returns the occurrences of the target with enough before them in their document, `[row, context + 1]`.
+        """Returns ids `[row, context + 1]` that end in the target, for occurrences with enough tokens before them.
 
         Raises:
           CorpusError: for fewer than two.
@@ -144,11 +144,11 @@ class QkvActivationsRun(OfOneLayer, Run):
 
     @property
     def source(self) -> str:
-        """The text or the corpus."""
+        """Name of the text or the corpus."""
         return str(self.about.get("text") or self.about.get("corpus"))
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {
             "checkpoint": [self.model.checkpoint.identity()],
             "layer": self.layer,
@@ -160,11 +160,10 @@ class QkvActivationsRun(OfOneLayer, Run):
         } | self.about
 
     def compute(self, names: Collection[str]) -> dict[str, Reduced]:
-        """Makes one forward pass, to the last layer that is needed; each layer is reduced and let go.
+        """Makes one forward pass up to the last layer that is needed; each layer is reduced and then freed.
 
         Returns:
-          For each name, its arrays: `shown`, of one layer, as `of_shown_layer`; `layers`, of all, as
-          `of_every_layer` with a layer axis.
+          For each name, its arrays: `shown` from `of_shown_layer`; `layers` from `of_every_layer`, with a layer axis.
         """
         if not names:
             return {}
@@ -190,7 +189,7 @@ class QkvActivationsRun(OfOneLayer, Run):
 
     @property
     def of_rows(self) -> str:
-        """How a caption ends."""
+        """The end of captions: the occurrences and their context."""
         most = f" ({self.notes[0].capitalize()}.)" if self.notes else ""
         return (
             f" {len(self.ids)} occurrences of {self.target!r} in {self.source}, with the {self.context} tokens before "

@@ -1,4 +1,4 @@
-"""Study 1: characteristics of the weights of Q, K and V. Weights only; the model is never built.
+"""Study 1: characteristics of the weights of Q, K and V. Reads weights only; the model is never built.
 
 Source: Mike X Cohen, "50 ML projects to understand LLMs", project 33, QKV weights characteristics.
 """

@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `qkv-weights`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def _label(matrix: str) -> str:
 
 
 def _by_matrix(x: np.ndarray, columns: np.ndarray, markers: bool) -> list[Line]:
-    """Three curves in the colours of Q, K and V, from `columns [x, qkv]`."""
+    """Returns three curves in the colours of Q, K and V, given `columns [x, qkv]`."""
     return [
         Line(x=x, y=column, label=_label(m), color=style.QKV[m], marker=style.MARKERS[m] if markers else "")
         for m, column in zip(MATRICES, columns.T, strict=True)
@@ -47,7 +47,7 @@ def _mean_and_std(mean: np.ndarray, std: np.ndarray, title: str = "") -> list[Li
 
 
 def _across_models(run: QKVWeightsRun, moments: Sequence[Reduced], caption: str) -> Display:
-    """Returns a row of means and standard deviations for every model."""
+    """Returns a display with a row of means and standard deviations for every model."""
     arrays: dict[str, np.ndarray] = {}
     rows = []
     for name, reduced in zip(run.names, moments, strict=True):

@@ -21,23 +21,23 @@ TOGETHER = 50
 
 
 class HeadTests(NamedTuple):
-    """Of the mean cosine within heads − that across heads, by layer and matrix; two-sided."""
+    """Two-sided tests of the mean cosine within heads − the mean across heads, by layer and matrix."""
 
     p: Float[np.ndarray, "layer matrix"]
     q_value: Float[np.ndarray, "layer matrix"]
 
 
 class _Columns(NamedTuple):
-    """Columns at unit length, and the numbers of the heads."""
+    """Columns at unit length, and the heads' numbers."""
 
     unit: Float[Array, "row column"]
     heads: Int[Array, "head"]
 
 
 def _difference(head: Int[Array, "column"], data: _Columns) -> Float[Array, ""]:
-    """Returns mean cosine within − across heads from sums of unit columns, without the cosines.
+    """Returns the mean cosine within − across heads, from sums of unit columns, without computing the cosines.
 
-    The cosines of n columns u add up to (‖Σu‖² − Σ‖u‖²) / 2; the sums within heads are one matrix product, of all
+    The cosines of n columns u add up to (‖Σu‖² − Σ‖u‖²) / 2. The sums within heads are one matrix product for all
     permutations.
     """
     members = (head[None] == data.heads[:, None]).astype(data.unit.dtype)
@@ -54,7 +54,7 @@ def _difference(head: Int[Array, "column"], data: _Columns) -> Float[Array, ""]:
 def _p(
     wide: Float[Array, "embed three_inner"], key: Key[Array, ""], *, n_head: int, matrices: int, permutations: int
 ) -> Float[Array, "matrix"]:
-    """Returns p of W_Q, W_K and, if asked for, W_V; with the same permutations."""
+    """Returns p of W_Q, W_K and, with `matrices` 3, W_V; all have the same permutations."""
     width = wide.shape[1] // 3
     head = jnp.repeat(jnp.arange(n_head), width // n_head)
 
@@ -67,16 +67,16 @@ def _p(
 
 
 def head_tests(weights: Sequence[Weights], matrices: int, seed: int, permutations: int) -> list[HeadTests]:
-    """Permutes the columns over the heads, in every layer of each checkpoint; all tests share their q-values.
+    """Tests every layer of each checkpoint by permuting the columns over the heads; all tests share their q-values.
 
     Args:
-      weights: the checkpoints.
+      weights: weights of each checkpoint.
       matrices: 2 for W_Q and W_K, 3 for W_V too.
-      seed: of the permutations.
-      permutations: how many.
+      seed: seed of the permutations.
+      permutations: number of permutations.
 
     Returns:
-      For each checkpoint its tests; NaN where there is one head, or one column in each.
+      The tests of each checkpoint; NaN if there is one head, or one column in each.
     """
     found = []
     with console.bar(total=sum(each.config.n_layer for each in weights), desc="tests", unit="layer") as progress:

@@ -1,4 +1,4 @@
-"""The run of the study: the checkpoints, and one pass over the layers of each."""
+"""The run of the study `qkv-weights`: the checkpoints, and one pass over the layers of each."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +25,7 @@ LAYER = 6
 WEIGHT_EDGES = np.linspace(-0.8, 0.8, 81)
 COSINE_EDGES = np.linspace(-0.4, 0.4, 101)
 
-# One matrix and the number of heads → what is kept of it.
+# A function of one matrix and the number of heads to the arrays that are kept.
 Reduction = Callable[[Float[Array, "embed inner"], int], dict[str, Array]]
 
 
@@ -52,8 +52,8 @@ def matrix_column_cosines(matrix: Float[Array, "embed inner"], n_head: int) -> d
     return {"mean": mean, "std": std}
 
 
-# What figures take: a function of every matrix of every layer, and the checkpoints that it is computed for: the
-# first, those that are `shown` beside each other, or all `models` of the study.
+# Reductions that figures take: a function of every matrix of every layer, and the checkpoints that it is computed for:
+# the first, those that are `shown` together, or all `models` of the study.
 REDUCTIONS: dict[str, tuple[Reduction, str]] = {
     "densities": (matrix_densities, "shown"),
     "moments": (matrix_moments, "shown"),
@@ -62,7 +62,7 @@ REDUCTIONS: dict[str, tuple[Reduction, str]] = {
     "column_cosines_of_models": (matrix_column_cosines, "models"),
 }
 FUNCTIONS = {function.__name__: function for function, _ in REDUCTIONS.values()}
-# Figures 5b and 5c have no V.
+# Matrices of a reduction, if not all three: figures 5b and 5c have no V.
 MATRICES_OF = {"matrix_head_cosines": 2}
 
 
@@ -70,14 +70,14 @@ MATRICES_OF = {"matrix_head_cosines": 2}
 def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: frozenset[str]) -> dict[str, Any]:
     """Applies the functions of these names to W_Q, W_K and W_V, and stacks the results.
 
-    One matrix after another: a product that fills the machine gains nothing from a batch axis, and
-    the columns of the wide matrix need not be moved to make one.
+    The matrices are taken one after another: large products gain nothing from a batch axis, and making one would move
+    the columns of the wide matrix.
     """
     width = wide.shape[1] // 3
 
     def reduce_one(start: Int[Array, ""], chosen: frozenset[str]) -> dict[str, Any]:
         matrix = jax.lax.dynamic_slice_in_dim(wide, start, width, axis=1)
-        # In one order always, so that the compilation cache knows the program again.
+        # Always in the same order, so that the compilation cache recognises the program.
         return {name: FUNCTIONS[name](matrix, n_head) for name in sorted(chosen)}
 
     results: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _reduce(wide: Float[Array, "embed three_embed"], *, n_head: int, names: froz
     return results
 
 
-# A function's arrays `[layer, matrix, …]` by name.
+# A reduction's arrays `[layer, matrix, …]` by name.
 Reduced = Mapping[str, np.ndarray]
 
 
@@ -106,7 +106,7 @@ class QKVWeightsRun(OfOneLayer, Run):
         self.seed, self.significance, self.permutations = options.seed, options.significance, options.permutations
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         checkpoints = [weights.checkpoint.identity() for weights in [*self.weights, *self.compared]]
         return {"checkpoint": checkpoints, "layer": self.layer}
 
@@ -114,7 +114,7 @@ class QKVWeightsRun(OfOneLayer, Run):
         """Makes one pass over the layers of each checkpoint, with one layer's matrices in memory at a time.
 
         Returns:
-          For each name, the reduction of each checkpoint that it is for.
+          For each name, the reduction of each checkpoint that it is computed for.
         """
         everything = [*self.weights, *self.compared]
         models = list(range(len(self.weights)))
@@ -153,12 +153,12 @@ class QKVWeightsRun(OfOneLayer, Run):
 
     @property
     def in_model(self) -> str:
-        """How a title names the model, when there is one alone."""
+        """The model's name in a title; empty if several are compared."""
         return "" if self.compared else f" in {self.label}"
 
     @property
     def tested(self) -> str:
-        """What the captions of figures 5c and 6 say of their tests."""
+        """The sentence on tests in the captions of figures 5c and 6; empty without tests."""
         if not self.significance:
             return ""
         return (

@@ -1,4 +1,4 @@
-"""Study 5: similarities of a token's Q, K and V dimensions over sentences.
+"""Study 5: similarities between a token's Q, K and V dimensions over sentences.
 
 Source: Mike X Cohen, "A deep understanding of AI language model mechanisms", the lecture on
 token-related similarities within and across Q, K, V matrices.
@@ -23,16 +23,17 @@ def _are_texts(value: Any) -> bool:
 class TokenSimilarityOptions(Options, Running, Significance):
     """Options of `token-similarity`."""
 
-    # A file, or texts; `run` refuses anything else than a text among them.
+    # A file, or texts; the run refuses elements that are not texts.
     sentences: Path | Iterable[Any] | None = option(
         None,
-        "sentences instead of the study's own: a file with one a line",
+        "run the sentences in this file, one on each line, instead of the study's own",
         parse=Path,
         metavar="FILE",
         accepts=_are_texts,
     )
     target: str = option(" her", "target token, with its leading space", metavar="WORD")
-    measure: str = option("correlation", "similarity to go on with", choices=("correlation", "cosine"))
+    measure: str = option("correlation", "similarity in distributions, pair-order and laminar",
+                          choices=("correlation", "cosine"))  # fmt: skip
     skip_missing: bool = option(False, "leave out sentences without the target")
 
 

@@ -16,8 +16,8 @@ Samples = Float[AnyArray, "sentence three_embed"]
 def group_means(x: Samples, *, centred: bool) -> Float[Array, "group"]:
     """Returns the mean similarity of each group of pairs of dimensions, in the order of `GROUPS`.
 
-    From the sums of the unit columns of Q, K and V, without the similarities: those of all pairs of two thirds add up
-    to the product of their sums, and within a third to (‖Σu‖² − Σ‖u‖²) / 2.
+    Computed from sums of the unit columns u of Q, K and V, without the similarities: over all pairs of two thirds they
+    add up to the product of the sums, and within a third to (‖Σu‖² − Σ‖u‖²) / 2.
     """
     unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
     thirds = unit.reshape(unit.shape[0], 3, -1)
@@ -31,14 +31,14 @@ def group_means(x: Samples, *, centred: bool) -> Float[Array, "group"]:
 def _difference(
     exchanged: Bool[Array, "sentence"], data: tuple[Samples, Samples], *, centred: bool
 ) -> Float[Array, "group"]:
-    """Returns the mean similarities of the target − those of the token before it, where some are exchanged."""
+    """Returns the mean similarities of the target − those of the token before it, with some sentences exchanged."""
     target, non_target = data
     sides = [jnp.where(exchanged[:, None], *pair) for pair in ((non_target, target), (target, non_target))]
     one, other = (group_means(side, centred=centred) for side in sides)
     return one - other
 
 
-# By whether similarity is correlation; each is compiled once.
+# Whether similarity is correlation → statistic; defined here so that each is compiled once.
 STATISTICS = {centred: functools.partial(_difference, centred=centred) for centred in (False, True)}
 
 
@@ -46,7 +46,7 @@ STATISTICS = {centred: functools.partial(_difference, centred=centred) for centr
 def exchange_p(
     target: Samples, non_target: Samples, key: Key[Array, ""], *, centred: bool, permutations: int
 ) -> Float[Array, "group"]:
-    """Returns p of the difference of each group's mean, two-sided: both tokens of a sentence are exchanged or not."""
+    """Returns two-sided p of the difference of each group's mean; the two tokens of a sentence are exchanged."""
     data, statistic = (jnp.asarray(target), jnp.asarray(non_target)), STATISTICS[centred]
     observed = statistic(jnp.zeros(target.shape[0], bool), data)
     null = exchange_null(data, key, n_unit=target.shape[0], statistic=statistic, permutations=permutations, together=25)

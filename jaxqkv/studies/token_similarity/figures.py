@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figures of the study `token-similarity`."""
 
 import dataclasses
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from jaxqkv.studies.token_similarity.run import EDGES, Reduced, TokenSimilarityR
 
 CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 HISTOGRAM_BINS = 100
-# The original's choices, of 54 sentences and 768 dimensions.
+# The original's choices among 54 sentences and 768 dimensions.
 SENTENCES, DIMENSIONS = (1, 40), (123, 700)
 ORIGINAL_SENTENCES, ORIGINAL_WIDTH = 54, 768
 PAIRS_SHOWN = 20_000
@@ -52,7 +52,7 @@ def figure_pairs(run: TokenSimilarityRun, samples: Reduced) -> Display:
 
 
 def _matrix(run: TokenSimilarityRun, similarity: np.ndarray, what: str) -> Display:
-    """Returns a similarity matrix and the histogram of its upper triangle."""
+    """Returns a display of a similarity matrix and the histogram of its upper triangle."""
     values = similarity[np.triu_indices(len(similarity), 1)]
     heights, edges = np.histogram(require_finite(values), bins=HISTOGRAM_BINS)
     panels = [
@@ -123,13 +123,13 @@ def figure_mask(run: TokenSimilarityRun) -> Display:
 
 
 def _group_lines(densities: np.ndarray, groups: Collection[str]) -> list[Line]:
-    """Returns the densities of some groups; within a matrix in its colour, across in a blend's."""
+    """Returns curves of some groups' densities, in the matrix's colour or in a blend of two."""
     order = list(GROUPS)
     return [Line(x=CENTRES, y=densities[order.index(g)], label=g, color=style.GROUPS[g]) for g in groups]
 
 
 def _starred(line: Line, significant: bool) -> Line:
-    """Returns a line with a star in the legend where it is significant."""
+    """Returns a line, with a star in the legend if it is significant."""
     return dataclasses.replace(line, label=f"{line.label} *") if significant else line
 
 

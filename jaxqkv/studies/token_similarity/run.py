@@ -1,4 +1,4 @@
-"""The run of the study: the model, where the target stands in the sentences, and one forward pass."""
+"""The run of the study `token-similarity`: the model, the target's position in each sentence, and one forward pass."""
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -59,13 +59,13 @@ def _mean_and_variance(samples: Samples) -> tuple[Float[Array, " qkv"], Float[Ar
     return thirds.mean(axis=(1, 2)), thirds.var(axis=(1, 2))
 
 
-# Arrays of one reduction by name.
+# A reduction's arrays by name.
 Reduced = Mapping[str, np.ndarray]
 
 
 @STUDY.computation
 class TokenSimilarityRun(OfOneLayer, Run):
-    """The model, the layer that is shown, the sentences, and where the target stands in them."""
+    """The model, the layer that is shown, the sentences, and the target's position in each."""
 
     def __init__(self, options: TokenSimilarityOptions, folder: Path | None = None):
         self.model = load_model(options, STUDY)
@@ -79,7 +79,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
         self._locate()
 
     def _locate(self) -> None:
-        """Finds the target and what stands before it; sentences without are errors or left out."""
+        """Finds the target and the token before it; a sentence without either is an error, or left out."""
         rows = self.model.tokenizer.encode(self.sentences, special_tokens=not self.config.causal)
         token = self.model.tokenizer.single_token(self.target_text)
         places = [find_token(ids, token) for ids in rows]
@@ -87,7 +87,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
         if bad and not self.skip_missing:
             number, target = bad[0], self.target_text
             reason = "lacks" if places[number] is None else "has nothing before"
-            more = f", and so it is with {len(bad) - 1} more" if len(bad) > 1 else ""
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             advice = "--skip-missing (in the library skip_missing=True) leaves such sentences out"
             if not target.startswith(" ") and f" {target}" in self.sentences[number]:
                 advice = f"did you mean {f' {target}'!r}, with the space before it?"
@@ -102,7 +102,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
         self.positions = np.array([places[number] for number in kept], np.int32)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {
             "checkpoint": [self.model.checkpoint.identity()],
             "layer": self.layer,
@@ -114,11 +114,11 @@ class TokenSimilarityRun(OfOneLayer, Run):
 
     @property
     def centred(self) -> bool:
-        """Whether similarity is correlation: the cosine of what is centred."""
+        """Whether similarity is correlation, the cosine of centred columns."""
         return self.measure == "correlation"
 
     def compute(self, names: Collection[str]) -> dict[str, Reduced]:
-        """Makes one forward pass, to the last layer that is needed; of each layer two positions a sentence are kept.
+        """Makes one forward pass up to the last layer that is needed, and keeps two positions of each sentence.
 
         Returns:
           For each name, its arrays:
@@ -174,12 +174,12 @@ class TokenSimilarityRun(OfOneLayer, Run):
 
     @cached_property
     def key(self) -> Key[Array, ""]:
-        """Of the shuffled control."""
+        """Random key of the shuffled control and of the tests."""
         return jax.random.key(self.seed)
 
     @property
     def tested(self) -> str:
-        """What captions say of tests, after what is marked."""
+        """The description of the tests in captions, after the name of the mark."""
         return (
             f"the means of target and non-target differ, q < 0.05 of two-sided tests in which both tokens of a "
             f"sentence are exchanged or not ({self.permutations:,} times, seed {self.seed})."
@@ -192,7 +192,7 @@ class TokenSimilarityRun(OfOneLayer, Run):
 
     @property
     def left_out(self) -> str:
-        """What a caption says of sentences that are not among the samples."""
+        """The caption's sentence on sentences that were left out."""
         return f" {len(self.skipped)} sentences without the target were left out." if self.skipped else ""
 
 
@@ -200,7 +200,7 @@ def _sentences(options: TokenSimilarityOptions) -> list[str]:
     """Returns the lines of a file, sentences given from Python, or the study's own.
 
     Raises:
-      JaxqkvError: when there is none, or something else than texts.
+      JaxqkvError: when there is no sentence, or one is not a text.
     """
     if options.sentences is None:
         return stimuli("token_similarity/her.txt")
@@ -209,7 +209,7 @@ def _sentences(options: TokenSimilarityOptions) -> list[str]:
     given = list(options.sentences)
     for number, each in enumerate(given):
         if not isinstance(each, str):
-            raise JaxqkvError(f"sentences is a file or texts, and sentence {number} of it is {each!r}")
+            raise JaxqkvError(f"sentences must be a file or texts, and sentence {number} is {each!r}")
     if sentences := [each for each in given if each.strip()]:
         return sentences
     raise JaxqkvError("sentences: no sentence in it")

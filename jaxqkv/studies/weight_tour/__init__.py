@@ -1,4 +1,4 @@
-"""Study 4: a tour of a transformer's weights. Weights only; the model is never built.
+"""Study 4: a tour of a transformer's weights. Reads weights only; the model is never built.
 
 Source: "Exploring Transformer Weights", a post on visualising the internals of GPT-2.
 """
@@ -11,9 +11,9 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightTourOptions(Options, Comparison):
-    """How closely the original is followed."""
+    """Definitions."""
 
-    as_published: bool = option(False, "as the original, also where it slips")
+    as_published: bool = option(False, "compute as the original does, errors included")
 
 
 STUDY = Study(

@@ -21,12 +21,12 @@ from jaxqkv.studies.weight_tour.run import ORIGINAL_WIDTH, Tour, WeightTourRun
 
 DIMENSION, DIMENSIONS = 500, (400, 600, 700)
 MEBIBYTE = 2**20
-# Characters of a line of a title over the whole width.
+# Most characters in a line of a title over the whole width.
 TITLE_WIDTH = 90
 
 
 def _summary(tour: Tour) -> tuple[Table, int, int | None]:
-    """Returns a row for each kind of tensor; the number of parameters, also with the output embedding if it is tied."""
+    """Returns a table of the tensors, the number of parameters, and that with the tied output embedding, if tied."""
     inventory = tour.weights.inventory()
     kinds: dict[str, list[Any]] = {}
     for tensor in inventory:
@@ -55,7 +55,7 @@ def _summary(tour: Tour) -> tuple[Table, int, int | None]:
 
 
 def _alike(tours: Sequence[Tour]) -> list[list[Tour]]:
-    """Returns the checkpoints in groups of one architecture: tensors of the same names and shapes, tied or not."""
+    """Groups checkpoints by architecture: the names and shapes of their tensors, and whether embeddings are tied."""
     groups: dict[Any, list[Tour]] = {}
     for tour in tours:
         architecture = tuple(tour.weights.inventory()), getattr(tour.config, "tie_word_embeddings", False)
@@ -64,7 +64,7 @@ def _alike(tours: Sequence[Tour]) -> list[list[Tour]]:
 
 
 def _sizes(tour: Tour) -> tuple[Pie, StackedBars]:
-    """Returns panels of the parameters by category, and of the size of each layer."""
+    """Returns two panels: the parameters by category, and the size of each layer."""
     inventory = tour.weights.inventory()
     categories = [c for c in style.CATEGORIES if any(tensor.category == c for tensor in inventory)]
     in_layers = [c for c in categories if any(t.category == c and t.layer is not None for t in inventory)]
@@ -131,7 +131,7 @@ def figure_architecture(run: WeightTourRun) -> Display:
 
 
 def _lines(labels: Sequence[str]) -> str:
-    """Returns names as a title of as many lines as they take."""
+    """Joins names to a title of as many lines as needed."""
     return textwrap.fill(", ".join(labels), TITLE_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
@@ -143,10 +143,10 @@ def _dimensions(tour: Tour, wanted: Sequence[int]) -> list[int]:
 
 
 def _moved(run: WeightTourRun, wanted: Sequence[int]) -> str:
-    """Returns what a caption says of dimensions that a narrower model does not have, once for all models of a width."""
+    """Returns the caption's note on dimensions that a narrower model does not have, once for each width."""
     by_width = {tour.config.n_embd: _dimensions(tour, wanted) for tour in run.tours}
     return "".join(
-        f" (Of {width} dimensions are shown those at the original's fractions of the width: "
+        f" (For {width} dimensions, those at the original's fractions of the width are shown: "
         f"{', '.join(map(str, shown))} for {', '.join(map(str, wanted))}.)"
         for width, shown in by_width.items()
         if shown != list(wanted)
@@ -198,7 +198,7 @@ def figure_position_dimension(run: WeightTourRun) -> Display:
     )
 
 
-# Of each checkpoint by name, the dimensions that are shown and what the legend calls them.
+# Name of a checkpoint → the dimensions that are shown and their names in the legend.
 Chosen = Mapping[str, Sequence[tuple[int, str]]]
 
 
@@ -208,7 +208,7 @@ def _chosen_arrays(tour: Tour, chosen: Chosen) -> dict[str, np.ndarray]:
 
 
 def _dimension_panels(run: WeightTourRun, chosen: Chosen, titles: Mapping[str, str]) -> list[Panel]:
-    """Returns a panel a checkpoint with a curve for each of its chosen dimensions."""
+    """Returns a panel for each checkpoint, with a curve for each of its chosen dimensions."""
     values = {tour.name: _chosen_arrays(tour, chosen)["values"] for tour in run.tours}
     ylim = reach(*values.values())
     return [

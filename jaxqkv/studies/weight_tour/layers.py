@@ -1,4 +1,4 @@
-"""Figures of the attention weights of one layer, and of all layers."""
+"""Figures of the attention weights of one layer and of all layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -85,7 +85,7 @@ def _ks_p(statistic: float, n: int) -> float:
     """Returns the two-sided p-value of a Kolmogorov–Smirnov statistic, as `scipy.stats.kstest` gives it."""
     from scipy.special import kolmogorov
 
-    if kolmogorov(statistic * n**0.5) == 0:  # so is the exact one, whose module is slow to import
+    if kolmogorov(statistic * n**0.5) == 0:  # then the exact value is 0 too, and its slow import is not needed
         return 0.0
     from scipy.stats import kstwo
 
@@ -125,12 +125,12 @@ def figure_weights(run: WeightTourRun) -> Display:
     )
 
 
-# Rows top, bottom and columns left, right of a window.
+# A window's rows (top, bottom) and columns (left, right).
 Window = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _windows(shape: tuple[int, int]) -> list[Window]:
-    """Returns the original's windows; those at the same fractions of a matrix in which they do not all fit."""
+    """Returns the original's windows, or windows at the same fractions of the matrix if they do not fit."""
     axes = []
     for bounds, size, original_size in zip(
         zip(*WINDOWS, strict=True), shape, (ORIGINAL_WIDTH, 3 * ORIGINAL_WIDTH), strict=True

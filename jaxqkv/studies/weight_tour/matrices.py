@@ -1,4 +1,4 @@
-"""Figures of W_Q by head, and of what training leaves in each of W_Q, W_K and W_V."""
+"""Figures of W_Q by head, and of how W_Q, W_K and W_V differ from fresh weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from jaxqkv.studies.weight_tour.run import ENDS, ByCheckpoint, Tour, WeightTourR
 
 
 def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weight"]:
-    """Returns W_Q with a row a head; as published, the first third of the wide matrix's rows cut in as many pieces."""
+    """Returns W_Q as a row for each head; as published, the first third of the wide matrix's rows in as many pieces."""
     n_head = tour.config.n_head
     if as_published:
         return tour.wide[: tour.config.n_embd // 3].reshape(n_head, -1)
@@ -41,7 +41,7 @@ def figure_query_heads(run: WeightTourRun) -> Display:
         for tour in run.tours
     ]
     how = (
-        "The first third of the rows of the wide matrix, cut in as many pieces as there are heads: as published, and "
+        "The first third of the rows of the wide matrix, cut into as many pieces as there are heads: as published, and "
         "not the queries of heads"
         if run.as_published
         else "W_Q with a row for each head, input dimension by input dimension"
@@ -141,9 +141,9 @@ def figure_training_signature(run: WeightTourRun, signature: ByCheckpoint) -> Di
     return Display(
         arrays=run.arrays(lambda tour: signature[tour.name]),
         panels=rows_of(panels, 2),
-        caption="Of W_Q, W_K and W_V in each layer: Kolmogorov and Smirnov's distance from a normal distribution, "
-        "excess kurtosis, effective rank (the exponential of the entropy of the normalised singular values) and the "
-        f"largest singular value; {run.names}.",
+        caption="Kolmogorov and Smirnov's distance from a normal distribution, excess kurtosis, effective rank (the "
+        "exponential of the entropy of the normalised singular values) and largest singular value of W_Q, W_K and W_V "
+        f"in each layer; {run.names}.",
         legend=True,
         size=(13, 8),
     )

@@ -1,4 +1,4 @@
-"""The run of the tour: the checkpoints, and one pass over the layers of each."""
+"""The run of the study `weight-tour`: the checkpoints, and one pass over the layers of each."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ ORIGINAL_WIDTH = 768
 ENDS = 3  # layers at either end of the model that are shown
 
 Wide = Float[Array, "embed three_embed"]
-# A reduction of some layers of each checkpoint by name: arrays `[layer, …]`, in a mapping or a tuple where several.
+# A reduction by name of the checkpoint: an array `[layer, …]`, or a mapping or a tuple of several.
 ByCheckpoint = Mapping[str, Any]
 
 
@@ -40,7 +40,7 @@ def _row_variance(wide: Wide) -> Float[Array, " embed"]:
 
 
 def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
-    """Returns how far each of W_Q, W_K and W_V is from fresh weights, in four numbers."""
+    """Returns four statistics that tell trained from fresh weights, for each of W_Q, W_K and W_V."""
 
     def of_one(matrix: Float[Array, "embed inner"]) -> dict[str, Array]:
         shape = distribution_shape(matrix)
@@ -51,7 +51,7 @@ def _signature(wide: Wide) -> dict[str, Float[Array, " qkv"]]:
     return jax.lax.map(of_one, jnp.stack(jnp.split(wide, 3, axis=1)))
 
 
-# What figures take: functions of the wide matrix of a layer, of every one, or of those at the ends of the model.
+# Reductions that figures take: functions of a layer's wide matrix, for every layer or for those at the model's ends.
 OF_EVERY_LAYER: dict[str, Callable[[Wide], Any]] = {
     "statistics": _statistics,
     "row_variance": _row_variance,
@@ -68,7 +68,7 @@ def _reduce(wide: Wide, *, names: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _program(width: int, inner: int, names: tuple[str, ...]) -> Callable[[Wide], dict[str, Any]]:
-    """Returns `_reduce` of some names: one program for all checkpoints of these widths."""
+    """Returns `_reduce` for some names, compiled once for all checkpoints of these widths."""
     return compile_early(_reduce, jax.ShapeDtypeStruct((width, 3 * inner), np.float32), names=names)
 
 
@@ -98,7 +98,7 @@ class Tour(Compared):
 
     @property
     def where(self) -> str:
-        """Layer that is drawn, for a title."""
+        """Layer that is drawn and checkpoint, for a title."""
         return f"layer {self.layer} of {self.label}"
 
     @functools.cached_property
@@ -140,7 +140,7 @@ class WeightTourRun(Run):
         (first, *more) = open_weights(options, STUDY)
         demo = [f"random:{STUDY.demo}"] if options.demo else []
         weights = [first, *more, *open_compared(options, demo)]
-        # The layer must be there in the checkpoint that gives the figures their arrays.
+        # The first checkpoint must have the layer.
         layer, _ = pick_layer(options, LAYER, first.config.n_layer, first.checkpoint.name)
         names = short_names(weights)
         self.tours = [Tour(w, name, order, layer) for order, (w, name) in enumerate(zip(weights, names, strict=True))]
@@ -149,7 +149,7 @@ class WeightTourRun(Run):
         self.seed = options.seed
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the manifest says of this run."""
+        """Returns this run's entries in the manifest."""
         return {
             "checkpoint": [tour.weights.checkpoint.identity() for tour in self.tours],
             "layer": self.first.layer,
@@ -177,11 +177,11 @@ class WeightTourRun(Run):
         return ", ".join(f"layer {tour.layer} of {tour.name}" for tour in self.tours)
 
     def arrays(self, make: Callable[[Tour], dict[str, Any]]) -> dict[str, Any]:
-        """Returns arrays of all checkpoints: the first's under their own names, others' with their checkpoint's."""
+        """Returns the arrays of all checkpoints; the names of all but the first's end with the checkpoint's name."""
         return {f"{name}{tour.suffix}": array for tour in self.tours for name, array in make(tour).items()}
 
     def overlaid(self, values: Callable[[Tour], Float[np.ndarray, "point"]], **line: Any) -> list[Line]:
-        """Returns a curve a checkpoint over the indices of its values, named when there are several."""
+        """Returns a curve for each checkpoint over the indices of its values, named if there are several."""
         lines = []
         for tour in self.tours:
             y, label = values(tour), tour.label if len(self.tours) > 1 else ""
