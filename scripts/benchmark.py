@@ -1,4 +1,4 @@
-"""Times jaxqkv against the PyTorch path, side by side: `python scripts/benchmark.py --help`, or `jaxqkv bench`.
+"""Times jaxqkv against PyTorch, side by side: `python scripts/benchmark.py --help`, or `jaxqkv bench`.
 
 Two baselines (`baselines/`) get the same weights, texts, threads and float32: "notebook", as the
 studies were published, and "tuned", as somebody who knows PyTorch well would write it. Each side
@@ -241,19 +241,21 @@ def _processor() -> str:
 
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="jaxqkv bench", description=__doc__.splitlines()[0])
-    top.add_argument("--cases", nargs="+", metavar="WORD", help="only cases whose names contain one of these")
-    top.add_argument("--list", action="store_true", help="name the cases and end")
+    top.add_argument("--cases", nargs="+", metavar="WORD", help="run only cases whose names contain one of these words")
+    top.add_argument("--list", action="store_true", help="print the names of the cases")
     sizes = top.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help="the shorter cases, once each: under three minutes")
-    sizes.add_argument("--demo", action="store_true", help="small arrays and the bundled checkpoints, to see it work")
-    sizes.add_argument("--model", nargs="+", metavar="SPEC", help="these checkpoints (hub ids, folders) for all cases")
-    top.add_argument("--corpus", nargs="+", metavar="SPEC", help="of token-frequency (default python-docs, repeated)")
-    top.add_argument("--device", choices=DEVICES, help="where both sides compute (default JAX's own)")
-    top.add_argument("--repeat", type=int, help="most runs of each side (default 7; 1 with --quick)")
-    top.add_argument("--seconds", type=float, default=180, help="about so long a case (default %(default)s)")
-    top.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
-    top.add_argument("--add", action="store_true", help="keep what other cases in the folder measured on this machine")
-    top.add_argument("--publish", action="store_true", help="put the numbers in scripts/README.md too")
+    sizes.add_argument("--quick", action="store_true", help="run the shorter cases once each, in under three minutes")
+    sizes.add_argument("--demo", action="store_true", help="try it on small arrays and the bundled checkpoints")
+    sizes.add_argument("--model", nargs="+", metavar="SPEC", help="checkpoints (hub ids, folders) for all cases")
+    top.add_argument("--corpus", nargs="+", metavar="SPEC", help="corpora of token-frequency (default python-docs)")
+    top.add_argument("--device", choices=DEVICES, help="compute on this device on both sides (default JAX's own)")
+    top.add_argument("--repeat", type=int, metavar="N", help="most runs of each side (default 7; 1 with --quick)")
+    top.add_argument("--seconds", type=float, default=180, metavar="S", help="time for a case (default %(default)s)")
+    top.add_argument(
+        "--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="write here (default %(default)s)"
+    )
+    top.add_argument("--add", action="store_true", help="keep other cases' results from this machine")
+    top.add_argument("--publish", action="store_true", help="write the numbers to scripts/README.md too")
     return top
 
 

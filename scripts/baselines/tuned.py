@@ -42,7 +42,7 @@ def cached(model, ids, mask):
 
 
 def _z(block, x, n_head):
-    """z of a block, its heads side by side."""
+    """Returns z of a block, its heads side by side."""
     q, k, v = (
         each.unflatten(-1, (n_head, -1)).transpose(1, 2) for each in block.attn.c_attn(block.ln_1(x)).chunk(3, -1)
     )
