@@ -208,7 +208,7 @@ def _check_alike(one: Activations, other: Activations) -> None:
         numbers = " and ".join(showing.ranges(each.layers) or "none" for each in (one, other))
         raise JaxqkvError(f"activations of different layers: {numbers}; capture the same, in the same order")
     if alone := sorted({*one._captured} ^ {*other._captured}):
-        raise JaxqkvError(f"{alone[0]} was captured on one side alone; capture the same fields on both")
+        raise JaxqkvError(f"{alone[0]} was captured on one side only; capture the same fields on both")
     if one.mask.shape != other.mask.shape:
         shapes = " and ".join(str(list(each.mask.shape)) for each in (one, other))
         raise JaxqkvError(f"activations of different batches: their masks are {shapes}")
@@ -217,7 +217,7 @@ def _check_alike(one: Activations, other: Activations) -> None:
         if len(differing):
             batch, pos = differing[0]
             raise JaxqkvError(
-                f"the masks differ: position {pos} of sequence {batch} is padded on one side alone; pad both alike"
+                f"the masks differ: position {pos} of sequence {batch} is padded on one side only; pad both alike"
             )
 
 

@@ -58,8 +58,8 @@ class Editing:
             changed = jnp.asarray(function(value, self._site))
             if changed.shape != value.shape:
                 raise JaxqkvError(
-                    f"the edit of {field} returns {list(changed.shape)} where it was given {list(value.shape)}; an "
-                    "edit keeps the shape of its value"
+                    f"the edit of {field} returns {list(changed.shape)} for a value of {list(value.shape)}; an edit "
+                    "must keep the shape of its value"
                 )
             value = changed.astype(value.dtype)
         return value

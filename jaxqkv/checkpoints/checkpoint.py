@@ -101,7 +101,7 @@ class Checkpoint:
         if folder is None:
             raise NoTokenizer(
                 f"{self.spec}: has no tokenizer.json, vocab.json with merges.txt, or vocab.txt; give a folder "
-                "that has (--tokenizer FOLDER, in the library tokenizer=)"
+                "that has one (--tokenizer FOLDER, in the library tokenizer=)"
             )
         tokenizer = Tokenizer.from_folder(folder, self.config)
         tokenizer.where = self.spec

@@ -60,13 +60,13 @@ class FolderCheckpoint(Checkpoint):
                     places[key] = file
                 else:
                     absent[key] = f"the index places it in {path.name}, which " + (
-                        "is not there" if file is None else "does not have it"
+                        "does not exist" if file is None else "does not have it"
                     )
         twice = []
         for file in reversed(opened.values()):
             for key in file.header:
                 if (placed := places.setdefault(key, file)) is not file:
-                    twice.append(f"{key} is in {file.path.name} too, and taken from {placed.path.name}")
+                    twice.append(f"{key} is in {file.path.name} too, but taken from {placed.path.name}")
         if twice:
             warnings.warn(printable(f"{self.folder / INDEX}: {listed(twice, '; ')}"), JaxqkvWarning, stacklevel=4)
         return places, {key: reason for key, reason in absent.items() if key not in places}
@@ -91,13 +91,13 @@ class FolderCheckpoint(Checkpoint):
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise CheckpointError(f"{index}: names a file outside its folder: {name!r}")
             if path.suffix != ".safetensors" or any(sign in name for sign in "*?["):  # patterns of what is fetched
-                raise CheckpointError(f"{index}: names what is no safetensors file: {name!r}")
+                raise CheckpointError(f"{index}: names a file that is not a .safetensors file: {name!r}")
         absent = [name for name in shards if not self._has(name)]
         if absent and self.hub:
             download(self.spec, self.revision, tuple(shards))
             absent = [name for name in shards if not self._has(name)]
         if len(absent) == len(shards):  # if only some are missing, an error names the tensors that they would hold
-            raise CheckpointError(f"{index}: names files that are not there: {listed(absent)}")
+            raise CheckpointError(f"{index}: names files that do not exist: {listed(absent)}")
         return {self.folder / name: keys for name, keys in shards.items()}
 
     def _has(self, name: str) -> bool:

@@ -115,7 +115,7 @@ def open_memory(given: Any, config: Any, registry: Registry) -> MemoryCheckpoint
             f"{name} needs config=…: a dict with what config.json holds, a config of transformers or one of jaxqkv"
         )
     if wrong := [key for key in tensors if not isinstance(key, str)]:
-        raise CheckpointError(f"{name}: {wrong[0]!r} is no name of a tensor")
+        raise CheckpointError(f"{name}: {wrong[0]!r} is not the name of a tensor")
     return MemoryCheckpoint(name, _parsed(config, f"{name}: config", registry), tensors)
 
 

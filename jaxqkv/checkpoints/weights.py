@@ -136,7 +136,7 @@ class Weights(NamedWeights):
             return ()
         message = (
             f"{self.checkpoint.file_of(mine)}: {mine} differs from {other}, though config.json ties them; logits use "
-            f'{mine}, as in transformers: say "tie_word_embeddings": false in config.json, or take {mine} out'
+            f'{mine}, as in transformers; set "tie_word_embeddings": false in config.json, or remove {mine}'
         )
         warnings.warn(printable(message), JaxqkvWarning, stacklevel=3)
         return head

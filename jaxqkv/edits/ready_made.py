@@ -48,7 +48,7 @@ class Edit:
           JaxqkvError: for a part that does not exist, and arrays of a wrong shape.
         """
         if self.renormalise and field != "pattern":
-            raise JaxqkvError(f"the edit of {field} says renormalise, which is for rows of a pattern")
+            raise JaxqkvError(f"the edit of {field} has renormalise=True, which is only for the pattern")
         return dataclasses.replace(self, where=self.where.resolve(field, config, shape))
 
     def at(self: _Edit, layer: Any) -> _Edit:
@@ -112,7 +112,7 @@ class Mean(Edit):
         placed = super().placed(field, config, shape, mask)
         if self.reference is not None:
             if field in KEY_FIELDS:
-                raise JaxqkvError(f"the edit of {field} has a reference, whose keys are of no text; leave it out")
+                raise JaxqkvError(f"the edit of {field} cannot have a reference, as keys differ by text; leave it out")
             _check_shape(self.reference, "a reference", field, _axes(field, config))
         return placed
 
@@ -179,7 +179,7 @@ class Replace(Edit):
             return np.broadcast_to(np.minimum(np.arange(pos), available - 1).astype(np.int32), (batch, pos))
         positions, source = self.where.positions, self.source
         if positions is None or positions.dtype == bool or positions.shape[-1] != source.shape[-1]:
-            raise JaxqkvError(f"the edit of {field} names `source`, so `positions` are as many numbers")
+            raise JaxqkvError(f"the edit of {field} has `source`, so it needs as many `positions`, as numbers")
         check_positions(source, f"the edit of {field}", "source", available)
         several = jnp if is_traced(positions, source) else np
         pairs = [several.broadcast_to(each if each.ndim == 2 else each[None], (batch, each.shape[-1]))

@@ -81,7 +81,8 @@ def binned_moments(
     """
     values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index, jnp.int32)
     if values.shape != index.shape or values.ndim != 1:
-        raise KernelError(f"a bin for each value, in one row: not {values.shape} and {index.shape}")
+        shapes = f"{values.shape} and {index.shape}"
+        raise KernelError(f"values and index must be one-dimensional and of equal length, not {shapes}")
     inside = (index >= 0) & (index < n_bin)
     # Each part of the values has its own cells; its last cell takes the values outside the bins.
     parts = min(PARTS, max(values.size, 1))

@@ -76,12 +76,12 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
     if not isinstance(value, jax.Array) or getattr(annotation, "array_type", None) is np.ndarray:
         value = to_numpy(value, name, KernelError)
         if value.dtype.kind in NO_NUMBERS:
-            raise KernelError(f"{name} is no array of numbers but of {value.dtype}")
+            raise KernelError(f"{name} must be an array of numbers, not of {value.dtype}")
         if dtypes == FLOATS and value.dtype.kind in "iub":
             value = value.astype(np.float64)  # which becomes float32 where JAX has no other
     if dtypes == BOOLS and value.dtype != bool:
         if not np.issubdtype(value.dtype, np.integer) or not np.isin(np.asarray(value), (0, 1)).all():
-            raise KernelError(f"{name} is boolean, True at the values that count, or 1 and 0; not {value.dtype}")
+            raise KernelError(f"{name} must be boolean, True at the values that count, or 1 and 0; not {value.dtype}")
         value = value.astype(bool)
     return snapshot(value) if isinstance(value, np.ndarray) and value.flags.writeable else value
 
@@ -103,7 +103,7 @@ def _check_axes(kernel: str, arrays: Mapping[str, Any], annotations: Mapping[str
             axes, shape, rest = named, shape[: len(named)], shape[len(named) :]
             other, whole = shapes.setdefault(last.lstrip("*#"), (name, rest))
             if rest != whole and not ("#" in last and _broadcasts(rest, whole)):
-                raise KernelError(f"{kernel}: {name} {list(rest)} does not go with {other} {list(whole)}")
+                raise KernelError(f"{kernel}: {name} {list(rest)} does not match {other} {list(whole)}")
         if len(shape) != len(axes):
             raise KernelError(f"{kernel}: {name} has the axes [{', '.join(axes)}], got {list(shape)}")
         for axis, length in zip(axes, shape, strict=True):

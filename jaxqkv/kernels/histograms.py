@@ -87,7 +87,7 @@ def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
         off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
         if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
             return edges if isinstance(edges, jax.Array) else places
-    raise KernelError("edges of bins are two or more, equally spaced and increasing")
+    raise KernelError("the edges of bins must be two or more, equally spaced and increasing")
 
 
 def _densities(

@@ -55,7 +55,7 @@ def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
     """
     pos = pattern.shape[-1]
     if pos % 2 or pos < 4:
-        raise KernelError(f"a text that is said twice has an even number of positions from 4 up, not {pos}")
+        raise KernelError(f"a repeated text has an even number of positions, at least 4, not {pos}")
     pattern, n = jnp.asarray(pattern, jnp.float32), pos // 2
 
     def back(steps: int, start: int) -> Float[Array, "batch head"]:

@@ -81,7 +81,7 @@ def _of_output(
         found = measure(final, head, metrics, places, None, [stream], config=config, count=1)
         leaves = [leaf[0] for leaf in jax.tree.leaves(found)]
         if any(leaf.ndim != 1 for leaf in leaves):
-            raise JaxqkvError('method="gradient" takes metrics that are one number of each text; use method="exact"')
+            raise JaxqkvError('method="gradient" takes metrics that are one number for each text; use method="exact"')
         return jnp.stack([leaf.sum() for leaf in leaves]), jax.tree.map(lambda leaf: leaf[0], found)
 
     sums, pull, values = jax.vjp(run, stream, has_aux=True)
@@ -97,8 +97,8 @@ def first_order(source: Source, batch: Batch, config: Architecture, sweep: Sweep
     """
     if any(metric.of_clean for metric in sweep.metrics.values()):
         raise JaxqkvError(
-            'a divergence from the clean run has the gradient 0 there, so that method="gradient" says nothing of it; '
-            'use method="exact"'
+            'the gradient of a divergence from the clean run is 0 there, so method="gradient" cannot measure it; use '
+            'method="exact"'
         )
     passes = Passes(source, batch, config, sweep)
     streams, pieces = [passes.clean], range(len(passes.pieces))

@@ -99,7 +99,7 @@ def branches(
       JaxqkvError: for a field without heads, and an edit that is invalid or differs in kind between heads.
     """
     if field not in HEAD_FIELDS:
-        raise JaxqkvError(f"a sweep edits heads, which {field} has none of; {nearest(field, HEAD_FIELDS)}")
+        raise JaxqkvError(f"a sweep edits heads, and {field} has none; {nearest(field, HEAD_FIELDS)}")
     made: list[Any] = []
     for layer in layers:
         for head in range(config.n_head):

@@ -274,7 +274,7 @@ def _check_reducer(source: Source, batch: Batch, config: Architecture, request: 
     request = dataclasses.replace(request, check=False, memory=None, mesh=None, progress=None)
     whole = collect(source, batch, config, request)
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves(whole)):
-        raise JaxqkvError("`check` compares values, and there are none inside jax.jit and the like; try it outside")
+        raise JaxqkvError("`check` compares values, which are unknown inside jax.jit and the like; use it outside")
     alone = collect(source, batch, config, dataclasses.replace(request, memory=1))
     microbatches.check_same(whole, alone, request.layers, "other sequences of the batch")
     if request.inputs is None and batch.ids.shape[1] < config.n_positions:
@@ -287,7 +287,7 @@ def each_layer(source: Source, batch: Batch, config: Architecture, request: Requ
     """Yields what `layerwise` yields."""
     if request.outputs:
         names = " and ".join(sorted(request.outputs))
-        raise JaxqkvError(f"{names}: not a field of layers, which `layerwise` yields; `run` and `forward` capture it")
+        raise JaxqkvError(f"{names}: not a field of layers, which `layerwise` yields; `run` and `forward` return it")
     # The caller may leave the loop early, so a layer's broken weights are warned of when it has been run.
     for step in run_layers(source, batch, config, request, check_each=True):
         if step.layer in request.layers:

@@ -331,7 +331,7 @@ class Model:
         )
 
     def _head(self) -> Params:
-        """Returns the parameters that make logits: the output embedding, the checkpoint's own or tied, and any head."""
+        """Returns the parameters that make logits, with the checkpoint's output embedding or the token embedding."""
         masked = [rule.key for rule in self.weights.masked_head]
         final = self._with_unembedding if self.config.has_logits or masked else {}
         embed = self._embedding if self.weights.tied or masked else {}

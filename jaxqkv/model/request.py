@@ -89,7 +89,7 @@ class Request:
         """
         if others.get("check") and (reduce is None or edit is not None):
             raise JaxqkvError(
-                "`check` is for `reduce`, and none is given" if reduce is None else "`check` a reducer without `edit`"
+                "`check` needs `reduce`" if reduce is None else "`check` and `edit` cannot be combined; leave one out"
             )
         _check_inputs(inputs, reduce, edit, len(batch.ids))
         names, selected = _checked_capture(capture, reduce), checked_layers(layers, config.n_layer)
@@ -168,7 +168,7 @@ def checked_layers(layers: Layers | None, n_layer: int) -> tuple[int, ...]:
         wrong = f"no layer {', '.join(map(str, bad))}" if bad else "no layer selected"
         raise JaxqkvError(f"{wrong}; the model's layers are 0 to {n_layer - 1}")
     if repeated := sorted({layer for layer in selected if selected.count(layer) > 1}):
-        raise JaxqkvError(f"each layer is named once; layers names {', '.join(map(str, repeated))} more than once")
+        raise JaxqkvError(f"layers names {', '.join(map(str, repeated))} more than once; name each layer once")
     return tuple(sorted(selected)) if isinstance(layers, Set) else selected
 
 
@@ -176,7 +176,7 @@ def _check_inputs(inputs: Any, reduce: Reducer | None, edit: editing.Edits | Non
     if inputs is None:
         return
     if reduce is None and edit is None:
-        raise JaxqkvError("`inputs` are for `reduce` and `edit`, and none is given")
+        raise JaxqkvError("`inputs` needs `reduce` or `edit`")
     wrong = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs) if jnp.shape(leaf)[:1] != (size,)]
     if wrong:
-        raise JaxqkvError(f"`inputs` have the batch of {size} as their first axis; one of them is {list(wrong[0])}")
+        raise JaxqkvError(f"the first axis of `inputs` must be the batch of {size}; one array is {list(wrong[0])}")

@@ -55,10 +55,10 @@ class PlainParameters:
     def __init__(self, params: Any, config: Architecture):
         parts = ("embed", "layers", "final")
         if not isinstance(params, Mapping) or any(name not in params for name in parts):
-            raise JaxqkvError(f"params have the parts {', '.join(parts)}, as `Model.params` returns them")
+            raise JaxqkvError(f"params must have the parts {', '.join(parts)}, as `Model.params` returns them")
         layers = params["layers"]
         if not isinstance(layers, Sequence):
-            raise JaxqkvError(f'params["layers"] is a list with a dict a layer, not {type(layers).__name__}')
+            raise JaxqkvError(f'params["layers"] must be a list of dicts, one a layer, not {type(layers).__name__}')
         if len(layers) != config.n_layer:
             raise JaxqkvError(f"params have {len(layers)} layers, the config says {config.n_layer}")
         self._params: Params = params

@@ -42,7 +42,7 @@ def start(
     known = inspect.signature(jax.distributed.initialize).parameters
     settings |= {"heartbeat_timeout_seconds": patience} if "heartbeat_timeout_seconds" in known else {}
     settings |= {"shutdown_timeout_seconds": DRAWING} if "shutdown_timeout_seconds" in known else {}
-    # CPUs communicate through gloo unless set otherwise; older versions of JAX have no default.
+    # CPUs communicate through gloo unless set otherwise; older versions of JAX hide the setting and have no default.
     if getattr(jax.config, "jax_cpu_collectives_implementation", None) in (None, "none"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:

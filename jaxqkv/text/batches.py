@@ -134,7 +134,7 @@ class Exchanged(Protocol):
         """Returns a capsule with its memory."""
 
 
-# Batches that the model's functions take: a `Batch`, integer ids [batch, pos] without padding, or what `Batch.of` takes.
+# Batches that the model's functions take: a `Batch`, integer ids [batch, pos] without padding, or input of `Batch.of`.
 BatchLike = Batch | jax.typing.ArrayLike | Sequence[Sequence[int]] | Mapping[str, Any] | ArrayLike | Exchanged
 # Keys of a mapping → parts of a batch; and keys that are ignored.
 KEYS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "token_types"}
@@ -209,7 +209,7 @@ def _check_kind(ids: AnyArray) -> None:
 def _check_parts(ids: AnyArray, mask: AnyArray, token_types: AnyArray) -> None:
     for name, part in (("mask", mask), ("token_types", token_types)):
         if part.shape != ids.shape:
-            raise JaxqkvError(f"{name} {list(part.shape)} does not go with ids {list(ids.shape)}")
+            raise JaxqkvError(f"{name} {list(part.shape)} does not match ids {list(ids.shape)}")
     if mask.dtype != bool:
         raise JaxqkvError(f"mask is boolean, True at real tokens, not {mask.dtype}; `Batch.of` takes 1 and 0")
     if not np.issubdtype(token_types.dtype, np.integer):

@@ -82,7 +82,7 @@ def open_corpus(
         raise CorpusError(f"documents are {' or '.join(DOCUMENTS)}, not {documents!r}")
     alone = [spec for spec in names if spec == PYTHON_DOCS or not _is_local(spec)]
     if alone and len(names) > 1:
-        raise CorpusError(f"{alone[0]}: of files and folders there may be several; this one is none, and stands alone")
+        raise CorpusError(f"{alone[0]}: only files and folders can be combined; give this corpus alone")
     if alone:
         return _python_docs() if alone == [PYTHON_DOCS] else _hub_corpus(alone[0], text_column)
     return _local_corpus(names, documents, text_column)
@@ -156,7 +156,7 @@ def _files(spec: str) -> list[Path]:
         raise CorpusError(f"{spec}: no such file or folder") from None
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise CorpusError(f"{path}: of files, {', '.join(SUFFIXES)} are read")
+            raise CorpusError(f"{path}: only {', '.join(SUFFIXES)} files are read")
         return [path]
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")

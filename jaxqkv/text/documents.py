@@ -78,13 +78,13 @@ def _check_column(schema: Any, column: str, where: str) -> None:
     import pyarrow
 
     if schema.names.count(column) > 1:
-        raise CorpusError(f"{where}: has {schema.names.count(column)} columns {column!r}; leave one")
+        raise CorpusError(f"{where}: has {schema.names.count(column)} columns {column!r}; keep one")
     if column not in schema.names:
         raise CorpusError(_no_column(where, column, schema.names))
     kind = schema.field(column).type
     text = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if str(text) not in TEXT_TYPES:
-        raise CorpusError(f"{where}: column {column!r} is {kind}, not text; name the text's with --text-column")
+        raise CorpusError(f"{where}: column {column!r} is {kind}, not text; name the text column with --text-column")
 
 
 def text_of(row: Any, column: str, where: str) -> str:
@@ -106,7 +106,7 @@ def text_of(row: Any, column: str, where: str) -> str:
 
 def _no_column(where: str, column: str, names: list[str]) -> str:
     has = f"it has {listed(names)}" if names else "it has no fields"
-    return f"{where}: no column {column!r}; {has}; name the text's with --text-column"
+    return f"{where}: no column {column!r}; {has}; name the text column with --text-column"
 
 
 READERS = {".txt": read_text_file, ".jsonl": read_jsonl, ".parquet": read_parquet}

@@ -176,8 +176,8 @@ def _class_of(
     if about is not None and model != about.kind.name:
         if side.class_name is not None:
             raise CheckpointError(
-                f"{place} is {name!r}, whose model is {about.kind.name}, and {FILE} has a {model}; for {FILE} to "
-                'decide, write "PreTrainedTokenizerFast" there'
+                f"{place} is {name!r}, whose model is {about.kind.name}, and {FILE} has a {model}; to use {FILE} "
+                'alone, write "PreTrainedTokenizerFast" there'
             )
         return name, None  # the folder is not of the model's own class
     if about is None and name not in GENERAL:
@@ -196,8 +196,8 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
     else:
         absent = " and no ".join(file for file in kind.files if not (side.folder / file).exists())
         raise CheckpointError(
-            f"{side.folder}: no {FILE} and no {absent}, which {name} needs; another class is named by "
-            f"tokenizer_class in {SETTINGS}"
+            f"{side.folder}: no {FILE} and no {absent}, which {name} needs; if that is the wrong class, "
+            f"set tokenizer_class in {SETTINGS}"
         )
     for role in about.stripped:
         if isinstance(token := named[role], str):
@@ -224,8 +224,7 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
         if model.token_to_id(content) is None and (role in kind.needs or content not in known):
             where = " or ".join((FILE,) if written is not None else kind.files[:1])
             raise CheckpointError(
-                f"{side.folder / where}: lacks {role} {content!r}; if it has another name, {role} of {SETTINGS} is to "
-                "say so"
+                f"{side.folder / where}: lacks {role} {content!r}; if it has another name, set {role} in {SETTINGS}"
             )
     _add_tokens(backend, side, named, about.extra if side.extra is None else side.extra, older)
     if written is not None:
@@ -239,7 +238,7 @@ def _of_class(name: str, about: TokenizerClass, side: SideFiles, written: Tokeni
     for what in differences:
         _warn(
             f"{side.folder / FILE}: {what}; that is without effect, as in transformers 5, because {name} sets its own; "
-            f'for {FILE} to decide, {SETTINGS} is to have "tokenizer_class": "PreTrainedTokenizerFast"'
+            f'to use {FILE} alone, set "tokenizer_class": "PreTrainedTokenizerFast" in {SETTINGS}'
         )
     return backend
 
@@ -294,7 +293,7 @@ def _lost(written: Tokenizer, backend: Tokenizer) -> Iterator[str]:
         if index not in ours or flags(token) != flags(ours[index])
     ]
     if lost:
-        yield f"added tokens {listed(lost)} are otherwise in {SETTINGS}"
+        yield f"added tokens {listed(lost)} are different in {SETTINGS}"
 
 
 def _reframed(written: Tokenizer, backend: Tokenizer, side: SideFiles, roles: Sequence[str]) -> bool:

@@ -120,7 +120,7 @@ def test_broken_indexes(tmp_path):
     assert f", and 7 more (the index places it in {FIRST}, which is not there)" in message
     assert "wpe.weight" not in message
     (folder / SECOND).unlink()
-    assert f"names files that are not there: model-00009.safetensors, {SECOND}, {FIRST}" in refusal(folder)
+    assert f"names files that do not exist: model-00009.safetensors, {SECOND}, {FIRST}" in refusal(folder)
     for text in ("{", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["b"]}}'):
         index.write_text(text)
         assert "not a readable index" in refusal(folder)

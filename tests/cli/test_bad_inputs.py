@@ -176,8 +176,8 @@ def test_bad_sentences(place, capsys, what):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (" her", "sentence 1 ('I saw word1') lacks the target ' her', and so it is with 1 more; --skip-missing"),
-        ("her", "sentence 0 ('I saw her') lacks the target 'her', and so it is with 2 more; did you mean ' her', with"),
+        (" her", "sentence 1 ('I saw word1') lacks the target ' her' (and 1 more); --skip-missing"),
+        ("her", "sentence 0 ('I saw her') lacks the target 'her' (and 2 more); did you mean ' her', with"),
         ("", "'' is not one token of ./model but 0: nothing"),
     ],
 )

@@ -71,7 +71,7 @@ def test_info(capsys, tmp_path):
         (["list", "--more"], "unrecognized arguments: --more"),
         (["draw"], "no command draw; there is figures, list, view, info, verify, bench, version"),
         (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
-        (["figures", "--demo"], "--demo is an option of a study, and none is named; see"),
+        (["figures", "--demo"], "--demo is an option of a study; name a study; see"),
         (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare or"),
         (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
         (
@@ -144,7 +144,7 @@ def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
     assert {path.stem for path in tmp_path.glob("*/*.npz")} == {"3", "6"}
     assert capsys.readouterr().err.splitlines() == [
         "jaxqkv: 4 is not drawn: figure 4 needs a text of 3 tokens or more, not 1",
-        "jaxqkv: error: of the figures asked for, 4 cannot be drawn of this",
+        "jaxqkv: error: 4 cannot be drawn with this checkpoint and these options",
     ]
 
 

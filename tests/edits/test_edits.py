@@ -309,7 +309,7 @@ def test_noise_is_normal_and_as_strong_as_asked(gpt2):
     ("edit", "message"),
     [
         ({"zz": edits.zero()}, "cannot edit zz; did you mean z"),
-        ({"z": lambda value, site: value[:1]}, r"returns \[1, 5, 11, 7\] where it was given \[3, 5, 11, 7\]"),
+        ({"z": lambda value, site: value[:1]}, r"returns \[1, 5, 11, 7\] for a value of \[3, 5, 11, 7\]"),
         ({"z": edits.zero([(3, 0)])}, r"the edit of z names \(layer, head\) \(3, 0\); layers are 0 to 2, heads 0 to 4"),
         ({"k": edits.zero([(0, 0), (0, -1)])}, r"names \(layer, head\) \(0, -1\)"),
         ({"z": edits.zero(np.ones((5, 3), bool))}, r"a mask of heads \[5, 3\]; the model's is \[layer=3, head=5\]"),
@@ -321,7 +321,7 @@ def test_noise_is_normal_and_as_strong_as_asked(gpt2):
         ({"z": edits.zero(positions=[[1], [2]])}, r"positions of 2 texts, \[2, 1\], and the batch has 3"),
         ({"z": edits.zero(positions=np.ones(4, bool))}, "a mask of 4 positions, and the batch has 11"),
         ({"z": edits.zero(keys=1)}, "names keys, which only scores and pattern have"),
-        ({"z": edits.zero(renormalise=True)}, "the edit of z says renormalise, which is for rows of a pattern"),
+        ({"z": edits.zero(renormalise=True)}, "the edit of z has renormalise=True, which is only for the pattern"),
         ({"z": edits.scale(np.ones((5, 3)))}, r"a strength \[5, 3\]; it is a number, or \[layer=3, head=5\]"),
         ({"z": edits.mean(reference=np.ones((3, 5)))}, r"\[3, 5\], and the field is \[layer=3, head=5, head_dim=7\]"),
         ({"pattern": edits.mean(reference=np.ones(3))}, "the edit of pattern has a reference"),
@@ -357,7 +357,7 @@ def test_refused_donors_and_layers(gpt2, batch, donor):
     with pytest.raises(JaxqkvError, match="the edit of z names layer 2, and the run stops at layer 1, the last one"):
         gpt2.run(batch, layers=[0, 1], edit={"z": edits.zero([(0, 1), (2, 1)])})
     gpt2.run(batch, layers=1, capture={"z", "hidden"}, edit={"z": edits.zero([(2, 1)])})  # all layers are run
-    with pytest.raises(JaxqkvError, match="`check` a reducer without `edit`"):
+    with pytest.raises(JaxqkvError, match="`check` and `edit` cannot be combined"):
         gpt2.run(batch, reduce=lambda a, mask: a.z, check=True, edit={"z": edits.zero()})
     buffer = bytearray(3)
     with pytest.raises(JaxqkvError, match="the edit depends on `buffer`, a bytearray,"):

@@ -203,15 +203,15 @@ CHECKPOINTS = {
     ),
     "index to nowhere alone": (
         index(**dict.fromkeys(random_tensors(GPT2), "n.safetensors")),
-        "names files that are not there: n.safetensors",
+        "names files that do not exist: n.safetensors",
     ),
     "index to a name too long": (
         index(**dict.fromkeys(random_tensors(GPT2), "n" * 5000 + ".safetensors")),
-        "names files that are not there",
+        "names files that do not exist",
     ),
-    "index to no name": (index(x=""), "names what is no safetensors file: ''"),
-    "index to a pickle": (index(x="pytorch_model.bin"), "names what is no safetensors file: 'pytorch_model.bin'"),
-    "index to a pattern": (index(x="*.safetensors"), "names what is no safetensors file: '*.safetensors'"),
+    "index to no name": (index(x=""), "names a file that is not a .safetensors file: ''"),
+    "index to a pickle": (index(x="pytorch_model.bin"), "names a file that is not a .safetensors file: 'pytorch"),
+    "index to a pattern": (index(x="*.safetensors"), "names a file that is not a .safetensors file: '*.safetensors'"),
     "index to a pointer of Git LFS": (
         lambda f: (index()(f), text("part.safetensors", "version https://git-lfs.github.com/spec/v1\noid x\n")(f)),
         "model/part.safetensors: a Git LFS pointer instead of the file; run `git lfs pull` in its folder",

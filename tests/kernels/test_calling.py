@@ -152,7 +152,7 @@ def test_masks_of_whole_numbers():
     for mask in (MASK.astype(np.int64), MASK.astype(int).tolist(), jnp.asarray(MASK.astype(np.int32))):
         same(kernels.last_token_scores(Q, K, mask), expected)
     for mask in (MASK.astype(np.float32), 2 * MASK.astype(np.int32)):
-        with pytest.raises(KernelError, match="mask is boolean, True at the values that count, or 1 and 0; not"):
+        with pytest.raises(KernelError, match="mask must be boolean, True at the values that count, or 1 and 0; not"):
             kernels.last_token_scores(Q, K, mask)
 
 
@@ -163,11 +163,11 @@ def test_masks_of_whole_numbers():
         (lambda: kernels.column_cosine([[[1.0]]]), r"column_cosine: x has the axes \[row, column\], got \[1, 1, 1\]"),
         (lambda: kernels.last_token_scores(Q, K[..., :5], MASK), "head_dim is 7 in q and 5 in k"),
         (lambda: kernels.last_token_scores(Q, K, MASK[:1]), "batch is 2 in q and 1 in mask"),
-        (lambda: kernels.pearson(MATRIX, MATRIX[:3]), r"pearson: y \[3, 15\] does not go with x \[11, 15\]"),
-        (lambda: kernels.moments(MATRIX, MATRIX[:, :2] > 0), r"where \[11, 2\] does not go with values \[11, 15\]"),
+        (lambda: kernels.pearson(MATRIX, MATRIX[:3]), r"pearson: y \[3, 15\] does not match x \[11, 15\]"),
+        (lambda: kernels.moments(MATRIX, MATRIX[:, :2] > 0), r"where \[11, 2\] does not match values \[11, 15\]"),
         (lambda: kernels.moments([[1.0], [1.0, 2.0]]), "values cannot be read as an array"),
-        (lambda: kernels.moments(["a"]), "values is no array of numbers but of <U1"),
-        (lambda: kernels.moments(object()), "values is no array of numbers but of object"),
+        (lambda: kernels.moments(["a"]), "values must be an array of numbers, not of <U1"),
+        (lambda: kernels.moments(object()), "values must be an array of numbers, not of object"),
         (lambda: jax.jit(kernels.column_cosine)(MATRIX[0]), r"x has the axes \[row, column\]"),
     ],
 )

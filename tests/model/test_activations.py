@@ -86,8 +86,8 @@ def test_arithmetic_inside_transformations(gpt2_model):
     ("other", "message"),
     [
         (made(1, layers=(0, 2)), "activations of different layers: 2, 0 and 0, 2; capture the same"),
-        (made(1, hidden=None), "hidden was captured on one side alone"),
-        (made(1, mask=~MASK), "the masks differ: position 0 of sequence 0 is padded on one side alone"),
+        (made(1, hidden=None), "hidden was captured on one side only"),
+        (made(1, mask=~MASK), "the masks differ: position 0 of sequence 0 is padded on one side only"),
         (made(1, mask=MASK[:, :2]), r"activations of different batches: their masks are \[2, 3\] and \[2, 2\]"),
     ],
 )

@@ -156,7 +156,7 @@ def test_layers_of_a_reducer(model, config):
     [
         (np.array([True, False, True]), "not a boolean mask; `numpy.flatnonzero`"),
         ([True, False, False], "not a boolean mask"),
-        ([0, 2, 0, 2], "each layer is named once; layers names 0, 2 more than once"),
+        ([0, 2, 0, 2], "layers names 0, 2 more than once; name each layer once"),
         (set(), "no layer selected"),
         (np.array([[0], [1]]), "layers are whole numbers"),
         (np.array([0.0, 1.0]), "layers are whole numbers"),
@@ -194,8 +194,8 @@ def test_memory_as_a_text_changes_nothing(gpt2_model):
     [
         (lambda params: params | {"layers": [*params["layers"], params["layers"][0]]}, "4 layers, the config says 3"),
         (lambda params: params | {"layers": params["layers"][:2]}, "2 layers, the config says 3"),
-        (lambda params: params | {"layers": dict(enumerate(params["layers"]))}, "a list with a dict a layer, not dict"),
-        (lambda params: {"layers": params["layers"]}, "params have the parts embed, layers, final"),
+        (lambda params: params | {"layers": dict(enumerate(params["layers"]))}, "a list of dicts, one a layer"),
+        (lambda params: {"layers": params["layers"]}, "params must have the parts embed, layers, final"),
     ],
 )
 def test_parameters_of_another_model(gpt2_model, change, message):

@@ -179,7 +179,7 @@ KEY = next(iter(TENSORS))
         (TENSORS | {KEY: TENSORS[KEY].astype(np.int8)}, GPT2, f"state_dict: {KEY} is int8, expected one of F64"),
         (TENSORS | {KEY: object()}, GPT2, f"state_dict: {KEY} is object, expected one of F64|{KEY} \\[\\]"),
         ({"layers": [{}]}, GPT2, "state_dict: layers is a list, not an array"),
-        ({3: TENSORS[KEY]}, GPT2, "state_dict: 3 is no name of a tensor"),
+        ({3: TENSORS[KEY]}, GPT2, "state_dict: 3 is not the name of a tensor"),
         (3, None, "expected the name of a checkpoint, a folder, a model of transformers or a state_dict, not int"),
         ("demo-gpt2", GPT2, "config= goes with a state_dict"),
     ],

@@ -454,7 +454,7 @@ for run in (
         "layers are whole numbers, not [0.5]",
         "layers are whole numbers, not '1'",
         "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
-        "mask [1, 2] does not go with ids [1, 3]",
+        "mask [1, 2] does not match ids [1, 3]",
         "mask is boolean, True at real tokens, not int64; `Batch.of` takes 1 and 0",
         "expected integer ids [batch, pos], got float64 [2, 3]",
         "expected integer token_types [batch, pos], got float64",

@@ -222,7 +222,7 @@ def test_a_check_of_reducers(gpt2_model, padded):
 
 
 def test_a_check_without_a_reducer(gpt2_model):
-    with pytest.raises(JaxqkvError, match="`check` is for `reduce`"):
+    with pytest.raises(JaxqkvError, match="`check` needs `reduce`"):
         gpt2_model.run(random_ids(GPT2, 1, 3), check=True)
 
 

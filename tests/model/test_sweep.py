@@ -232,7 +232,7 @@ def test_first_order_and_exact_agree_where_changes_are_small(model, batch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"field": "mlp_out"}, "a sweep edits heads, which mlp_out has none of"),
+        ({"field": "mlp_out"}, "a sweep edits heads, and mlp_out has none"),
         ({"method": "linear"}, "method is one of exact, gradient, not 'linear'"),
         ({"layers": 3}, "no layer 3; the model's layers are 0 to 2"),
         ({"edit": lambda heads: lambda value, site: value}, "or a jax.tree_util.Partial, not function"),

@@ -120,7 +120,7 @@ def test_an_end_before_the_first_figure(command, tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=WAIT)
     assert process.returncode == 130
-    assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is as it was\n"
+    assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is unchanged\n"
     assert out == ""
     assert list((tmp_path / "out" / "attention-scores").iterdir()) == []
 

@@ -223,7 +223,7 @@ def test_what_captions_and_manifest_say(folder, options, tmp_path):
     figures_of("category-selectivity", tmp_path, folder, "3a", "6a", *options)
     manifest = json.loads((tmp_path / "out/category-selectivity/manifest.json").read_text())
     assert manifest["words"] == dict(zip(WORDS, ["b"] * 3 + ["a"] * 5 + ["c"] * 3, strict=True))
-    ends = " 11 words of 3 categories. Of several tokens, of which the last one counts: w2 w13."
+    ends = " 11 words of 3 categories. Words of several tokens, whose last one is used: w2 w13."
     assert manifest["figures"]["6a"]["caption"].endswith(ends)
     assert (
         f"in layer 1 of tiny, colours from 0.3 to 1, dashed lines between categories.{ends} (tiny has no layer 6"
@@ -250,8 +250,8 @@ def test_a_checkpoint_that_sees_both_ways(tmp_path):
     [
         ("a x\na y\n", "all words are of the category 'a'; two or more are needed"),
         ("a x\nb\n", "words.txt, line 2: 'b' has no word; a line is a category and a word"),
-        ("a x\nb x\na y\n", "'x' is there 2 times; a word is like itself"),
-        ("a x\nb y\n", "every category has one word alone; at least one needs two"),
+        ("a x\nb x\na y\n", "'x' is there 2 times; list each word once"),
+        ("a x\nb y\n", "every category has a single word; at least one needs two"),
         ("\n", "words.txt: no sentence in it"),
     ],
 )

@@ -294,9 +294,9 @@ class TestRefusals:
     def test_what_an_open_model_has_decided(self, folder):
         model = jaxqkv.load(folder)
         for name, value in (("dtype", "bfloat16"), ("tokenizer", folder), ("revision", "main")):
-            with pytest.raises(JaxqkvError, match=f"{name} is decided already"):
+            with pytest.raises(JaxqkvError, match=f"{name} was decided when"):
                 attention_scores.figure("5a", model=model, **{name: value})
-        with pytest.raises(JaxqkvError, match="revision is decided already"):
+        with pytest.raises(JaxqkvError, match="revision was decided when"):
             attention_scores.figure("5a", model=model.checkpoint, revision="main")
         with pytest.raises(JaxqkvError, match=r"at a time, not .*tiny, .*tiny"):
             attention_scores.figure("5a", model=[model, model.checkpoint])

@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
     line = line_of(folder, tmp_path)
     interrupt(monkeypatch, number, [*line, *corpus])
     assert state_of(tmp_path).exists() == (number > 1)
-    said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if number > 1 else "is as it was"
+    said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if number > 1 else "is unchanged"
     assert said in capsys.readouterr().err
     assert [path.name for path in state_of(tmp_path).parent.iterdir()] == [".state.npz"] * (number > 1)
     runs = interrupted_at(monkeypatch, None)
@@ -301,7 +301,7 @@ def test_a_state_stays_when_no_figure_can_be_drawn(folder, corpus, tmp_path, mon
 
     monkeypatch.setattr(FigureSpec, "display", undrawable)
     assert main([*line_of(folder, tmp_path), *corpus]) == 2
-    assert "no figure of token-frequency can be drawn of this" in capsys.readouterr().err
+    assert "no figure of token-frequency can be drawn with this checkpoint" in capsys.readouterr().err
     assert state_of(tmp_path).exists()
 
 

@@ -192,9 +192,7 @@ def test_sentences_without_the_target(folder, tmp_path, capsys):
     line += ["--out", str(tmp_path / "out")]
     assert main(line) == 2
     err = capsys.readouterr().err
-    assert (
-        "sentence 1 (' her cat') has nothing before the target ' her', and so it is with 1 more; --skip-missing" in err
-    )
+    assert "sentence 1 (' her cat') has nothing before the target ' her' (and 1 more); --skip-missing" in err
     assert main([*line, "--skip-missing"]) == 0
     manifest = json.loads((tmp_path / "out/token-similarity/manifest.json").read_text())
     assert manifest["skipped"] == [" her cat", "a cat run"]
@@ -226,7 +224,7 @@ def test_sentences_from_python(folder, arrays, kind):
     [
         ({"sentences": []}, "sentences: no sentence in it"),
         ({"sentences": ["", " "]}, "sentences: no sentence in it"),
-        ({"sentences": ["a her", 3]}, "sentences is a file or texts, and sentence 1 of it is 3"),
+        ({"sentences": ["a her", 3]}, "sentences must be a file or texts, and sentence 1 is 3"),
         ({"sentences": "./nowhere.txt"}, "nowhere.txt: cannot be read"),
         ({"measure": "distance"}, "measure is one of correlation, cosine, not 'distance'"),
         ({"target": 3}, "target cannot be 3"),

@@ -89,7 +89,7 @@ def test_of_a_tokenizer_of_transformers():
         (({"input_ids": [[1]], "mask": [[1]], "attention_mask": [[1]]},), "mask is given twice"),
         (([[1, 2]], [[1, 2]]), "an integer mask is 1 at real tokens and 0 at pads"),
         (([[1, 2]], [[1.0, 0.0]]), "mask is boolean"),
-        (([[1, 2]], [[1]]), r"mask \[1, 1\] does not go with ids \[1, 2\]"),
+        (([[1, 2]], [[1]]), r"mask \[1, 1\] does not match ids \[1, 2\]"),
         (([[1, 2]], None, [[0.0, 1.0]]), "expected integer token_types"),
         (([1, 2],), r"expected integer ids \[batch, pos\], got int64 \[2\]"),
         (([["a"]],), "`tokenize` makes them of texts"),

@@ -89,7 +89,7 @@ class TestTables:
             ("{not json", "line 3: not JSON"),
             (
                 '{"body": "x", "title": "y"}',
-                "line 3: no column 'text'; it has body, title; name the text's with --text",
+                "line 3: no column 'text'; it has body, title; name the text column with --text",
             ),
             ('{"text": 7}', "line 3: 'text' is int, not text"),
             ('["text"]', "line 3: no column 'text'; it has no fields"),
@@ -169,14 +169,14 @@ class TestParquet:
     def test_a_column_that_is_no_text(self, tmp_path, column, kind):
         path = write_table(tmp_path / "a.parquet", text=column)
         match = re.fullmatch(
-            r"(.*): column 'text' is (.*), not text; name the text's with --text-column", refusal(path)
+            r"(.*): column 'text' is (.*), not text; name the text column with --text-column", refusal(path)
         )
         assert match[1] == str(path)
         assert re.fullmatch(kind, match[2])
 
     def test_a_column_that_is_not_there(self, tmp_path):
         path = write_table(tmp_path / "a.parquet", id=[1, 2], body=["one", "two"])
-        assert refusal(path) == f"{path}: no column 'text'; it has id, body; name the text's with --text-column"
+        assert refusal(path) == f"{path}: no column 'text'; it has id, body; name the text column with --text-column"
         assert list(open_corpus(path, text_column="body")) == ["one", "two"]
 
     def test_two_columns_of_one_name(self, tmp_path):
@@ -252,7 +252,7 @@ class TestFolders:
         assert refusal(tmp_path / "empty") == f"{tmp_path}/empty: has no .txt, .jsonl, .parquet file"
         assert refusal(tmp_path / "absent.txt") == f"{tmp_path}/absent.txt: no such file or folder"
         path = write(tmp_path / "a.md", "text")
-        assert refusal(path) == f"{path}: of files, .txt, .jsonl, .parquet are read"
+        assert refusal(path) == f"{path}: only .txt, .jsonl, .parquet files are read"
         assert "files or paragraphs" in refusal(path, documents="lines")
 
     def test_the_fingerprint_changes_with_what_is_read(self, tmp_path):

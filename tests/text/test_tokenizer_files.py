@@ -43,7 +43,7 @@ WARNED = {
     "bert-json: another template": "post_processor puts other tokens before or after a text",
     "bert-json: another template, named": "post_processor puts other tokens before or after a text",
     "bert-json: no template": "post_processor puts other tokens before or after a text",
-    "bert-json: another flag": r"added tokens '\[CLS\]' are otherwise in tokenizer_config.json",
+    "bert-json: another flag": r"added tokens '\[CLS\]' are different in tokenizer_config.json",
     "bert-json: alone, lower": "tokenizer_config.json: do_lower_case = false is without effect",
     "bert-json: alone, add_bos_token": "tokenizer_config.json: add_bos_token = false is without effect",
     "bert-json: class unknown": "tokenizer_config.json: tokenizer_class: NoSuchTokenizer is not implemented here",

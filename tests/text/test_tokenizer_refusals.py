@@ -38,7 +38,7 @@ REFUSED = {
     "other files": (
         "gpt2",
         config(tokenizer_class="BertTokenizer"),
-        "no tokenizer.json and no vocab.txt, which BertTokenizer needs; another class is named by tokenizer_class in",
+        "no tokenizer.json and no vocab.txt, which BertTokenizer needs; if that is the wrong class",
     ),
     "no merges": ("gpt2", {"merges.txt": None}, "no tokenizer.json and no merges.txt, which GPT2Tokenizer needs"),
     "a flag": ("bert", config(do_lower_case="no"), f"{CONFIG}: do_lower_case = 'no' is not true or false"),
@@ -83,7 +83,7 @@ REFUSED = {
     "an unknown beginning": (
         "gpt2",
         config(add_bos_token=True, bos_token="<x>"),
-        "vocab.json: lacks bos_token '<x>'; if it has another name, bos_token of tokenizer_config.json is to say so",
+        "vocab.json: lacks bos_token '<x>'; if it has another name, set bos_token in tokenizer_config.json",
     ),
     "other files named": (
         "bert",

@@ -25,7 +25,7 @@ WARNED = {
     "roberta-json: normalizer": "normalizer is Lowercase, not null",
     "roberta-json: another pre_tokenizer": "pre_tokenizer is Whitespace, not ByteLevel",
     "roberta-json: no template": "post_processor puts other tokens before or after a text",
-    "roberta-json: another flag": "added tokens '<mask>' are otherwise in tokenizer_config.json",
+    "roberta-json: another flag": "added tokens '<mask>' are different in tokenizer_config.json",
     "add_bos_token": "add_bos_token = false is without effect",
     "distilbert-json: lowercase false": "lowercase is false, and tokenizer_config.json has no do_lower_case",
     "sp_model_kwargs set": 'sp_model_kwargs = {"nbest_size": 2} is without effect',
@@ -134,7 +134,7 @@ REFUSED = {
     "bert's vocabulary": (
         "distilbert",
         {"config.json": {"model_type": "roberta"}},
-        "no tokenizer.json and no vocab.json and no merges.txt, which RobertaTokenizer needs; another class is named",
+        "no tokenizer.json and no vocab.json and no merges.txt, which RobertaTokenizer needs",
     ),
     "another kind": (
         "roberta-json",
