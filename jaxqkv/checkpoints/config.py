@@ -162,7 +162,7 @@ class Config(abc.ABC):
         if key not in cls.usual:
             return f"{key} is missing; add it to config.json"
         line = f'"{key}": {json.dumps(cls.usual[key])}'
-        return f"{key} is missing; add {line}, transformers' default, to config.json if that is the model's value"
+        return f"{key} is missing; add {line} to config.json if the model has this default of transformers"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `config.json` holds; `parse` makes the same config from it."""

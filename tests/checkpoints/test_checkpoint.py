@@ -115,9 +115,9 @@ def test_broken_indexes(tmp_path):
     change_index(folder, **{"wte.weight": "model-00009.safetensors"})
     (folder / FIRST).rename(folder / "elsewhere")
     message = refusal(folder)
-    assert "missing wte.weight [43, 35] (the index places it in model-00009.safetensors, which is not there)" in message
+    assert "wte.weight [43, 35] (the index places it in model-00009.safetensors, which does not exist)" in message
     assert "missing h.0.ln_1.weight [35], " in message
-    assert f", and 7 more (the index places it in {FIRST}, which is not there)" in message
+    assert f", and 7 more (the index places it in {FIRST}, which does not exist)" in message
     assert "wpe.weight" not in message
     (folder / SECOND).unlink()
     assert f"names files that do not exist: model-00009.safetensors, {SECOND}, {FIRST}" in refusal(folder)
@@ -168,7 +168,7 @@ def test_a_tensor_in_two_files_is_that_of_the_index_and_named(tmp_path, named, o
     for name, factor in ((named, 1), (other, 3)):
         save_file(load_file(folder / name) | {"wte.weight": factor * right}, folder / name)
     change_index(folder, **{"wte.weight": named})
-    with pytest.warns(JaxqkvWarning, match=f"index.json: wte.weight is in {other} too, and taken from {named}$"):
+    with pytest.warns(JaxqkvWarning, match=f"index.json: wte.weight is in {other} too, but taken from {named}$"):
         weights = weights_of(folder)
     np.testing.assert_array_equal(weights["wte.weight"], right)
 

@@ -117,7 +117,7 @@ def test_the_command_for_one_figure_of_a_run(line, command):
 def test_ids_that_an_option_with_several_values_took_are_named(tmp_path, capsys, option):
     line = ["figures", "weight-tour", "--out", str(tmp_path), option, "demo-gpt2", "weights"]
     assert main(line) == 2
-    assert capsys.readouterr().err == f"jaxqkv: error: weights is a figure of weight-tour; ids stand before {option}\n"
+    assert capsys.readouterr().err == f"jaxqkv: error: weights is a figure of weight-tour; put ids before {option}\n"
 
 
 def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):

@@ -324,12 +324,12 @@ def test_noise_is_normal_and_as_strong_as_asked(gpt2):
         ({"z": edits.zero(renormalise=True)}, "the edit of z has renormalise=True, which is only for the pattern"),
         ({"z": edits.scale(np.ones((5, 3)))}, r"a strength \[5, 3\]; it is a number, or \[layer=3, head=5\]"),
         ({"z": edits.mean(reference=np.ones((3, 5)))}, r"\[3, 5\], and the field is \[layer=3, head=5, head_dim=7\]"),
-        ({"pattern": edits.mean(reference=np.ones(3))}, "the edit of pattern has a reference"),
+        ({"pattern": edits.mean(reference=np.ones(3))}, "the edit of pattern cannot have a reference"),
         ({"z": edits.replace(np.ones((3, 3, 5, 11, 4)))}, r"this model and batch need \[layer, 3, 5, pos, 7\]"),
         ({"z": edits.replace(np.ones((3, 2, 5, 11, 7)))}, r"need \[layer, 3, 5, pos, 7\]"),
         ({"z": edits.replace(np.ones((3, 3, 5, 9, 7)))}, "takes 11 positions from a donor of 9; name `positions`"),
         ({"z": edits.replace(np.ones((3, 3, 5, 9, 7)), positions=[1], source=[9])}, "names source 9; there are 0 to 8"),
-        ({"z": edits.replace(np.ones((3, 3, 5, 9, 7)), source=[1])}, "names `source`, so `positions` are as many"),
+        ({"z": edits.replace(np.ones((3, 3, 5, 9, 7)), source=[1])}, "has `source`, so it needs as many `positions`"),
     ],
 )  # fmt: skip
 def test_refused_by_name(edit, message, gpt2, batch):

@@ -199,7 +199,7 @@ CHECKPOINTS = {
     "index out of its folder": (index(x="../part.safetensors"), "names a file outside its folder"),
     "index to nowhere": (
         index(keep=False, **{"wte.weight": "n.safetensors"}),
-        "missing wte.weight [43, 35] (the index places it in n.safetensors, which is not there)",
+        "missing wte.weight [43, 35] (the index places it in n.safetensors, which does not exist)",
     ),
     "index to nowhere alone": (
         index(**dict.fromkeys(random_tensors(GPT2), "n.safetensors")),

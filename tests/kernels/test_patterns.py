@@ -64,7 +64,7 @@ class TestHeadTypes:
 
     @pytest.mark.parametrize("pos", [2, 5])
     def test_what_is_refused(self, pos):
-        with pytest.raises(KernelError, match=f"an even number of positions from 4 up, not {pos}"):
+        with pytest.raises(KernelError, match=f"an even number of positions, at least 4, not {pos}"):
             kernels.head_types(np.ones((1, 1, pos, pos), np.float32))
 
 

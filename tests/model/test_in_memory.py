@@ -269,7 +269,7 @@ def test_wrong_values_inside_a_program_are_refused_by_name(gpt2_model, batch, me
 def test_the_check_of_a_reducer_needs_values(gpt2_model):
     ids = random_ids(GPT2, 2, 3)
     run = jax.jit(lambda p: jaxqkv.forward(p, ids, GPT2, reduce=lambda a, mask: a.q.sum((1, 2, 3)), check=True))
-    with pytest.raises(JaxqkvError, match="`check` compares values, and there are none inside"):
+    with pytest.raises(JaxqkvError, match="`check` compares values, which are unknown inside"):
         run(gpt2_model.params())
 
 

@@ -244,8 +244,8 @@ def test_first_order_and_exact_agree_where_changes_are_small(model, batch):
         ({"metric": {}}, "no metric is given"),
         ({"metric": metrics.largest(positions=7)}, "the metric names position 7; there are 0 to 6"),
         ({"metric": metrics.largest(positions=[[1], [2]])}, r"whole numbers \[n\], or \[batch=3, n\]"),
-        ({"metric": metrics.divergence, "method": "gradient"}, "a divergence from the clean run has the gradient 0"),
-        ({"metric": lambda logits: logits, "method": "gradient"}, "metrics that are one number of each text"),
+        ({"metric": metrics.divergence, "method": "gradient"}, "the gradient of a divergence from the clean run is 0"),
+        ({"metric": lambda logits: logits, "method": "gradient"}, "metrics that are one number for each text"),
     ],
 )  # fmt: skip
 def test_refused(changes, message, model, batch):

@@ -238,5 +238,5 @@ def test_studies_of_one_process(study, tmp_path, capsys):
 def test_flags_of_a_job_that_is_not_asked_for(tmp_path, capsys):
     line = ["figures", "token-frequency", "--demo", "--process", "1", "--out", str(tmp_path / "out")]
     assert main(line) == 2
-    assert "--process is for --distributed" in capsys.readouterr().err
+    assert "--process needs --distributed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

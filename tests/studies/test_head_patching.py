@@ -159,7 +159,7 @@ def test_refusals(folder, tmp_path, capsys):
         with pytest.raises(JaxqkvError, match=message):
             head_patching.figure(id, model=folder, **{key: value for key, value in given.items() if value})
 
-    refuse(r"as many tokens, and have 6 and 2: 'a' ' cat' .*; 'a' ' cat'", donor="a cat")
+    refuse(r"the same number of tokens, not 6 and 2: 'a' ' cat' .*; 'a' ' cat'", donor="a cat")
     refuse("--answers are two words, not 1", answers=[" her"])
     refuse("' her home' is not one token", answers=[" her home", " cat"])
     refuse("must have the token ' a' twice, and has it not at all", "4", answers=[" a", " cat"])

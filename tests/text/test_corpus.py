@@ -182,7 +182,7 @@ class TestParquet:
     def test_two_columns_of_one_name(self, tmp_path):
         table = pyarrow.Table.from_arrays([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
         pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-        assert refusal(tmp_path) == f"{tmp_path}/a.parquet: has 2 columns 'text'; leave one"
+        assert refusal(tmp_path) == f"{tmp_path}/a.parquet: has 2 columns 'text'; keep one"
 
     @pytest.mark.parametrize("kind", KINDS, ids=str)
     def test_rows_without_text(self, tmp_path, kind):
@@ -244,7 +244,7 @@ class TestFolders:
 
     @pytest.mark.parametrize("other", ["python-docs", "owner/name"])
     def test_only_files_may_be_several(self, tmp_path, other):
-        assert refusal([write(tmp_path / "a.txt", "one"), other]).startswith(f"{other}: of files and folders there may")
+        assert refusal([write(tmp_path / "a.txt", "one"), other]).startswith(f"{other}: only files and folders")
 
     def test_refusals(self, tmp_path):
         assert refusal("~nosuchuser/x.txt") == "~nosuchuser/x.txt: no such file or folder"

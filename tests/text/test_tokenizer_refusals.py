@@ -33,7 +33,7 @@ REFUSED = {
     "another kind": (
         "gpt2-json",
         config(tokenizer_class="BertTokenizer"),
-        "is 'BertTokenizer', whose model is WordPiece, and tokenizer.json has a BPE; for tokenizer.json to decide",
+        "is 'BertTokenizer', whose model is WordPiece, and tokenizer.json has a BPE; to use tokenizer.json alone",
     ),
     "other files": (
         "gpt2",

@@ -139,7 +139,7 @@ REFUSED = {
     "another kind": (
         "roberta-json",
         config(tokenizer_class="XLMRobertaTokenizer"),
-        "is 'XLMRobertaTokenizer', whose model is Unigram, and tokenizer.json has a BPE; for tokenizer.json to decide",
+        "is 'XLMRobertaTokenizer', whose model is Unigram, and tokenizer.json has a BPE; to use tokenizer.json alone",
     ),
     "no class token": ("roberta", config(cls_token=None), "cls_token is null, and RobertaTokenizer needs one"),
     "an unknown end": ("roberta", config(sep_token="<x>"), "vocab.json: lacks sep_token '<x>'; if it has another name"),
@@ -147,7 +147,7 @@ REFUSED = {
     "an unknown beginning": (
         "xlm-roberta-json",
         config(bos_token="<x>"),
-        "tokenizer.json: lacks bos_token '<x>'; if it has another name, bos_token of tokenizer_config.json is to say",
+        "tokenizer.json: lacks bos_token '<x>'; if it has another name, set bos_token in tokenizer_config.json",
     ),
     "a space": ("xlm-roberta-json", config(add_prefix_space=None), "add_prefix_space = None is not true or false"),
 }
