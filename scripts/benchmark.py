@@ -250,9 +250,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--corpus", nargs="+", metavar="SPEC", help="corpora of token-frequency (default python-docs)")
     top.add_argument("--device", choices=DEVICES, help="compute on this device on both sides (default JAX's own)")
     top.add_argument("--repeat", type=int, metavar="N", help="most runs of each side (default 7; 1 with --quick)")
-    top.add_argument("--seconds", type=float, default=180, metavar="S", help="time for a case (default %(default)s)")
     top.add_argument(
-        "--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="write here (default %(default)s)"
+        "--seconds", type=float, default=180, metavar="S", help="time each case for about S seconds (default 180)"
+    )
+    top.add_argument(
+        "--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="folder to write to (default benchmark)"
     )
     top.add_argument("--add", action="store_true", help="keep other cases' results from this machine")
     top.add_argument("--publish", action="store_true", help="write the numbers to scripts/README.md too")

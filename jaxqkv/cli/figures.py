@@ -35,7 +35,9 @@ class Files:
     """Files to write."""
 
     out: Path = option(Path("figures"), "folder to write to", parse=Path, metavar="FOLDER")
-    format: tuple[str, ...] = option((), "write these besides png", choices=FORMATS, several=True)
+    format: tuple[str, ...] = option(
+        (), "write pictures in these formats too, besides png", choices=FORMATS, several=True
+    )
     arrays_only: bool = option(False, "write the .npz files and draw nothing")
     no_compilation_cache: bool = option(False, "do not keep XLA's compiled programs")
 

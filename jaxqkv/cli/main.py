@@ -28,7 +28,7 @@ COMMANDS = {
     "info": "describe a checkpoint",
     "verify": "compare every intermediate with PyTorch's",
     "bench": "compare its speed with PyTorch's",
-    "version": "print the version and those of its dependencies",
+    "version": "print the versions of jaxqkv and of its dependencies",
 }
 
 

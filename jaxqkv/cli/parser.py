@@ -124,8 +124,8 @@ class Line:
 class Output:
     """Output."""
 
-    quiet: bool = option(False, "print nothing but errors and warnings, draw no progress bars")
-    json: bool = option(False, "the same, and print the result as one JSON document")
+    quiet: bool = option(False, "print only errors and warnings, and draw no progress bars")
+    json: bool = option(False, "print only errors, warnings and the result as one JSON document")
     debug: bool = option(False, "show the traceback of an error")
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class Precision:
     # The names of `runtime.devices.PRECISIONS`, which needs JAX.
     precision: str | None = option(
         None,
-        "of float32 matrix products; high and default matter on accelerators only, bfloat16 everywhere "
+        "precision of float32 matrix products; high and default matter on accelerators only, bfloat16 everywhere "
         "(default highest)",
         choices=("highest", "high", "default", "bfloat16"),
     )

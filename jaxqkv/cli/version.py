@@ -9,7 +9,7 @@ from jaxqkv.cli.parser import Line, Output, Parser, add_options
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses the words after `version`."""
-    parser = Parser(prog="jaxqkv version", description="Print the version and those of its dependencies.")
+    parser = Parser(prog="jaxqkv version", description="Print the versions of jaxqkv and of its dependencies.")
     add_options(parser, Output)
     return parser.parse_all(words)
 

@@ -32,7 +32,7 @@ class TokenSimilarityOptions(Options, Running, Significance):
         accepts=_are_texts,
     )
     target: str = option(" her", "target token, with its leading space", metavar="WORD")
-    measure: str = option("correlation", "similarity in distributions, pair-order and laminar",
+    measure: str = option("correlation", "similarity in figures distributions, pair-order and laminar",
                           choices=("correlation", "cosine"))  # fmt: skip
     skip_missing: bool = option(False, "leave out sentences without the target")
 
