@@ -1,1 +1,1 @@
-"""All the matplotlib there is: displays, panels, style, drawing. Knows no study."""
+"""All matplotlib code: displays, panels, style and drawing. Independent of the studies."""

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class Display:
-    """A figure before it is drawn.
+    """A figure that is not drawn yet.
 
     Attributes:
-      arrays: what is plotted, under the names that the .npz file has.
+      arrays: plotted arrays, by their names in the .npz file.
       panels: rows of panels; a short last row leaves places empty.
       caption: what the figure shows, and of which checkpoint and layer.
       size: width and height in inches.
       title: above all panels.
-      heights: of the rows, relative to each other; equal unless given.
+      heights: relative heights of the rows; equal unless given.
       legend: whether one legend below all panels, that of the first with named lines, replaces their own.
       text: text to print when the figure is made, usually a table.
     """

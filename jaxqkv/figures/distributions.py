@@ -46,7 +46,7 @@ class Violins(Panel):
     seed: int
     zero_y: bool = False  # a dashed line at y = 0
     points: bool = True
-    boxes: bool = False  # a box plot in the violins' place
+    boxes: bool = False  # box plots instead of violins
 
     def _draw(self, ax: "Axes") -> None:
         from matplotlib.colors import to_rgba
@@ -85,7 +85,7 @@ class Violins(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Pie(Panel):
-    """Shares of a whole; slivers are named in the legend alone."""
+    """A pie chart; small shares are named only in the legend."""
 
     values: Sequence[float]
     names: Sequence[str]
@@ -108,7 +108,7 @@ class Pie(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class StackedBars(Panel):
-    """A bar at each x, of pieces on top of each other: `heights [piece, x]`."""
+    """A stacked bar at each x, of `heights [piece, x]`."""
 
     x: np.ndarray
     heights: np.ndarray
@@ -127,7 +127,7 @@ class StackedBars(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Dendrogram(Panel):
-    """A tree of clusters, from a linkage as SciPy makes it."""
+    """A tree of clusters, from SciPy's linkage."""
 
     linkage: np.ndarray
     color: str

@@ -1,4 +1,4 @@
-"""Processes that draw pictures, so that all cores do while the next figure is computed."""
+"""Processes that draw pictures on all cores while the next figure is computed."""
 
 import contextlib
 import dataclasses
@@ -20,11 +20,11 @@ from jaxqkv.figures.drawing import load_matplotlib, pictures
 
 Item = TypeVar("Item")
 
-# Figures for which a process is worth its start, which takes as long as one or two of them.
+# Least number of figures for each process; starting one takes as long as drawing one or two figures.
 FIGURES_EACH = 3
-# Displays that a process may have waiting for it, so that few are in memory.
+# Most displays that wait for each process, so that few are in memory.
 WAITING = 2
-# What a process runs: with the module paths of this one, and no JAX.
+# Program of a process, with this one's module paths and without JAX.
 PROGRAM = """
 import pickle, sys
 sys.path = pickle.load(sys.stdin.buffer)
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a job came to: pictures or an error, and the warnings on the way."""
+    """The result of a job: pictures or an error, and the warnings."""
 
     pictures: list[bytes]
     warned: list[tuple[str, type[Warning]]]
@@ -51,12 +51,12 @@ class Answer(NamedTuple):
 
 
 class Drawers:
-    """Draws in as many processes as there are cores, or in this one where that is quicker.
+    """Draws in as many processes as there are cores, or in this one if that is quicker.
 
-    A context manager: no process outlives the block. They end by themselves if this process is killed.
+    A context manager: the processes end with the block, or by themselves if this process is killed.
 
     Args:
-      figures: how many there are to draw.
+      figures: number of figures to draw.
     """
 
     def __init__(self, figures: int) -> None:
@@ -74,10 +74,10 @@ class Drawers:
         If making a display fails, those before it are yielded first.
 
         Args:
-          items: any thing with the display to draw, or None.
-          formats: of the pictures.
-          theme: of the pictures.
-          dpi: of the pictures.
+          items: pairs of any object and the display to draw, or None.
+          formats: formats of the pictures.
+          theme: theme of the pictures.
+          dpi: resolution of the pictures.
         """
         waiting: deque[tuple[Item, Display | None, Future[Answer] | None]] = deque()
         coming, failure = iter(items), None
@@ -114,13 +114,13 @@ class Drawers:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            # The panels have the arrays that they draw.
+            # Not the arrays: the panels have what they draw.
             pickle.dump(job._replace(display=dataclasses.replace(job.display, arrays={})), process.stdin)
             process.stdin.flush()
             answer: Answer = pickle.load(process.stdout)
         except (OSError, EOFError) as error:
             raise JaxqkvError(
-                "a process that draws was ended from outside, perhaps for want of memory; try a lower --dpi"
+                "a drawing process was ended from outside, perhaps for lack of memory; try a lower --dpi"
             ) from error
         self._idle.append(process)
         return answer
@@ -140,7 +140,7 @@ class Drawers:
 
 def _start(count: int) -> list["subprocess.Popen[bytes]"]:
     """Starts processes, which load matplotlib at once; returns none if no process can be started."""
-    # Ctrl-C is for the command alone, which then ends them.
+    # Ctrl-C is sent to the command only, which then ends the processes.
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -173,9 +173,9 @@ def _pictures_of(answer: Answer) -> list[bytes]:
 
 
 def serve() -> None:
-    """Draws the jobs that come on standard input, until it ends."""
+    """Draws jobs from standard input until it ends."""
     results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints does not come between the answers
+    os.dup2(2, 1)  # keeps a library's prints out of the answers
     load_matplotlib()
     gc.freeze()
     while (job := _received(sys.stdin.buffer)) is not None:

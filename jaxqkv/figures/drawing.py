@@ -1,4 +1,4 @@
-"""Displays drawn with matplotlib, and `Figure`, which a notebook shows. No window, no global state of pyplot."""
+"""Draws displays with matplotlib, without windows or pyplot's global state; `Figure`, which a notebook shows."""
 
 import base64
 import contextlib
@@ -43,14 +43,14 @@ def load_matplotlib() -> Any:
 
 @contextlib.contextmanager
 def _settings(theme: str) -> Iterator[None]:
-    """Sets matplotlib's defaults and the theme's settings for the block, whatever the user's own are."""
+    """Sets matplotlib's defaults and the theme's settings for the block, instead of the user's own."""
     matplotlib = load_matplotlib()
     with contextlib.ExitStack() as stack:
-        with warnings.catch_warnings():  # a setting that is on its way out has its default here
+        with warnings.catch_warnings():  # deprecated settings have defaults too
             warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
             defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
             stack.enter_context(matplotlib.rc_context(defaults | style.settings(theme)))
-        # Characters that no font has are named by `fonts.complete`.
+        # `fonts.complete` warns of characters that no font has.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         for name in ("mathtext", "font_manager"):
@@ -100,7 +100,7 @@ def _png(figure: "MatplotlibFigure") -> memoryview:
     from PIL import Image, PngImagePlugin
 
     with contextlib.ExitStack() as stack:
-        stack.callback(figure.set_canvas, figure.canvas)  # a window's, where it is shown in one
+        stack.callback(figure.set_canvas, figure.canvas)  # restores the canvas, perhaps a window's
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     about = PngImagePlugin.PngInfo()
@@ -134,18 +134,18 @@ def save_arrays(arrays: Mapping[str, Any], file: Any) -> None:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Figure:
-    """One figure of a study: what is plotted, and the picture, which a notebook shows.
+    """One figure of a study: the plotted arrays, and the picture, which a notebook shows.
 
     It also unpacks: `figure, arrays = …`.
 
     Attributes:
-      study: the study's name.
-      id: its name on the command line.
-      title: what the table says of it.
-      caption: what is seen, of which checkpoint and layer.
-      arrays: what is plotted, under the names of the .npz file.
-      figure: matplotlib's figure; whatever is changed in it is shown and saved.
-      theme: of the picture, "light" or "dark".
+      study: name of the study.
+      id: name on the command line.
+      title: title in the table of figures.
+      caption: what the figure shows, and of which checkpoint and layer.
+      arrays: plotted arrays, by their names in the .npz file.
+      figure: matplotlib's figure; changes of it are shown and saved.
+      theme: theme of the picture, "light" or "dark".
     """
 
     study: str
@@ -160,7 +160,7 @@ class Figure:
         return iter((self.figure, self.arrays))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the picture as .png, .svg or .pdf, or the arrays as .npz, by the name's ending."""
+        """Writes the picture as .png, .svg or .pdf, or the arrays as .npz, as the path ends."""
         path = Path(path)
         kind = path.suffix.removeprefix(".").lower()
         if kind not in (*FORMATS, "npz"):
@@ -179,7 +179,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(rendered(self.figure, "png", self.theme)).decode()
-        width = round(96 * self.figure.get_figwidth())  # a browser's inch; more dots than that make it sharp
+        width = round(96 * self.figure.get_figwidth())  # a browser has 96 pixels an inch
         return (
             f'<figure style="margin: 0"><img src="data:image/png;base64,{picture}" '
             f'alt="{html.escape(self.title)}" style="width: {width}px; max-width: 100%">\n'

@@ -1,4 +1,4 @@
-"""Fonts for the characters of titles and labels that the usual font lacks, such as 猫."""
+"""Finds fonts for characters in titles and labels that the usual font lacks, such as 猫."""
 
 import contextlib
 import functools
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontProperties
     from matplotlib.text import Text
 
-# Families whose glyphs are placeholders or stand at other characters than their own.
+# Families that are not used: their glyphs are placeholders, or belong to other characters.
 UNFIT = ("Last Resort", "STIXNonUnicode", "STIXSize", "cm")
-# Scripts that one family has, by the first word of a character's name.
+# First words of the names of characters that Noto Sans CJK has.
 CJK = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "IDEOGRAPHIC", "BOPOMOFO", "FULLWIDTH"}
 FIRST_EMOJI = 0x1F000
 
-# Characters of a figure that no font has and that were warned of.
+# Characters of each figure that were warned of because no font has them.
 _noted: "WeakKeyDictionary[Figure, set[str]]" = WeakKeyDictionary()
 
 
 def complete(figure: "Figure") -> None:
-    """Gives the texts of a figure installed fonts for the characters that their own lack.
+    """Adds installed fonts to a figure's texts for the characters that their own fonts lack.
 
-    Characters that no font has are named in one `JaxqkvWarning` a figure. Mathematics has fonts of its own: what
-    they lack is among these characters.
+    One `JaxqkvWarning` for each figure names the characters that no font has. Mathematics has its own fonts; characters
+    that they lack are named too.
     """
     noted = _noted.setdefault(figure, set())
     absent: set[str] = set()
@@ -74,7 +74,7 @@ def _texts(artist: "Artist") -> Iterator["Text"]:
     from matplotlib.text import Text
     from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 
-    if isinstance(artist, Axis):  # whose ticks take long to make, and are made again when it is drawn
+    if isinstance(artist, Axis):  # its ticks take long to make, and are made again when it is drawn
         yield from (artist.label, artist.offsetText)
         if not isinstance(artist.get_major_formatter(), LogFormatter | NullFormatter | ScalarFormatter):
             yield from artist.get_ticklabels()

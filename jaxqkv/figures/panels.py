@@ -1,6 +1,6 @@
-"""Panels: NumPy arrays and labels that draw themselves on an axis; images and curves.
+"""Panels, which draw arrays and labels on an axis: images and curves.
 
-Nothing is computed here but pixels. Other kinds of panels are in `distributions.py` and `tables.py`.
+Other kinds of panels are in `distributions.py` and `tables.py`.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-# More points than this are drawn as pixels in svg and pdf.
+# Number of points above which they are drawn as pixels in svg and pdf.
 DENSE = 2000
 
 
 @dataclasses.dataclass(kw_only=True)
 class Panel:
-    """What every panel has: title, labels, limits, ticks."""
+    """The base class of panels, with title, labels, limits and ticks."""
 
     title: str = ""
     xlabel: str = ""
@@ -55,7 +55,7 @@ class Panel:
 
 @dataclasses.dataclass(kw_only=True)
 class Image(Panel):
-    """A matrix as colours. `extent` is left, right, bottom, top in data units."""
+    """A matrix shown as colours. `extent` is left, right, bottom, top in data units."""
 
     values: np.ndarray
     cmap: str = "plasma"
@@ -64,7 +64,7 @@ class Image(Panel):
     extent: tuple[float, float, float, float] | None = None
     origin: Literal["upper", "lower"] = "upper"
     aspect: Literal["auto", "equal"] = "auto"
-    colorbar: str = ""  # its label; pointed at an end that values lie beyond
+    colorbar: str = ""  # its label; the bar is pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
     hlines: Sequence[float] = ()
     boundaries: Sequence[float] = ()  # thin lines both down and across, between groups of rows and of columns
@@ -126,7 +126,7 @@ class Image(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Line:
-    """One curve, or one set of points, of a `Lines` panel; a number as colour is a place, 0…1, on its `cmap`."""
+    """One curve, or one set of points, in a `Lines` panel; a colour that is a number is a place, 0…1, on `cmap`."""
 
     x: np.ndarray
     y: np.ndarray
@@ -136,17 +136,18 @@ class Line:
     linestyle: LineStyle = "-"
     alpha: float = 1.0
     face: float = 0.45  # opacity of the markers' faces; 0 hides the line behind them too
-    size: float | None = None  # of the markers, in points; by their number unless given
+    size: float | None = None  # of the markers, in points; depends on their number unless given
     band: np.ndarray | None = None  # half-width of a shaded band around y
-    interval: tuple[np.ndarray, np.ndarray] | None = None  # its lower and upper edge instead
+    interval: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper edge of a band
     error: np.ndarray | None = None  # half-length of an error bar at each point
 
 
 @dataclasses.dataclass(kw_only=True)
 class Lines(Panel):
-    """Curves or points over a common axis, with a legend when they are named.
+    """Curves or points over a common axis, with a legend if they are named.
 
-    `colorbar` is the label of a scale for lines coloured in order by `cmap`: a step a line, numbered from 0.
+    `colorbar` is the label of a colour scale for lines coloured in order by `cmap`, with a step for each line, numbered
+    from 0.
     """
 
     lines: Sequence[Line]
@@ -215,7 +216,7 @@ class Lines(Panel):
 
 
 def integer_ticks(axis: "Axis", low: float | None = None, high: float | None = None) -> None:
-    """Puts ticks at whole numbers alone, from `low` to `high`, or else as many as the axis has room for."""
+    """Puts ticks only at whole numbers: from `low` to `high`, or else as many as the axis has room for."""
     from matplotlib.ticker import MaxNLocator
 
     within = low is not None and high is not None

@@ -12,11 +12,11 @@ CORRECT, INCORRECT = "#2f8f4e", "#b03a6b"
 MEAN, STD = "#2b6cb0", "#c05621"
 POINTS, FIRST = "0.45", "#d62728"
 QKV = {"Q": Q, "K": K, "V": V}
-# Pairs of Q, K and V: within a matrix in its colour, across two in one between theirs.
+# Colours of pairs of Q, K and V: the matrix's own within one, a blend across two.
 GROUPS = {"QQ": Q, "KK": K, "VV": V, "QK": "#b8862f", "QV": "#8e5fb0", "KV": "#2f8f9b"}
-# Attention scores as they are everywhere here: scaled, and before any mask.
+# Label of attention scores, which are scaled and before any mask.
 SCORE = r"$\mathbf{QK^\top/\sqrt{d}}$"
-# Parts of a model.
+# Colours of the parts of a model.
 CATEGORIES = {
     "Token Embedding": "#4a78c9",
     "Positional Embedding": "#1f9e9e",
@@ -26,7 +26,7 @@ CATEGORIES = {
     "Layer Norm": "#6a4c93",
     "Output Embedding": "#3a9d5d",
 }
-# Checkpoints that are compared, the first and those beside it, by colour or by line.
+# Colours and line styles of compared checkpoints, in their order.
 CHECKPOINTS = ("#4a78c9", "#e08a1e", "#3a9d5d", "#8457b3", "#d1495b", "#8e9aaf")
 LineStyle = str | tuple[int, tuple[int, ...]]  # a word, or matplotlib's (offset, (on, off, …))
 LINES: tuple[LineStyle, ...] = (

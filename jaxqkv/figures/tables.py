@@ -1,4 +1,4 @@
-"""Tables, in a picture and on a terminal."""
+"""Tables, for pictures and terminals."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class Table(Panel):
-    """Rows of text under a heading; the first `left` columns begin at the left, the others end at the right."""
+    """Rows of text under a heading; the first `left` columns are aligned to the left, the others to the right."""
 
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]

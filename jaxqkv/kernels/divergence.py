@@ -1,4 +1,4 @@
-"""How different two distributions are.
+"""Divergences between distributions.
 
 Source: study prediction-divergence (Cohen, 50 ML projects to understand LLMs, project 37).
 """

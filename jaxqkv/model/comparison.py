@@ -228,7 +228,7 @@ def _double_precision() -> Iterator[None]:
     enable = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
     try:
         device = jax.devices("cpu")[0]
-    except RuntimeError:  # JAX was told of another platform alone
+    except RuntimeError:  # JAX was told to use other platforms only
         device = None
     with enable(True), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
         yield

@@ -50,7 +50,7 @@ def place(edit: Any, batch: Batch, config: Architecture, layers: Sequence[int]) 
     if edit is None:
         return None
     if not isinstance(edit, Mapping):
-        raise JaxqkvError(f'`edit` maps fields to edits, as edit={{"z": edits.zero()}}, and is no {_kind(edit)}')
+        raise JaxqkvError(f'`edit` must map fields to edits, as edit={{"z": edits.zero()}}, not be a {_kind(edit)}')
     if unknown := [name for name in edit if name not in FIELDS]:
         raise JaxqkvError(f"cannot edit {unknown[0]}; {nearest(str(unknown[0]), FIELDS)}")
     mask = None if is_traced(batch.mask) else np.asarray(batch.mask)

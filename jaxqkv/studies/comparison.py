@@ -37,7 +37,7 @@ class Compared:
 
 
 def beside(names: Sequence[str]) -> str:
-    """Names the checkpoints of a comparison, for a caption."""
+    """Joins the names of a comparison's checkpoints, for a caption."""
     first, *others = names
     return f"{first}, beside {', '.join(others)}" if others else first
 

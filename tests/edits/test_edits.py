@@ -338,7 +338,7 @@ def test_refused_by_name(edit, message, gpt2, batch):
 
 
 def test_what_is_no_mapping_of_edits(batch):
-    with pytest.raises(JaxqkvError, match=r"`edit` maps fields to edits, .* and is no Scale"):
+    with pytest.raises(JaxqkvError, match=r"`edit` must map fields to edits, .* not be a Scale"):
         place(edits.zero(), batch, GPT2, ())
     with pytest.raises(
         JaxqkvError, match=r"the edit of z is a function of a value and its site, or one of jaxqkv\.edits"

@@ -135,7 +135,7 @@ class TestProcesses:
             for process in processes._processes:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
-            with pytest.raises(JaxqkvError, match="a process that draws was ended from outside, perhaps for want of"):
+            with pytest.raises(JaxqkvError, match="a drawing process was ended from outside, perhaps for lack of"):
                 list(processes.drawn([(0, a_display(0))], **LOOK))
 
     def test_no_process_imports_jax(self):
