@@ -1,6 +1,7 @@
 """Strictness for the whole suite, and small checkpoints whose sizes are distinct primes."""
 
 import dataclasses
+import gc
 import os
 import socket
 from importlib.metadata import version
@@ -10,10 +11,14 @@ from packaging.version import Version
 # Before jax is imported: its own cache and the hub's belong to no test.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Most of the suite's time is XLA's, which compiles four times as fast without optimisations. `XLA_FLAGS= pytest` runs
-# everything as users do, and `helpers.processes` its processes.
-QUICK_COMPILATION = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
-KNOWN = 2 if Version(version("jaxlib")) >= Version("0.10") else 1
+# Most of the suite's time is XLA's, which compiles five times as fast without optimisations and without splitting its
+# small programs. `XLA_FLAGS= pytest` runs everything as users do, and `helpers.processes` its processes.
+QUICK_COMPILATION = [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+KNOWN = 3 if Version(version("jaxlib")) >= Version("0.10") else 1
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION[:KNOWN]))
 
 import jax
@@ -87,6 +92,13 @@ def pytest_collection_modifyitems(items):
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(fixture.scope == "module" for each in fixtures for fixture in each):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def pytest_collection_finish():
+    """What is imported stays, and traced programs are many small objects: they are searched for cycles less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")
