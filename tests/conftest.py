@@ -5,6 +5,7 @@ import gc
 import os
 import socket
 from importlib.metadata import version
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -30,9 +31,15 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is well
+with_shapes = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is well
 
-with install_import_hook("jaxqkv", "conftest.checked"):
+# Shapes are checked in the modules that have some. Mypy knows all other types; to look at them too, in each of the tens
+# of thousands of calls that make the keys of compiled programs, would take a tenth of the suite's time.
+ROOT = Path(__file__).parents[1]
+FILES = [path for path in (ROOT / "jaxqkv").rglob("*.py") if "jaxtyping import" in path.read_text()]
+SHAPED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
+
+with install_import_hook(SHAPED, "conftest.with_shapes"):
     import jaxqkv
     import jaxqkv.kernels
     import jaxqkv.pages.view
