@@ -35,8 +35,8 @@ LISTED[:, [2, 11, 5]] = True
 AT = (LISTED, np.ones((3, POS), bool), POSITIONS, POSITIONS, POSITIONS, np.broadcast_to(POSITIONS[0], (3, POS)))
 
 
-# Which of the six edits below a field has: of the fields that have heads, of those that have keys, and of those that are
-# as wide as the residual stream, each edit is at one of them or more.
+# Which of the six edits below a field has: of the fields that have heads, of those that have keys, and of those that
+# are as wide as the residual stream, each edit is at one of them or more.
 CHOSEN = {"q": (0, 1), "k": (2, 3), "v": (4, 5), "z": (0, 4), "scores": (0, 2, 4), "pattern": (1, 3, 5)}
 CHOSEN |= {"attn_out": (0, 1), "resid_pre": (2, 3), "mlp_out": (4, 5), "resid_post": (1, 2)}
 
