@@ -40,7 +40,7 @@ def quiet_tabs(browser):
     for page in pages:
         complaints, requests = page.complaints(), page.requests()
         page.close()
-        assert complaints == []
+        assert complaints == [], complaints
         assert [address for address in requests if not address.startswith("file:")] == []
 
 

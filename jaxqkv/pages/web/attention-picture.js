@@ -69,7 +69,7 @@ function matrixOf(colours, left, top, cell, side) {
     const canvas = document.createElement("canvas");
     const light = Uint32Array.from(colours, ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0);
     draw(canvas, state.kind, about, light);
-    group.append(svg("image", { width: side, height: side, href: canvas.toDataURL(), style: "image-rendering: pixelated" }));
+    group.append(svg("image", { width: side, height: side, href: canvas.toDataURL(), "image-rendering": "pixelated" }));
   }
   group.append(svg("rect", { width: side, height: side, fill: "none", stroke: "#59616c" }));
   return group;
