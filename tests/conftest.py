@@ -36,9 +36,12 @@ with install_import_hook("jaxqkv", "conftest.checked"):
     import jaxqkv.studies.category_selectivity.categories
     import jaxqkv.studies.head_patching.figures
     import jaxqkv.studies.head_silencing.figures
+    import jaxqkv.studies.heads.circuits
     import jaxqkv.studies.heads.lens
     import jaxqkv.studies.heads.norms
+    import jaxqkv.studies.heads.similarity
     import jaxqkv.studies.heads.summary
+    import jaxqkv.studies.heads.types
     import jaxqkv.studies.prediction_divergence.figures
     import jaxqkv.studies.qkv_activations.figures
     import jaxqkv.studies.qkv_weights.figures

@@ -69,11 +69,14 @@ class Architecture(Config):
       layer: module of a config and an `Execution`; takes the stream, the visible keys, the layer's number and an
         `Editing`, and returns the next stream and `Attention`.
       counterpart: the same model in `transformers`.
+      attention_norm: place, in a layer's parameters, of the norm whose output attention reads; "" where it reads the
+        residual stream as it is.
     """
 
     embedding: ClassVar[Callable[..., nn.Module]]
     layer: ClassVar[Callable[..., nn.Module]]
     counterpart: ClassVar[Counterpart]
+    attention_norm: ClassVar[str] = ""
 
     def embed(
         self,

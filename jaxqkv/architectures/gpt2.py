@@ -127,6 +127,7 @@ class GPT2Config(Architecture):
     tokenizer_class = "GPT2Tokenizer"
     embedding = Embed
     layer = Block
+    attention_norm = "ln_1"
     counterpart = Counterpart(
         config="GPT2Config",
         model="GPT2LMHeadModel",

@@ -68,6 +68,18 @@ class NamedWeights:
         """Bias `[embed]` of the output projection, once for all heads."""
         return self._each(layer, "attn/o/bias", False)
 
+    def gamma(self, layer: Layers) -> Float[np.ndarray, "*layer embed"]:
+        """Scale `[embed]` of the norm whose output attention reads.
+
+        Raises:
+          JaxqkvError: for an architecture without one, and for a layer that does not exist.
+        """
+        if not self.config.attention_norm:
+            raise JaxqkvError(
+                f"attention of {self.config.model_type} reads the residual stream, without a norm before it"
+            )
+        return self._each(layer, f"{self.config.attention_norm}/scale", False)
+
     def W_in(self, layer: Layers) -> Float[np.ndarray, "*layer embed mlp"]:
         """The MLP's first weights `[embed, mlp]`."""
         return self._each(layer, "mlp/up/kernel", False)

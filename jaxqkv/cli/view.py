@@ -27,7 +27,8 @@ class ViewOptions:
         (), "layers to show (default all)", parse=whole_number(0), metavar="LAYER", several=True
     )
     types: bool = option(
-        False, "name heads by type and order by it: previous token, duplicate, induction, first; one pass over 64 texts"
+        False,
+        "name heads by type and order by it: previous token, duplicate, induction, first, …; one pass over 64 texts",
     )
     seed: int = option(
         0, "seed of the random tokens of --types, and of the weights of random:SPEC", parse=whole_number(0), metavar="N"

@@ -107,6 +107,7 @@ def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
     about: dict[str, Any] = {
         "xlabel": "Transformer layer",
         "ylabel": "Head",
+        "integer_x": True,
         "integer_y": True,
         "origin": "lower",
     } | image

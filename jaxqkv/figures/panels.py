@@ -33,6 +33,7 @@ class Panel:
     xticks: Sequence[float] | None = None
     xnames: Sequence[str] | None = None  # of these ticks
     yticks: Sequence[float] | None = None
+    ynames: Sequence[str] | None = None  # of these ticks
     wide: bool = False  # alone in its row, as wide as all columns
 
     def draw(self, ax: "Axes") -> None:
@@ -46,7 +47,7 @@ class Panel:
         if self.xticks is not None:
             ax.set_xticks(self.xticks, self.xnames)
         if self.yticks is not None:
-            ax.set_yticks(self.yticks)
+            ax.set_yticks(self.yticks, self.ynames)
 
     def _draw(self, ax: "Axes") -> None:
         raise NotImplementedError
@@ -66,9 +67,11 @@ class Image(Panel):
     colorbar: str = ""  # its label; pointed at an end that values lie beyond
     vlines: Sequence[float] = ()
     hlines: Sequence[float] = ()
+    boundaries: Sequence[float] = ()  # thin lines both down and across, between groups of rows and of columns
     texts: Sequence[Sequence[str]] = ()  # a word in each cell
     cells: bool = False  # a line between cells
     tag: str = ""  # a word in the corner, readable on any colour
+    integer_x: bool = False
     integer_y: bool = False
 
     def _draw(self, ax: "Axes") -> None:
@@ -88,6 +91,9 @@ class Image(Panel):
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
         for y in self.hlines:
             ax.axhline(y, linestyle="--", color="w", linewidth=1)
+        for place in self.boundaries:
+            ax.axvline(place, color="0.5", linewidth=0.3)
+            ax.axhline(place, color="0.5", linewidth=0.3)
         shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
@@ -103,8 +109,9 @@ class Image(Panel):
             effect = [withStroke(linewidth=3, foreground="k")]
             place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
             ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
-        if self.integer_y:
-            integer_ticks(ax.yaxis)
+        for integer, axis in ((self.integer_x, ax.xaxis), (self.integer_y, ax.yaxis)):
+            if integer:
+                integer_ticks(axis)
         if self.colorbar:
             ax.figure.colorbar(image, ax=ax, pad=0.01, label=self.colorbar, extend=self._beyond())
 

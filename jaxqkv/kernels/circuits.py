@@ -125,7 +125,7 @@ def one_side(
 ) -> Float[Array, "head embed head_dim"]:
     """Returns Z with Z Zᵀ = W Wᵀ / ‖W‖², W = left · rightᵀ, of every head: all that the norm of a product Vᵀ W needs.
 
-    Z = left Sᵀ / ‖left Sᵀ‖, with SᵀS = rightᵀ right by its eigenvectors. Zᵀ of W = 0 is NaN.
+    Z = left Sᵀ / ‖left Sᵀ‖, with SᵀS = rightᵀ right by its eigenvectors. NaN for W = 0.
     """
     left, right = (jnp.asarray(each, jnp.float32) for each in (left, right))
     values, vectors = jnp.linalg.eigh(right.swapaxes(1, 2) @ right)
@@ -133,9 +133,9 @@ def one_side(
     return side / jnp.sqrt((side**2).sum(axis=(1, 2), keepdims=True))
 
 
-def _wide(factors: Float[Array, "head embed head_dim"]) -> Float[Array, "embed inner"]:
-    """Heads side by side."""
-    return factors.swapaxes(0, 1).reshape(factors.shape[1], -1)
+def wide(factors: Float[Array, "head embed head_dim"]) -> Float[Array, "inner embed"]:
+    """Returns the columns of all heads, one after another, as rows."""
+    return factors.swapaxes(1, 2).reshape(-1, factors.shape[1])
 
 
 def _sums_by_head(
@@ -146,12 +146,11 @@ def _sums_by_head(
     return rows.reshape(n_head, -1, n_other).sum(axis=1)
 
 
-def side_products(
-    writer: Float[AnyArray, "head embed head_dim"], reader: Float[AnyArray, "other_head embed head_dim"]
+def block_norms(
+    one: Float[Array, "inner embed"], other: Float[Array, "other_inner embed"], *, n_head: int, n_other: int
 ) -> Float[Array, "head other_head"]:
-    """Returns ‖Z_aᵀ Z_b‖ (Frobenius) of all pairs of heads: one matrix product."""
-    products = _wide(jnp.asarray(writer)).T @ _wide(jnp.asarray(reader))
-    return jnp.sqrt(_sums_by_head(products**2, writer.shape[0], reader.shape[0]))
+    """Returns ‖Z_aᵀ Z_b‖² (Frobenius) of all pairs of heads, from their `wide` columns: one matrix product."""
+    return _sums_by_head((one @ other.T) ** 2, n_head, n_other)
 
 
 @kernel()
@@ -178,7 +177,8 @@ def composition(
     Returns:
       float32; NaN where a matrix is 0.
     """
-    return side_products(one_side(right, left), one_side(other_left, other_right))
+    one, other = one_side(right, left), one_side(other_left, other_right)
+    return jnp.sqrt(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
 
 
 @jit
@@ -244,20 +244,32 @@ def head_similarity(
     Returns:
       float32; NaN where a matrix is 0.
     """
-    left, right, other_left, other_right = (
-        jnp.asarray(each, jnp.float32) for each in (left, right, other_left, other_right)
-    )
-    products = (_wide(left).T @ _wide(other_left)) * (_wide(right).T @ _wide(other_right))
-    inner = _sums_by_head(products, left.shape[0], other_left.shape[0])
-    return jnp.clip(inner / (_norms(left, right)[:, None] * _norms(other_left, other_right)[None]), -1, 1)
+    one, other = unit_circuit(left, right), unit_circuit(other_left, other_right)
+    return block_inner(*map(wide, one), *map(wide, other), n_head=len(left), n_other=len(other_left))
 
 
-def _norms(
-    left: Float[Array, "head embed head_dim"], right: Float[Array, "head embed head_dim"]
-) -> Float[Array, "head"]:
-    """Returns the Frobenius norms of left · rightᵀ."""
+def block_inner(
+    left: Float[Array, "inner embed"],
+    right: Float[Array, "inner embed"],
+    other_left: Float[Array, "other_inner embed"],
+    other_right: Float[Array, "other_inner embed"],
+    *,
+    n_head: int,
+    n_other: int,
+) -> Float[Array, "head other_head"]:
+    """Returns the inner products of all pairs of `unit_circuit`s, from their `wide` factors."""
+    products = (left @ other_left.T) * (right @ other_right.T)
+    return jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
+
+
+def unit_circuit(
+    left: Float[AnyArray, "head embed head_dim"], right: Float[AnyArray, "head embed head_dim"]
+) -> Circuit:
+    """Returns factors of left · rightᵀ divided by its Frobenius norm; NaN for 0."""
+    left, right = (jnp.asarray(each, jnp.float32) for each in (left, right))
     one, two = (each.swapaxes(1, 2) @ each for each in (left, right))
-    return jnp.sqrt(jnp.maximum((one * two).sum(axis=(1, 2)), 0))
+    norms = jnp.sqrt(jnp.maximum((one * two).sum(axis=(1, 2)), 0))
+    return Circuit(left / norms[:, None, None], right)
 
 
 def basis(weights: Float[AnyArray, "head embed head_dim"]) -> Float[Array, "head embed head_dim"]:
@@ -265,14 +277,6 @@ def basis(weights: Float[AnyArray, "head embed head_dim"]) -> Float[Array, "head
     weights = jnp.asarray(weights, jnp.float32)
     directions = jnp.linalg.qr(weights)[0]
     return jnp.where((weights != 0).any(axis=(1, 2), keepdims=True), directions, jnp.nan)
-
-
-def basis_overlap(
-    one: Float[AnyArray, "head embed head_dim"], other: Float[AnyArray, "other_head embed head_dim"]
-) -> Float[Array, "head other_head"]:
-    """Returns ‖Q_aᵀ Q_b‖² / head_dim of all pairs of orthonormal bases."""
-    products = _wide(jnp.asarray(one)).T @ _wide(jnp.asarray(other))
-    return jnp.minimum(_sums_by_head(products**2, one.shape[0], other.shape[0]) / one.shape[-1], 1)
 
 
 @kernel()
@@ -292,4 +296,6 @@ def subspace_overlap(
     Returns:
       float32; NaN for weights of 0.
     """
-    return basis_overlap(basis(weights), basis(other))
+    one, two = basis(weights), basis(other)
+    overlap = block_norms(wide(one), wide(two), n_head=len(one), n_other=len(two)) / one.shape[-1]
+    return jnp.minimum(overlap, 1)

@@ -25,11 +25,11 @@ class HeadTypes(NamedTuple):
       entropy: of the attention, in nats.
     """
 
-    previous: Float[Array, "batch head"]
-    duplicate: Float[Array, "batch head"]
-    induction: Float[Array, "batch head"]
-    first: Float[Array, "batch head"]
-    entropy: Float[Array, "batch head"]
+    previous: Float[AnyArray, "batch head"]
+    duplicate: Float[AnyArray, "batch head"]
+    induction: Float[AnyArray, "batch head"]
+    first: Float[AnyArray, "batch head"]
+    entropy: Float[AnyArray, "batch head"]
 
 
 @kernel()

@@ -135,7 +135,12 @@ def spectrum(x: Float[AnyArray, "row column"]) -> tuple[Float[Array, ""], Float[
     Source of the effective rank: Roy and Vetterli 2007, "The effective rank".
     """
     values = jnp.linalg.svd(jnp.asarray(x, jnp.float32), compute_uv=False)
+    return effective_rank(values), values[0]
+
+
+def effective_rank(values: Float[Array, "value"]) -> Float[Array, ""]:
+    """Returns exp(−Σ p log p), p = σ / Σσ, of singular values; 0 where all are 0, NaN where one is not finite."""
     total = values.sum()
     p = values / jnp.where(total > 0, total, 1)
     entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum()
-    return jnp.where(jnp.isfinite(total), jnp.where(total > 0, jnp.exp(entropy), 0), jnp.nan), values[0]
+    return jnp.where(jnp.isfinite(total), jnp.where(total > 0, jnp.exp(entropy), 0), jnp.nan)

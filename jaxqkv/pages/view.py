@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import visible_keys
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.figures.panels import extremes
@@ -220,14 +221,17 @@ def _top(model: Model, text: str, tokens: int, layers: Sequence[int]) -> str:
 
 def value_norms(model: Model, layer: int, attention: Attention) -> Float[np.ndarray, "head key"]:
     """Returns ‖v W_O‖ of every key: what a query of weight 1 takes from it."""
-    v, output = attention.v[0], model.weights.W_O(layer, by_head=True)
-    ones = np.ones((v.shape[0], 1, v.shape[1]), np.float32)
-    return np.asarray(weighted_attention(ones, v, output))[:, 0]
+    assert attention.v is not None  # which is captured
+    n_head, pos, _ = attention.v[0].shape
+    ones = np.ones((n_head, 1, pos), np.float32)
+    return np.asarray(weighted_attention(ones, attention.v[0], model.weights.W_O(layer, by_head=True)))[:, 0]
 
 
-def _vectors(config: Config, layer: int, attention: Attention) -> dict[str, Any]:
+def _vectors(config: Architecture, layer: int, attention: Attention) -> dict[str, Any]:
     """Returns one layer's q and k, and what QKᵀ is multiplied by."""
     scale = float(config.attention_scale(np.int32(layer), np.float32))
+    assert attention.q is not None  # which is captured, as k is
+    assert attention.k is not None
     q, k = ([embedded_vectors(head) for head in np.asarray(x[0], np.float32)] for x in (attention.q, attention.k))
     return {"scale": scale, "q": q, "k": k}
 

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -37,9 +38,10 @@ def keep(path: Path, what: str, arrays: Mapping[str, Shaped[np.ndarray, "..."]])
       what: what the arrays are, in the plural, for that message.
       arrays: by name.
     """
+    by_name: dict[str, Any] = dict(arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            np.savez_compressed(file, **dict(arrays))
+            np.savez_compressed(file, **by_name)
     except OSError as error:
         print(f"jaxqkv: the {what} are not kept: {path.parent}: {error.strerror}", file=sys.stderr)

@@ -114,9 +114,10 @@ class Study:
 
     @property
     def figures(self) -> dict[str, FigureSpec]:
-        """Every figure by its id, in the order of the study."""
+        """Every figure by its id, in the order of the study: of its modules, whichever was imported first."""
         self._load()
-        return self._figures
+        order = {module: place for place, module in enumerate(self.modules)}
+        return dict(sorted(self._figures.items(), key=lambda item: order.get(item[1].make.__module__, -1)))
 
     def select(self, ids: Sequence[str]) -> list[FigureSpec]:
         """Returns the figures named, in the study's order; all of them when none is.

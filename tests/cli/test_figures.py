@@ -157,6 +157,14 @@ class TestDisplays:
         assert axes.get_xticks(minor=True).tolist() == [0.5, 1.5]
         assert axes.get_yticks(minor=True).tolist() == []
 
+    def test_ticks_of_an_image_are_whole_numbers(self):
+        figure = Figure()
+        image = Image(values=np.zeros((2, 2)), integer_x=True, integer_y=True)
+        Display(arrays={}, panels=[[image, Image(values=np.zeros((2, 2)))]], caption="", size=(6, 2)).draw(figure)
+        whole, others = ([ticks % 1 for ticks in (axes.get_xticks(), axes.get_yticks())] for axes in figure.axes)
+        assert not any(each.any() for each in whole)
+        assert others[0].any()
+
     def test_what_curves_are_drawn_over(self):
         line = Line(x=np.arange(3), y=np.array([1.0, 10, 100]), error=np.ones(3))
         options = {"integer_x": True, "log_y": True, "grid": True, "zero_x": True, "zero_y": True}

@@ -217,10 +217,11 @@ def test_divergence_of_patterns():
 
 
 def test_divergence_never_holds_all_pairs():
-    shape = jax.ShapeDtypeStruct((HEADS, 64, 64), np.float32), jax.ShapeDtypeStruct((64, 64, 64), np.float32)
-    compiled = jax.jit(kernels.pattern_divergence).lower(*shape).compile()
-    all_pairs = HEADS * 64 * 64 * 64 * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * all_pairs / HEADS
+    heads, others, pos = 29, 31, 37
+    shapes = [jax.ShapeDtypeStruct((count, pos, pos), np.float32) for count in (heads, others)]
+    compiled = jax.jit(kernels.pattern_divergence).lower(*shapes).compile()
+    # Some copies of what one head is compared with, beside the results.
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * others * pos * pos
 
 
 def test_no_head_makes_a_matrix_of_the_width_squared():

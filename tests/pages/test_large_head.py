@@ -337,8 +337,12 @@ def test_heads_are_ordered_by_every_kind(tab, typed):
     assert heads == list(np.ndindex(layers, number_of_heads))
     named = {pair: f", {types.names[pair[0]][pair[1]]}" for pair in (INDUCTION, PREVIOUS)}
     assert dict(zip(heads, labels, strict=True)) == {pair: named.get(pair, "") for pair in heads}
-    under = page.evaluate("[...document.querySelectorAll('.name')].map((name) => name.textContent.trim())")
-    assert dict(zip(heads, under, strict=True)) == {pair: named.get(pair, "").removeprefix(", ") for pair in heads}
+
+    def assert_named(heads):
+        below = page.evaluate("[...document.querySelectorAll('.name.type')].map((name) => name.textContent.trim())")
+        assert dict(zip(heads, below, strict=True)) == {pair: named.get(pair, "").removeprefix(", ") for pair in heads}
+
+    assert_named(heads)
     shown = {pair: canvas(page, f"{head(*pair)} canvas" if pair not in named else
                           f'[aria-label="Layer {pair[0]}, head {pair[1]}{named[pair]}: enlarge"] canvas')
              for pair in heads}  # fmt: skip
@@ -347,6 +351,7 @@ def test_heads_are_ordered_by_every_kind(tab, typed):
         by = kind.value if kind.control is None else kind.value - kind.control
         heads, labels = in_order(page)
         assert sorted(heads) == list(np.ndindex(by.shape))
+        assert_named(heads)
         values = np.array([by[pair] for pair in heads])
         assert (np.diff(values) <= 1e-6).all()
         written = [number(label.removesuffix(":").split(" ")[-1]) for label in labels]

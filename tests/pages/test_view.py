@@ -20,6 +20,7 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.pages import embedding, view
 from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads.circuits import copying_scores
 from jaxqkv.studies.heads.types import REPEATING, measure_types
 
 
@@ -312,6 +313,10 @@ def test_types_are_those_of_info(tmp_path, capsys):
     types = Blocks((tmp_path / "page.html").read_text()).data["page"]["types"]
     found = measure_types(jaxqkv.load(folder), 0, null=0)
     assert [kind["name"] for kind in types["kinds"]] == list(summary.KINDS)
+    copying = types["kinds"].pop()
+    scores = copying_scores(jaxqkv.load(folder).checkpoint)["copying"]
+    np.testing.assert_allclose(copying["values"], scores[[1]], rtol=1e-5, atol=1e-6)
+    assert copying["control"] is None
     for kind in types["kinds"]:
         np.testing.assert_allclose(kind["values"], found.mean(kind["name"])[[1]], rtol=1e-5, atol=1e-7)
         if kind["name"] in REPEATING:

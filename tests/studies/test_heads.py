@@ -13,6 +13,7 @@ from helpers.induction import INDUCTION, PREVIOUS, write_induction
 import jaxqkv
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
+from jaxqkv.kernels import HeadTypes
 from jaxqkv.studies import heads
 from jaxqkv.studies.heads import null, summary
 from jaxqkv.studies.heads.attribution import contributions
@@ -254,7 +255,7 @@ class TestNull:
         np.testing.assert_allclose(q, [[3 / 9, 3 / 9], [1, np.nan]], rtol=1e-6)
 
     def test_a_config_that_does_not_say_how(self):
-        with pytest.raises(JaxqkvError, match="initializer_range is missing"):
+        with pytest.raises(NotDrawable, match=r"initializer_range is missing; add .*; or give --null 0"):
             null.null_values(changed(GPT2, initializer_range=None), 1, lambda checkpoint: {}, statistics="mean")
 
 
@@ -389,7 +390,7 @@ def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):
     with pytest.raises(NotDrawable, match=r"the model's 17 positions; .*; choose --text"):
         heads.figure("norms", model=gpt2)
     with pytest.raises(NotDrawable, match=r"' Mike' is not one token .*; choose --answers"):
-        heads.figure("attribution", model=gpt2, clean=CLEAN, donor=DONOR)
+        heads.figure("attribution", model="demo-gpt2")
     with pytest.raises(JaxqkvError, match="the model's 17 positions") as caught:
         heads.figure("norms", model=gpt2, text=" w1" * 18)
     assert not isinstance(caught.value, NotDrawable)
@@ -414,13 +415,17 @@ def test_typical_heads(gpt2, capsys):
     found = measure_types(jaxqkv.load(gpt2), 0, null=0)
     assert main(["info", str(gpt2), "--heads", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["heads"]
+    copying = heads.figure("copying", model=gpt2, null=0).arrays["copying"]
+    assert {row["kind"] for row in rows} == summary.KINDS.keys() == {*HeadTypes._fields, "copying"}
     for kind in summary.KINDS:
-        values, control = found.mean(kind), found.control_mean(kind)
+        values, control = (copying, None) if kind == "copying" else (found.mean(kind), found.control_mean(kind))
         by = values - control if kind in REPEATING else values
         own = [row for row in rows if row["kind"] == kind]
-        assert [by[row["layer"], row["head"]] for row in own] == sorted(by.ravel(), reverse=True)[:3]
-        assert [row["value"] for row in own] == pytest.approx([values[row["layer"], row["head"]] for row in own])
-        assert [row["control"] for row in own] == pytest.approx([control[row["layer"], row["head"]] for row in own])
+        places = [(row["layer"], row["head"]) for row in own]
+        assert [by[place] for place in places] == sorted(by.ravel(), reverse=True)[:3]
+        assert [row["value"] for row in own] == pytest.approx([values[place] for place in places])
+        expected = [None] * 3 if control is None else pytest.approx([control[place] for place in places])
+        assert [row["control"] for row in own] == expected
     assert main(["info", str(gpt2), "--heads"]) == 0
     first = rows[0]
     words = f"attends to the token before {first['layer']} {first['head']} {first['value']:.3f} {first['control']:.3f}"

@@ -95,9 +95,8 @@ function cellOf(kind, row, head) {
     const which = element("small", { class: "name", "aria-hidden": "true" }, `${page.layers[row]}.${head} `);
     which.append(element("b", {}, number));
     cell.append(which);
-  } else if (page.types) {
-    cell.append(element("small", { class: "name", "aria-hidden": "true" }, typeOf(row, head) || "\u00a0"));
   }
+  if (page.types) cell.append(element("small", { class: "name type", "aria-hidden": "true" }, typeOf(row, head) || "\u00a0"));
   return cell;
 }
 

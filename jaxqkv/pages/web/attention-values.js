@@ -69,7 +69,8 @@ function errorOf(kind, { low, high, norm }) {
   return ((kind === "weighted" ? norm : high - low) || 0) / (2 * LEVELS);
 }
 
-const minus = (text) => text.replace("-", "−");
+// The sign of the field; none before what rounds to 0.
+const minus = (text) => text.replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
 
 // A number with the digits that are certain, four at most.
 function numberText(kind, number, about) {

@@ -19,7 +19,7 @@ function show(kind) {
   state.kind = kind;
   for (const input of document.querySelectorAll(".kinds input")) input.checked = input.value === kind;
   byId("explained").textContent = EXPLAINED[kind];
-  drawLegend(byId("legend"), kind === "weighted" ? ["0", "¼", "largest of each head"] : ["lowest of each head", "highest"]);
+  drawLegend(byId("legend"), kind === "weighted" ? ["0", "¼", "head's largest"] : ["lowest of each head", "highest"]);
   redraw();
 }
 

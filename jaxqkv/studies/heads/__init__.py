@@ -33,6 +33,7 @@ STUDY = Study(
         f"{__name__}.run",
         f"{__name__}.types",
         f"{__name__}.circuits",
+        f"{__name__}.similarity",
         f"{__name__}.attribution",
         f"{__name__}.lens",
         f"{__name__}.norms",

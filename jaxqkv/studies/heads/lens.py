@@ -60,7 +60,7 @@ def figure_lens(run: HeadsRun, lens: Any) -> Display:
     shown = slice(max(pos - WORDS, 0), pos)
     about: dict[str, Any] = {"origin": "lower", "vmin": 0, "vmax": 1, "cmap": "viridis", "ylabel": "Blocks",
                              "colorbar": "Probability", "integer_y": True}  # fmt: skip
-    whole = Image(values=found.probability, xlabel="Position", **about)
+    whole = Image(values=found.probability, xlabel="Position", integer_x=True, **about)
     said = _words(run, np.asarray(run.batch.ids)[0, shown])
     last = Image(
         values=found.probability[:, shown],

@@ -19,6 +19,7 @@ from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
 from jaxqkv.studies.heads.types import map_of_heads
 from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
+from jaxqkv.typing import AnyArray
 
 # Layers that are drawn, and the percentile of a map's values that its colours end at: a few are far larger.
 DRAWN, LARGEST = 4, 98
@@ -42,7 +43,7 @@ class Norms(NamedTuple):
 def _of_layer(
     pattern: Float[Array, "head query key"],
     v: Float[Array, "head key head_dim"],
-    output: Float[Array, "head head_dim embed"],
+    output: Float[AnyArray, "head head_dim embed"],
 ) -> tuple[Array, ...]:
     """Returns what `Norms` has, of one layer."""
     pattern = pattern.astype(jnp.float32)
@@ -122,4 +123,5 @@ def _spread(n_layer: int) -> list[int]:
 def _map(values: Float[np.ndarray, "query key"], title: str, unit: str) -> Image:
     seen = values[np.isfinite(values) & (values != 0)]
     largest = float(np.percentile(seen, LARGEST)) if seen.size else 1.0
-    return Image(values=values, vmin=0, vmax=largest, title=title, xlabel="Key", ylabel="Query", colorbar=unit)
+    about: dict[str, Any] = {"xlabel": "Key", "ylabel": "Query", "integer_x": True, "integer_y": True}
+    return Image(values=values, vmin=0, vmax=largest, title=title, colorbar=unit, **about)

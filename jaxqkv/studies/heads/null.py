@@ -10,6 +10,7 @@ from jaxtyping import Float
 from jaxqkv.checkpoints.checkpoint import Checkpoint
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.checkpoints.fresh import FreshCheckpoint
+from jaxqkv.errors import NotDrawable
 from jaxqkv.runtime import console
 from jaxqkv.runtime.caches import cache_folder, keep, recall
 from jaxqkv.runtime.devices import precision
@@ -39,8 +40,10 @@ def null_values(
         digest of the tokens, dtype.
 
     Raises:
-      CheckpointError: for a config that does not say how weights are initialised.
+      NotDrawable: for a config that does not say how weights are initialised.
     """
+    if config.initializer_range is None:
+        raise NotDrawable(f"a fresh checkpoint cannot be made: {config.missing('initializer_range')}; or give --null 0")
     sizes = {"model_type": config.model_type, **dataclasses.asdict(config)}
     key = {"version": VERSION, "config": sizes, "precision": precision(), "about": about}
     path = cache_folder() / "nulls" / f"{digest(key)[:32]}.npz"

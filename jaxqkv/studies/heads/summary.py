@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxqkv.figures.tables import Table
+from jaxqkv.kernels import HeadTypes
 from jaxqkv.model.model import Model
 from jaxqkv.pages.view import HeadKind, TypedHeads
-from jaxqkv.studies.heads.types import REPEATING, measure_types
+from jaxqkv.studies.heads.circuits import copying_scores
+from jaxqkv.studies.heads.types import REPEATING, Types, measure_types
 
 # Heads of each kind.
 MOST = 3
@@ -23,32 +25,51 @@ KINDS = {
     "induction": "attends to what followed it",
     "first": "attends to the first position",
     "entropy": "attends evenly (nats)",
+    "copying": "makes what it attends to more probable",
 }
 
 
 def typical_heads(model: Model, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns the heads with the largest values of each kind: kind, layer, head, value, and that of the control.
+    """Returns the heads with the largest values of each kind, from the weights and one pass.
 
     Kinds that are about a repetition are ordered by how much more than the control they attend.
+
+    Returns:
+      For each head its kind, layer, head, value, and the value of the control; None where a kind has none.
 
     Raises:
       NotDrawable: for a model of too few positions or tokens.
     """
-    found = measure_types(model, seed, null=0)
     rows = []
-    for kind in KINDS:
-        value, control = found.mean(kind), found.control_mean(kind)
-        order = np.argsort(-(value - control if kind in REPEATING else value), axis=None)[:MOST]
-        for layer, head in zip(*np.unravel_index(order, value.shape), strict=True):
-            numbers = {"value": float(value[layer, head]), "control": float(control[layer, head])}
-            rows.append({"kind": kind, "layer": int(layer), "head": int(head), **numbers})
+    for kind, (value, control) in _values(model, measure_types(model, seed, null=0)).items():
+        by = value - control if kind in REPEATING and control is not None else value
+        for layer, head in zip(*np.unravel_index(np.argsort(-by, axis=None)[:MOST], value.shape), strict=True):
+            numbers = [None if each is None else float(each[layer, head]) for each in (value, control)]
+            place = {"kind": kind, "layer": int(layer), "head": int(head)}
+            rows.append(place | dict(zip(("value", "control"), numbers, strict=True)))
     return rows
+
+
+def _values(model: Model, types: Types) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Returns value and control of every kind, `[layer, head]`.
+
+    Copying, which has no control, is only of models whose logits follow from one final norm.
+    """
+    found = {kind: (types.mean(kind), types.control_mean(kind)) for kind in HeadTypes._fields}
+    values: dict[str, tuple[np.ndarray, np.ndarray | None]] = dict(found)
+    if model.config.has_final_norm and model.config.has_logits:
+        values["copying"] = (copying_scores(model.checkpoint)["copying"], None)
+    return values
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """Returns those heads as a table."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
     cells = [
-        (KINDS[row["kind"]], str(row["layer"]), str(row["head"]), f"{row['value']:.3f}", f"{row['control']:.3f}")
+        (KINDS[row["kind"]], str(row["layer"]), str(row["head"]), number(row["value"]), number(row["control"]))
         for row in rows
     ]
     return Table(heading=("a head that", "layer", "head", "value", "control"), rows=cells)
@@ -64,9 +85,10 @@ def typed_heads(model: Model, seed: int = 0) -> TypedHeads:
       NotDrawable: for a model of too few positions or tokens.
     """
     found = measure_types(model, seed, null=0)
+    values = _values(model, found)
     kinds = [
-        HeadKind(kind, about, found.mean(kind), found.control_mean(kind) if kind in REPEATING else None)
-        for kind, about in KINDS.items()
+        HeadKind(kind, KINDS[kind], value, control if kind in REPEATING else None)
+        for kind, (value, control) in values.items()
     ]
     texts, tokens = found.given.texts.shape
     about = (
@@ -75,6 +97,8 @@ def typed_heads(model: Model, seed: int = 0) -> TypedHeads:
         f"most attention to, if that is {NAMED} or more, and in a repetition more than in the control. Orders by "
         f"{' and '.join(REPEATING)} are by how much more than in the control."
     )
+    if "copying" in values:
+        about += " Copying is of the weights alone: 1 if every direction of tokens makes itself more probable."
     names = names_of({kind: found.mean(kind) for kind in NAMES}, {kind: found.low[kind] > 0 for kind in REPEATING})
     return TypedHeads(about, kinds, names)
 

@@ -167,7 +167,8 @@ def map_of_heads(values: Float[np.ndarray, "layer head"], marked: Bool[np.ndarra
                  **image: Any) -> Image:  # fmt: skip
     """Returns values of every head as colours, a column a layer, with a star at those that are marked."""
     texts = () if marked is None else [["★" if each else "" for each in row] for row in marked.T]
-    about: dict[str, Any] = {"xlabel": "Transformer layer", "ylabel": "Head", "origin": "lower", "integer_y": True}
+    about: dict[str, Any] = {"xlabel": "Transformer layer", "ylabel": "Head", "origin": "lower"}
+    about |= {"integer_x": True, "integer_y": True}
     return Image(values=values.T, texts=texts, **about | image)
 
 
