@@ -353,7 +353,8 @@ def test_heads_are_ordered_by_every_kind(tab, typed):
         assert sorted(heads) == list(np.ndindex(by.shape))
         assert_named(heads)
         values = np.array([by[pair] for pair in heads])
-        assert (np.diff(values) <= 1e-6).all()
+        ranked = np.where(np.isnan(values), -np.inf, values)  # copying by a head of which nothing is written
+        assert (ranked[1:] <= ranked[:-1] + 1e-6).all()
         written = [number(label.removesuffix(":").split(" ")[-1]) for label in labels]
         np.testing.assert_allclose(written, values, rtol=0, atol=0.00051)
         assert all(f", {kind.name} " in label for label in labels)
@@ -361,7 +362,7 @@ def test_heads_are_ordered_by_every_kind(tab, typed):
             line, column = divmod(place, by.shape[1])
             pixels = canvas(page, f"[data-line='{line}'] > :nth-child({2 + column}) canvas")
             np.testing.assert_array_equal(pixels, shown[pair])
-    assert in_order(page)[0][0] == tuple(np.unravel_index(types.kinds[-1].value.argmax(), by.shape))
+    assert in_order(page)[0][0] == tuple(np.unravel_index(np.nanargmax(types.kinds[-1].value), by.shape))
     order(page, "")
     assert in_order(page)[0] == list(np.ndindex(layers, number_of_heads))
 
