@@ -7,7 +7,7 @@ import base64
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float, Shaped, UInt16
 
 from jaxqkv.checkpoints.config import Config
 
@@ -46,7 +46,7 @@ def embedded_vectors(values: Float[np.ndarray, "pos dim"]) -> dict[str, str]:
     return {"low": in_base64(low, "<f4"), "high": in_base64(high, "<f4"), "values": levels}
 
 
-def in_base64(values: np.ndarray, dtype: str) -> str:
+def in_base64(values: Shaped[np.ndarray, "..."], dtype: str) -> str:
     """Returns the bytes of values of that dtype."""
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 

@@ -60,7 +60,7 @@ function endsOf(kind) {
 
 function showTypes() {
   if (!page.types) return;
-  const at = (values) => { const number = values[state.row][state.head]; return number === null ? "NaN" : number.toFixed(3); };
+  const at = (values) => { const number = values[state.row][state.head]; return number === null ? "NaN" : minus(number.toFixed(3)); };
   byId("type").textContent = page.types.kinds
     .map((kind) => `${kind.name} ${at(kind.values)}${kind.control ? ` (control ${at(kind.control)})` : ""}`).join(" · ");
   byId("type").hidden = false;
