@@ -124,9 +124,7 @@ def test_copying(drawn):
         np.testing.assert_allclose(arrays["copying"]["copying"].ravel(), whole.copying, rtol=0, atol=1e-4)
         return
     refusal = f"copying needs next-token logits, which {checkpoint.config.model_type} does"
-    with pytest.raises(
-        NotDrawable, match=f"copying needs next-token logits, which {checkpoint.config.model_type} does"
-    ):
+    with pytest.raises(NotDrawable, match=refusal):
         heads.figure("copying", model=checkpoint)
 
 
@@ -147,11 +145,12 @@ def test_heads_made_by_hand_are_found(tmp_path):
     assert np.nanargmax(k) == np.ravel_multi_index((*PREVIOUS, *INDUCTION), k.shape)
     assert k[(*PREVIOUS, *INDUCTION)] > 0.99 * 59**-0.5  # two maps of 59 equal singular values
     others = np.delete(k[0, :, 1].ravel(), PREVIOUS[1] * 6 + INDUCTION[1])
-    assert others.max() < 1.5 * baseline < 0.7 * k[(*PREVIOUS, *INDUCTION)]
+    assert others.max() < 1.1 * baseline < 0.5 * k[(*PREVIOUS, *INDUCTION)]
     copying = found["copying"]["copying"]
     assert copying[INDUCTION] > 0.99
     assert found["copying"]["q_value"][INDUCTION] < 0.05
-    assert np.delete(copying.ravel(), 6 + INDUCTION[1]).max() < 0.5
+    assert np.isnan(copying[PREVIOUS])  # what it writes is no part of any logit
+    assert np.nanmax(np.delete(copying.ravel(), 6 + INDUCTION[1])) < 0.2
     assert found["spectra"]["qk_rank"][INDUCTION] == pytest.approx(59, rel=0.02)
 
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -46,7 +47,7 @@ def _add_product(
 def readout(weights: Weights, folded: bool) -> Float[Array, "embed embed"]:
     """Returns diag(γ_f) W_U W_E, from some thousand tokens at a time; without the final norm's γ_f if not folded."""
     token, out = weights.W_E, weights.W_U.T
-    total = jax.numpy.zeros((token.shape[1],) * 2, np.float32)
+    total = jnp.zeros((token.shape[1],) * 2, np.float32)
     for start in range(0, len(token), ROWS):
         total = _add_product(total, out[start : start + ROWS], token[start : start + ROWS])
     if not folded:
@@ -127,8 +128,8 @@ def figure_copying(run: HeadsRun, copying: Any) -> Display:
         arrays=arrays,
         panels=[panels],
         title=f"Copying by the heads of {run.label}",
-        caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map from "
-        "the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
+        caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map "
+        "from the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
         "makes itself more probable, −1 if less. "
         f"Weights {Layers(run.weights, run.options.raw).words}. After the first layer the token embedding is only a "
         f"part of what a head reads.{tested}",
@@ -150,11 +151,10 @@ class Spectra(NamedTuple):
 
 @jit
 def _spectra(heads: Heads) -> Spectra:
-    found = []
-    for circuit in (heads.qk, heads.ov):
-        values = circuit_singular_values(*circuit)
-        found += [values[:, 0], jax.vmap(effective_rank)(values)]
-    return Spectra(*found)
+    values = circuit_singular_values(*(jnp.concatenate(factors) for factors in zip(heads.qk, heads.ov, strict=True)))
+    largest, rank = values[:, 0], jax.vmap(effective_rank)(values)
+    qk, ov = (slice(None, len(heads.w_o)), slice(len(heads.w_o), None))
+    return Spectra(largest[qk], rank[qk], largest[ov], rank[ov])
 
 
 @reduction

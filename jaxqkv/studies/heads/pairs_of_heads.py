@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxqkv.kernels import pattern_divergence
-from jaxqkv.kernels.circuits import basis, block_inner, block_norms, one_side, unit_circuit, wide
+from jaxqkv.kernels.circuits import basis, block_inner, block_norms, one_sides, unit_circuit, wide
 from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import jit
@@ -31,8 +31,8 @@ class Composition(NamedTuple):
 def _sides(heads: Heads) -> tuple[Rows, ThreeRows]:
     """Returns what later layers need of a layer's heads; and what the three compositions with earlier ones need."""
     qk, ov = heads.qk, heads.ov
-    readers = [one_side(*qk), one_side(qk.right, qk.left), one_side(*ov)]
-    return wide(one_side(ov.right, ov.left)), jnp.concatenate([wide(each) for each in readers])
+    writer, *readers = one_sides(ov[::-1], qk, qk[::-1], ov)
+    return wide(writer), jnp.concatenate([wide(each) for each in readers])
 
 
 @jit(static_argnames="n_head")
