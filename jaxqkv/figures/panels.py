@@ -215,10 +215,11 @@ class Lines(Panel):
 
 
 def integer_ticks(axis: "Axis", low: float | None = None, high: float | None = None) -> None:
-    """Puts ticks at whole numbers alone, from `low` to `high` where those are given, else in the axis's limits."""
+    """Puts ticks at whole numbers alone, from `low` to `high`, or else as many as the axis has room for."""
     from matplotlib.ticker import MaxNLocator
 
-    locator = MaxNLocator(integer=True, min_n_ticks=1)
+    within = low is not None and high is not None
+    locator = MaxNLocator(10 if within else "auto", integer=True, min_n_ticks=1)
     axis.set_major_locator(locator)
     if low is not None and high is not None:
         axis.set_ticks([tick for tick in locator() if low <= tick <= high])
