@@ -94,7 +94,7 @@ def binned_pairs_of_tokens(
     values, upto = np.take(values, order), np.cumsum(np.take(pairs.weights, order))
     # The edges lie between the two values of a rank; interpolated to the last place as NumPy does, for ties with them.
     rank = (upto[-1] - 1) * SHARES
-    below = np.floor(rank)
+    below = np.floor(rank).astype(np.int64)
     low, high = (values[np.searchsorted(upto, each, "right")] for each in (below, np.minimum(below + 1, upto[-1] - 1)))
     share = rank - below
     edges = np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share)
