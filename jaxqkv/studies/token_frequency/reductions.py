@@ -32,12 +32,12 @@ class PairInputs(NamedTuple):
     """Inputs of a reducer that keeps TOKEN_PAIRS.
 
     Attributes:
-      index: the bin of each pair of positions.
+      bins: the bin of each pair of positions.
       token: which of the sequence's distinct tokens is at each position; −1 for one without a frequency.
       occurrences: of each of these tokens in the sequence; 0 where the sequence has fewer.
     """
 
-    index: Int[AnyArray, "batch pair"]
+    bins: Int[AnyArray, "batch pair"]
     token: Int[AnyArray, "batch pos"]
     occurrences: Int[AnyArray, "batch token"]
 
@@ -61,7 +61,7 @@ def _reduce(
         if PAIRS in names:
             results[PAIRS] = score[:, ::every]
         if BINNED in names:
-            index = inputs.index if isinstance(inputs, PairInputs) else inputs
+            index = inputs.bins if isinstance(inputs, PairInputs) else inputs
             bins = functools.partial(binned_moments, n_bin=BINS)
             # One sequence after another is faster on a CPU; sequences on several devices go at once.
             _, mean, std = (

@@ -185,7 +185,7 @@ class TokenFrequencyRun(Run):
             "layer_correlations": lambda: correlations(range(self.config.n_layer)),
             "pairs": lambda: pool["pairs"],
             "bins": lambda: BinMoments(*(pool[name] for name in BinMoments._fields)),
-            "layer_bins": lambda: pool.binned(),
+            "layer_bins": pool.binned,
         }
         return {name: results[name]() for name in names}
 
