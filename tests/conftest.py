@@ -1,19 +1,25 @@
 """Strictness for the whole suite, and small checkpoints whose sizes are distinct primes."""
 
 import dataclasses
+import gc
 import os
 import socket
 from importlib.metadata import version
+from pathlib import Path
 
 from packaging.version import Version
 
 # Before jax is imported: its own cache and the hub's belong to no test.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Most of the suite's time is XLA's, which compiles four times as fast without optimisations. `XLA_FLAGS= pytest` runs
-# everything as users do, and `helpers.processes` its processes.
-QUICK_COMPILATION = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
-KNOWN = 2 if Version(version("jaxlib")) >= Version("0.10") else 1
+# Most of the suite's time is XLA's, which compiles five times as fast without optimisations and without splitting its
+# small programs. `XLA_FLAGS= pytest` runs everything as users do, and `helpers.processes` its processes.
+QUICK_COMPILATION = [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+KNOWN = 3 if Version(version("jaxlib")) >= Version("0.10") else 1
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION[:KNOWN]))
 
 import jax
@@ -25,9 +31,15 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is well
+with_shapes = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is well
 
-with install_import_hook("jaxqkv", "conftest.checked"):
+# Shapes are checked in the modules that have some. Mypy knows all other types; to look at them too, in each of the tens
+# of thousands of calls that make the keys of compiled programs, would take a tenth of the suite's time.
+ROOT = Path(__file__).parents[1]
+FILES = [path for path in (ROOT / "jaxqkv").rglob("*.py") if "jaxtyping import" in path.read_text()]
+SHAPED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
+
+with install_import_hook(SHAPED, "conftest.with_shapes"):
     import jaxqkv
     import jaxqkv.kernels
     import jaxqkv.pages.view
@@ -103,6 +115,13 @@ def pytest_collection_modifyitems(items):
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(fixture.scope == "module" for each in fixtures for fixture in each):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def pytest_collection_finish():
+    """What is imported stays, and traced programs are many small objects: they are searched for cycles less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")

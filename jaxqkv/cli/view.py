@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jaxqkv.studies.options import option, whole_number
 
 EXAMPLES = """examples:
   jaxqkv view demo-gpt2 --text "I saw her at the market."
+  jaxqkv view gpt2 --text "I saw her at the market." --types
   jaxqkv view gpt2-xl --text-file story.txt --layers 0 24 47 --out story.html"""
 
 
@@ -24,7 +26,13 @@ class ViewOptions:
     layers: tuple[int, ...] = option(
         (), "layers to show (default all)", parse=whole_number(0), metavar="LAYER", several=True
     )
-    seed: int = option(0, "seed of the weights of random:SPEC", parse=whole_number(0), metavar="N")
+    types: bool = option(
+        False,
+        "name heads by type and order by it: previous token, duplicate, induction, first, …; one pass over 64 texts",
+    )
+    seed: int = option(
+        0, "seed of the random tokens of --types, and of the weights of random:SPEC", parse=whole_number(0), metavar="N"
+    )
     tokenizer: Path | None = option(
         None, "take the tokenizer from this folder instead of the checkpoint's", parse=Path, metavar="FOLDER"
     )
@@ -39,7 +47,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses the words after `view`."""
     parser = Parser(
         prog="jaxqkv view",
-        description="Make one page that shows the attention of every head on a text. It needs no network.",
+        description="Make one page that shows the attention of every head on a text: patterns, scores, norms of what\n"
+        "queries take (‖α v W_O‖), and products q_i·k_i by dimension. It needs no network.",
         epilog=EXAMPLES,
     )
     add_checkpoint(parser)
@@ -62,7 +71,12 @@ def run(given: argparse.Namespace, line: Line) -> None:
     prepare_file(options.out)
     devices.enable_compilation_cache()
     model = load(given.spec, revision=given.revision, seed=options.seed, stream=True, tokenizer=options.tokenizer)
-    drawn = write_view(options.out, model, text, list(options.layers) or None, str(line))
+    types = None
+    if options.types:
+        from jaxqkv.studies.heads import summary
+
+        types = functools.partial(summary.typed_heads, seed=options.seed)
+    drawn = write_view(options.out, model, text, list(options.layers) or None, str(line), types)
     size = options.out.stat().st_size
     document = {"drawn": drawn, "checkpoint": model.checkpoint.identity(), "page": str(options.out), "bytes": size}
     show(given, document, lambda: f"{drawn}; {showing.megabytes(size)} MB, see {options.out}")

@@ -91,9 +91,9 @@ class Image(Panel):
             ax.axvline(x, linestyle="--", color="w", linewidth=1)
         for y in self.hlines:
             ax.axhline(y, linestyle="--", color="w", linewidth=1)
-        for place in self.boundaries:
-            ax.axvline(place, color="0.5", linewidth=0.3)
-            ax.axhline(place, color="0.5", linewidth=0.3)
+        for boundary in self.boundaries:
+            ax.axvline(boundary, color="0.5", linewidth=0.3)
+            ax.axhline(boundary, color="0.5", linewidth=0.3)
         shades = np.asarray(image.norm(self.values))
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):

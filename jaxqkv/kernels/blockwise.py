@@ -94,12 +94,11 @@ def attention_statistics(
 
     def one(q: Array, k: Array, visible: Array, asked_for: Array) -> AttentionStatistics:
         """Returns the statistics of one head of one text."""
-        keys = _Keys(
-            *(jnp.pad(each, [(0, more)] + [(0, 0)] * (each.ndim - 1)) for each in (k, visible, asked_for)), place
-        )
+        q, k = (jnp.pad(each, ((0, more), (0, 0))) for each in (q * scale, k))
+        keys = _Keys(k, jnp.pad(visible, (0, more)), jnp.pad(asked_for, (0, more)), place)
         blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), keys)
-        queries = jnp.pad(q * scale, ((0, more), (0, 0))).reshape(-1, block, head_dim)
-        found = jax.lax.map(lambda x: _of_queries(*x, blocks, causal), (queries, blocks.place))
+        queries = q.reshape(-1, block, head_dim), blocks.place
+        found = jax.lax.map(lambda each: _of_queries(each[0], each[1], blocks, causal), queries)
         return jax.tree.map(lambda x: x.reshape(-1)[:pos], found)
 
     of_heads = [x.reshape(-1, pos, head_dim) for x in (q, k)]

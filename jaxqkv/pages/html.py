@@ -1,6 +1,6 @@
 """Web pages of one file each: they open from disk, ask the network for nothing and run no script but their own.
 
-A page is a body between the style and the script of its name in the folder `web/`. Whatever comes
+A page is a body between the style and the scripts of its name in the folder `web/`. Whatever comes
 from a checkpoint, a text or a manifest enters the body through `fill`, `json_block` or `html.escape`;
 the policy in the page's head lets no other script or style run, should one slip through.
 """
@@ -10,7 +10,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,18 @@ _HEAD = """<!doctype html>
 _IN_HTML = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&"})
 
 
-def write_page(path: Path, name: str, title: str, body: Iterable[str]) -> None:
-    """Writes a page whole or not at all; the pieces of its body are made one after another, and not kept."""
-    style, script = part("style.css") + part(f"{name}.css"), part(f"{name}.js")
+def write_page(path: Path, name: str, title: str, body: Iterable[str], scripts: Sequence[str] = ()) -> None:
+    """Writes a page whole or not at all; the pieces of its body are made one after another, and not kept.
+
+    Args:
+      path: of the page.
+      name: of its style and script.
+      title: in the window's bar.
+      body: pieces of HTML.
+      scripts: parts of the script that come before the one of the page's name, as `NAME-PART`.
+    """
+    style = part("style.css") + part(f"{name}.css")
+    script = "".join(part(f"{each}.js") for each in (*scripts, name))
     policy = (
         f"default-src 'none'; img-src 'self' file: data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"

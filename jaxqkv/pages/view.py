@@ -1,34 +1,40 @@
 """`jaxqkv view`: one interactive page with the attention of every head to one text.
 
-Scores and patterns are embedded as 16-bit levels: `low + level / 65534 · (high - low)`, little-endian, in
-base64, a head's visible pairs query by query; level 65535 is what is no finite number. A weight's range is 0 to 1,
-a score's that of its head. Pairs that a causal mask hides are left out. Layers are run and written one after another.
+Scores and patterns are embedded as in `embedding.py`, a head's visible pairs query by query. A weight's range is 0 to
+1, a score's that of its head. Pairs that a causal mask hides are left out. For the third way of looking, ‖α v W_O‖, the
+page has ‖v W_O‖ of every key, which it multiplies with the weights; for products by dimension it has q and k, where
+there is room. Layers are run and written one after another.
 """
 
-import base64
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float
 
+from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import visible_keys
+from jaxqkv.architectures.base import Architecture
 from jaxqkv.checkpoints.config import Config
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.figures.panels import extremes
+from jaxqkv.kernels import weighted_attention
 from jaxqkv.model.model import Model
+from jaxqkv.pages.embedding import LEVELS, embedded_pairs, embedded_vectors, in_base64, pairs_bytes, vectors_bytes
 from jaxqkv.pages.html import fill, json_block, part, write_page
 from jaxqkv.runtime import console
 from jaxqkv.text.batches import Batch
 from jaxqkv.text.tokenizers import Tokenizer
 
-LEVELS, BROKEN = 65534, 65535
 # Of a page's values; browsers open it in a second or two.
 LIMIT_BYTES = 64_000_000
 # Pieces of one character that are looked for, where a tokenizer has cut it into bytes.
 MOST_PIECES = 8
+# The page's script, in this order, with `attention.js` at its end.
+SCRIPTS = ("attention-values", "attention-grid", "attention-head", "attention-products", "attention-picture")
 
 _SIGNS = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
 _JOINERS = "\u200c\u200d"
@@ -36,18 +42,55 @@ _FOOTER = """<footer>
 <p>In a token <code>·</code> is a space, <code>↵</code> a line break, <code>⇥</code> a tab; characters that do not
 show are named, as <code>U+200B</code>, and 1/4 after a character is the first of four tokens that it is cut into.</p>
 <p>Weights and scores are embedded as 16-bit numbers: weights are within 0.000008 of those that the model computed
-(float32), scores within 1/131,068 of their head's range, here at most {{error}}.</p>
-<p>Made by jaxqkv {{version}}: <code>{{command}}</code></p>
+(float32), scores within 1/131,068 of their head's range, here at most {{error}}. A norm ‖α v W_O‖ is the weight times
+‖v W_O‖ of the key, which is float32.{{vectors}}</p>
+<p id="made">Made by jaxqkv {{version}}: <code>{{command}}</code></p>
 </footer>
 """
-
-
-_LOST = """<p class="hatched"><i class="broken"></i>{{lost}} scores are NaN or infinite: they, and the weights that
+_VECTORS = " q and k are within 1/131,068 of the range of their dimension in that head."
+_LOST = """<p class="hatched"><i class="broken"></i>{{lost}} are NaN or infinite: they, and the weights and norms that
 depend on them, have this colour and read NaN.</p>
 """
 
 
-def write_view(path: Path, model: Model, text: str, layers: Collection[int] | None = None, command: str = "") -> str:
+class HeadKind(NamedTuple):
+    """How much every head is of one kind.
+
+    Attributes:
+      name: in a word.
+      about: what such a head does.
+      value: by layer and head.
+      control: the same without what such a head looks for; heads are then ordered by how much more the value is.
+    """
+
+    name: str
+    about: str
+    value: Float[np.ndarray, "layer head"]
+    control: Float[np.ndarray, "layer head"] | None = None
+
+
+class TypedHeads(NamedTuple):
+    """Kinds of heads, in the order in which the page offers them.
+
+    Attributes:
+      about: what was measured, and when a head is named; a sentence or two.
+      kinds: that heads are ordered by.
+      names: of every head, `[layer][head]`, empty where it has none.
+    """
+
+    about: str
+    kinds: Sequence[HeadKind]
+    names: Sequence[Sequence[str]]
+
+
+def write_view(
+    path: Path,
+    model: Model,
+    text: str,
+    layers: Collection[int] | None = None,
+    command: str = "",
+    types: Callable[[Model], TypedHeads] | None = None,
+) -> str:
     """Writes the page, whole or not at all.
 
     Args:
@@ -56,6 +99,7 @@ def write_view(path: Path, model: Model, text: str, layers: Collection[int] | No
       text: what is attended to; BERT's special tokens are added.
       layers: to show; all of them unless given.
       command: that the page says it was made by.
+      types: finds the types of all heads, by which the page names and orders them; called if the text fits.
 
     Returns:
       What was drawn, in a line.
@@ -66,14 +110,14 @@ def write_view(path: Path, model: Model, text: str, layers: Collection[int] | No
     chosen = range(model.config.n_layer) if layers is None else sorted(set(layers))
     batch = tokenized(model, text, len(chosen))
     name, tokens = model.checkpoint.name, batch.ids.shape[1]
-    body = _body(model, text, batch, chosen, command)
-    write_page(path, "attention", f"Attention of {name}", body)
+    body = _body(model, text, batch, chosen, command, None if types is None else types(model))
+    write_page(path, "attention", f"Attention of {name}", body, SCRIPTS)
     layers_text = f"{len(chosen)} layer{'s' * (len(chosen) != 1)}"
     return f"{name}: {tokens} token{'s' * (tokens != 1)}, {layers_text} of {model.config.n_head} heads"
 
 
 def tokenized(model: Model, text: str, layers: int) -> Batch:
-    """The text as a batch of one, if model and page have room for it."""
+    """Returns the text as a batch of one, if model and page have room for it."""
     config = model.config
     try:
         text.encode()
@@ -85,82 +129,133 @@ def tokenized(model: Model, text: str, layers: int) -> Batch:
             f"the text has {len(ids):,} tokens, more than the {config.n_positions:,} positions of "
             f"{model.checkpoint.name}; shorten it"
         )
-    size = page_bytes(config, layers, len(ids))
+    size = pairs_bytes(config, layers, len(ids))
     if size > LIMIT_BYTES:
-        tokens = next(n for n in range(len(ids), -1, -1) if page_bytes(config, layers, n) <= LIMIT_BYTES)
-        fewer = LIMIT_BYTES // page_bytes(config, 1, len(ids))
-        choose = f", or choose {fewer} layer{'s' * (fewer != 1)} or fewer with --layers" if fewer else ""
         raise JaxqkvError(
             f"{len(ids):,} tokens in {layers} layers of {config.n_head} heads are {size / 1e6:,.0f} MB of values, and "
-            f"a page holds {LIMIT_BYTES / 1e6:.0f} MB; shorten the text to {tokens:,} tokens{choose}"
+            f"a page holds {LIMIT_BYTES / 1e6:.0f} MB; {_what_fits(config, layers, len(ids), pairs_bytes)}"
         )
     return model.tokenize([text])
 
 
-def page_bytes(config: Config, layers: int, tokens: int) -> int:
-    """What scores and pattern of that many layers take in base64."""
-    pairs = tokens * (tokens + 1) // 2 if config.causal else tokens**2
-    return layers * config.n_head * 2 * base64_length(2 * pairs)
+def _bytes_with_vectors(config: Config, layers: int, tokens: int) -> int:
+    """Returns what everything takes in base64."""
+    return pairs_bytes(config, layers, tokens) + vectors_bytes(config, layers, tokens)
 
 
-def base64_length(size: int) -> int:
-    """Characters of so many bytes."""
-    return -(-size // 3) * 4
+def _what_fits(config: Config, layers: int, tokens: int, size: Callable[[Config, int, int], int]) -> str:
+    """Returns how many tokens, and how many layers of these tokens, a page has room for."""
+    room = next(n for n in range(tokens, -1, -1) if size(config, layers, n) <= LIMIT_BYTES)
+    fewer = LIMIT_BYTES // size(config, 1, tokens)
+    choose = f", or choose {fewer} layer{'s' * (fewer != 1)} or fewer with --layers" if fewer else ""
+    return f"shorten the text to {room:,} token{'s' * (room != 1)}{choose}"
 
 
-def _body(model: Model, text: str, batch: Batch, layers: Sequence[int], command: str) -> Iterator[str]:
-    """The page's pieces; a layer is one, and let go once it is written."""
+def _left_out(config: Config, layers: int, tokens: int) -> str:
+    """Returns why q and k are not in the page; nothing if they are. What is left out is warned of."""
+    if _bytes_with_vectors(config, layers, tokens) <= LIMIT_BYTES:
+        return ""
+    needed, others = (size(config, layers, tokens) / 1e6 for size in (vectors_bytes, pairs_bytes))
+    why = (
+        f"the page has no products q_i·k_i by dimension: q and k, {needed:,.0f} MB, do not fit beside the other "
+        f"{others:,.0f} MB in a page of {LIMIT_BYTES / 1e6:.0f} MB; "
+        f"{_what_fits(config, layers, tokens, _bytes_with_vectors)}"
+    )
+    warnings.warn(why, JaxqkvWarning, stacklevel=2)
+    return f"{why[0].upper()}{why[1:]}."
+
+
+def _body(
+    model: Model, text: str, batch: Batch, layers: Sequence[int], command: str, types: TypedHeads | None
+) -> Iterator[str]:
+    """Yields the page's pieces; a layer is let go once it is written."""
     from jaxqkv import __version__
 
     config, tokens = model.config, shown_tokens(model.tokenizer, batch.ids[0].tolist())
+    left_out = _left_out(config, len(layers), len(tokens))
+    yield _top(model, text, len(tokens), layers)
+    page = {"name": model.checkpoint.name, "tokens": tokens, "layers": list(layers), "heads": config.n_head}
+    page |= {"headDim": config.head_dim, "causal": config.causal, "leftOut": left_out}
+    page["types"] = None if types is None else _types_of(types, layers)
+    yield json_block("page", page)
+    seen = np.asarray(visible_keys(batch.mask, config.causal))[0]
+    error, lost, lost_norms = 0.0, 0, 0
+    capture = {"scores", "pattern", "v"} | (set() if left_out else {"q", "k"})
+    run = model.layerwise(batch, capture=capture, layers=list(layers))
+    for layer, attention in console.bar(run, total=len(layers), desc="layers", unit="layer"):
+        scores, pattern = (np.asarray(x[0], np.float32) for x in (attention.scores, attention.pattern))
+        norms = value_norms(model, layer, attention)
+        lost += int((~np.isfinite(scores[:, seen])).sum())
+        lost_norms += int((~np.isfinite(norms)).sum())
+        heads = [embedded_pairs(head, *extremes(head)) for head in scores[:, seen]]
+        error = max(error, *((head["high"] - head["low"]) / (2 * LEVELS) for head in heads))
+        weights = [embedded_pairs(head, 0.0, 1.0) for head in pattern[:, seen]]
+        of_keys = [in_base64(head, "<f4") for head in norms]
+        yield json_block(f"layer-{layer}", {"scores": heads, "pattern": weights, "norms": of_keys})
+        if not left_out:
+            yield json_block(f"vectors-{layer}", _vectors(config, layer, attention))
+    if lost or lost_norms:
+        named = [f"{count:,} {name}" for count, name in ((lost, "scores"), (lost_norms, "norms ‖v W_O‖")) if count]
+        yield fill(_LOST, lost=" and ".join(named))
+    about = {"vectors": "" if left_out else _VECTORS, "version": __version__, "command": command}
+    yield fill(_FOOTER, error=f"{error:.1g}", **about)
+
+
+def _top(model: Model, text: str, tokens: int, layers: Sequence[int]) -> str:
+    """Returns what is above the values."""
+    config = model.config
     which = f"{', '.join(map(str, layers))} (of {config.n_layer})"
     if len(layers) == config.n_layer > 1:
         which = f"0 to {config.n_layer - 1} (all {config.n_layer})"
     sees = "each attends to itself and those before it" if config.causal else "each attends to all of them"
-    yield fill(
+    return fill(
         part("attention.html"),
         name=model.checkpoint.name,
         checkpoint=_identity(model),
         layers=which,
         heads=config.n_head,
         text="".join(char if char.isprintable() or char in "\n\t" else _named(char) for char in text),
-        tokens=f"{len(tokens)}; {sees}",
+        tokens=f"{tokens}; {sees}",
     )
-    page = {"tokens": tokens, "layers": list(layers), "heads": config.n_head, "causal": config.causal}
-    yield json_block("page", page)
-    seen = np.asarray(visible_keys(batch.mask, config.causal))[0]
-    error, lost = 0.0, 0
-    run = model.layerwise(batch, capture={"scores", "pattern"}, layers=list(layers))
-    for layer, attention in console.bar(run, total=len(layers), desc="layers", unit="layer"):
-        scores, pattern = (np.asarray(x[0], np.float32) for x in (attention.scores, attention.pattern))
-        lost += int((~np.isfinite(scores[:, seen])).sum())
-        heads = [_embedded(head, *extremes(head)) for head in scores[:, seen]]
-        error = max(error, *((head["high"] - head["low"]) / (2 * LEVELS) for head in heads))
-        weights = [_embedded(head, 0.0, 1.0) for head in pattern[:, seen]]
-        yield json_block(f"layer-{layer}", {"scores": heads, "pattern": weights})
-    if lost:
-        yield fill(_LOST, lost=f"{lost:,}")
-    yield fill(_FOOTER, error=f"{error:.1g}", version=__version__, command=command)
+
+
+def value_norms(model: Model, layer: int, attention: Attention) -> Float[np.ndarray, "head key"]:
+    """Returns ‖v W_O‖ of every key: what a query of weight 1 takes from it."""
+    assert attention.v is not None  # which is captured
+    n_head, pos, _ = attention.v[0].shape
+    ones = np.ones((n_head, 1, pos), np.float32)
+    return np.asarray(weighted_attention(ones, attention.v[0], model.weights.W_O(layer, by_head=True)))[:, 0]
+
+
+def _vectors(config: Architecture, layer: int, attention: Attention) -> dict[str, Any]:
+    """Returns one layer's q and k, and what QKᵀ is multiplied by."""
+    scale = float(config.attention_scale(np.int32(layer), np.float32))
+    assert attention.q is not None  # which is captured, as k is
+    assert attention.k is not None
+    q, k = ([embedded_vectors(head) for head in np.asarray(x[0], np.float32)] for x in (attention.q, attention.k))
+    return {"scale": scale, "q": q, "k": k}
+
+
+def _types_of(types: TypedHeads, layers: Sequence[int]) -> dict[str, Any]:
+    """Returns the types of these layers' heads; null is no number."""
+
+    def rows(values: Float[np.ndarray, "layer head"] | None) -> list[list[float | None]] | None:
+        if values is None:
+            return None
+        return [[float(each) if np.isfinite(each) else None for each in values[layer]] for layer in layers]
+
+    kinds = [
+        {"name": kind.name, "about": kind.about, "values": rows(kind.value), "control": rows(kind.control)}
+        for kind in types.kinds
+    ]
+    return {"about": types.about, "kinds": kinds, "names": [list(types.names[layer]) for layer in layers]}
 
 
 def _identity(model: Model) -> str:
-    """The checkpoint, and which one of that name."""
+    """Returns the checkpoint's name, and which one of that name it is."""
     identity = model.checkpoint.identity()
     details = [identity["source"], *(f"{key} {identity[key]}" for key in ("revision", "seed") if key in identity)]
     return f"{model.checkpoint.name} ({', '.join(details)})"
-
-
-def _embedded(values: Float[np.ndarray, " pair"], low: float, high: float) -> dict[str, Any]:
-    """One head's visible values, as the page's script reads them."""
-    levels = quantise(values, low, high)
-    return {"low": low, "high": high, "values": base64.b64encode(levels.astype("<u2").tobytes()).decode()}
-
-
-def quantise(values: Float[np.ndarray, " pair"], low: float, high: float) -> UInt16[np.ndarray, " pair"]:
-    """The nearest of 65,535 levels from `low` to `high`, off by 1/131,068 of the range at most; else `BROKEN`."""
-    finite = np.isfinite(values)
-    fraction = np.where(finite, values.astype(np.float64) - low, 0) / (high - low or 1)
-    return np.where(finite, np.rint(np.clip(fraction, 0, 1) * LEVELS), BROKEN).astype(np.uint16)
 
 
 def shown_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -260,3 +260,25 @@ def permuted_divergences(flags, values, bins):
             parts = [part[part > 0] * np.log(part[part > 0] / middle[part > 0]) for part in (one, other)]
             results[row, column] = sum(part.sum() for part in parts) / 2
     return results
+
+
+def attention_statistics(q, k):
+    """`[statistic, head, query]` of causal attention: logsumexp, entropy, largest weight, distance, mass on token 0."""
+    place = torch.arange(q.shape[1], device=q.device)
+    later = place > place[:, None]
+    distance = (place[:, None] - place).abs()
+    results = []
+    for one, other in zip(q, k, strict=True):
+        scores = (one @ other.T / one.shape[1] ** 0.5).masked_fill(later, -torch.inf)
+        pattern = torch.softmax(scores, dim=-1)
+        entropy = -torch.where(pattern > 0, pattern * pattern.log(), 0).sum(dim=-1)
+        mean = (pattern * distance).sum(dim=-1)
+        results.append(torch.stack([scores.logsumexp(dim=-1), entropy, pattern.amax(dim=-1), mean, pattern[:, 0]]))
+    return torch.stack(results, dim=1)
+
+
+def composition(left, right, other_left, other_right):
+    """`[head, other head]`, from the whole matrices of each pair."""
+    ones = [a @ b.T for a, b in zip(left, right, strict=True)]
+    others = [a @ b.T for a, b in zip(other_left, other_right, strict=True)]
+    return torch.stack([torch.stack([(a @ b).norm() / (a.norm() * b.norm()) for b in others]) for a in ones])

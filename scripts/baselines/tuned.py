@@ -298,3 +298,26 @@ def permuted_divergences(flags, values, bins):
     one, other = (each / each.sum(dim=-1, keepdim=True) for each in (one, other))
     middle = ((one + other) / 2).clamp(min=torch.finfo(one.dtype).tiny)
     return sum(torch.xlogy(each, each / middle).sum(dim=-1) for each in (one, other)) / 2
+
+
+@torch.inference_mode()
+def attention_statistics(q, k):
+    """All heads at once, in place where that is possible."""
+    place = torch.arange(q.shape[1], device=q.device)
+    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5)
+    scores.masked_fill_(place > place[:, None], -torch.inf)
+    whole = scores.logsumexp(dim=-1)
+    pattern = (scores - whole[..., None]).exp_()
+    entropy = whole - scores.masked_fill_(scores == -torch.inf, 0).mul_(pattern).sum(dim=-1)
+    mean = place - pattern @ place.to(q.dtype)  # no later key has a weight
+    return torch.stack([whole, entropy, pattern.amax(dim=-1), mean, pattern[..., 0]])
+
+
+@torch.inference_mode()
+def composition(left, right, other_left, other_right):
+    """Through traces of `[head_dim, head_dim]` products."""
+    grams = [each.transpose(1, 2) @ each for each in (left, right, other_left, other_right)]
+    one, other = ((a * b).sum(dim=(1, 2)).sqrt() for a, b in (grams[:2], grams[2:]))
+    middle = torch.einsum("aei,bej->abij", right, other_left)
+    squared = torch.einsum("aik,abkj,bjl,abil->ab", grams[0], middle, grams[3], middle)
+    return squared.clamp(min=0).sqrt() / (one[:, None] * other)

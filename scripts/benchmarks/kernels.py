@@ -20,6 +20,8 @@ KERNELS = {
     "neighbouring positions": "neighbour_correlations",
     "singular values": "spectrum",
     "permuted histograms": "permuted_divergences",
+    "statistics of attention": "attention_statistics",
+    "composition": "composition",
 }
 
 
@@ -50,6 +52,10 @@ def kernel_arguments(name: str, small: bool) -> tuple[Any, ...]:
         flags = np.arange(length) < 0.4 * length
         permuted = np.array([generator.permutation(flags) for _ in range(permutations)])
         return permuted.astype(np.float32), normal(layers, length), bins
+    if name == "statistics of attention":
+        return normal(n_head, length, head_dim), normal(n_head, length, head_dim)
+    if name == "composition":
+        return tuple(normal(3 if small else 12, width, head_dim, scale=0.1) for _ in range(4))
     if name == "neighbouring positions":
         return (normal(4 * width // 3, width),)
     return (normal(width, 3 * width, scale=0.1),)
@@ -92,6 +98,13 @@ def _jaxqkv_kernel(name: str, *arguments: Any) -> Callable[[], Any]:
             return jnp.stack([kernels.density(each.values, edges, each.where) for each in chosen])
 
         return lambda: samples(first, k)
+    if name in ("statistics of attention", "composition"):
+        on_device = [jnp.asarray(each) for each in arguments]
+        if name == "composition":
+            return lambda: kernels.composition(*on_device)
+        q, k = (each[None] for each in on_device)
+        mask = jnp.ones((1, q.shape[2]), bool)
+        return lambda: jnp.concatenate(kernels.attention_statistics(q, k, mask, causal=True))
     if name == "binned scores":
         sums, scores, edges = arguments
         on_device = jnp.asarray(scores)

@@ -365,36 +365,7 @@ def test_a_cache_that_cannot_be_written(place, capsys, monkeypatch):
     assert arrays_of(place / "out/token-frequency/2.npz")
 
 
-# --- weights that are NaN or infinite ---
-
-
-NOT_DRAWN = {
-    "qkv-weights": {"2b", "4b", "5a"},
-    "attention-scores": {"4"},
-    "token-frequency": set(),
-    "weight-tour": {"head-clusters"},
-    "token-similarity": {"cosine", "correlation"},
-    "qkv-activations": set(),
-    "adjustment-magnitudes": {"2"},
-    "prediction-divergence": {"2b", "3", "4", "5", "6"},
-    "category-selectivity": {"5"},
-    "head-silencing": {"3"},
-    "head-patching": set(),
-    "heads": set(),
-}
-
-
-@pytest.mark.parametrize("name", names())
-def test_weights_that_are_not_finite_are_computed_and_named(place, capsys, name):
-    tensors(spoil)(place / "model")
-    write_word_tokenizer(place / "model", WORDS)
-    assert main(line_of(name, "./model")) == 0
-    warning, *others = capsys.readouterr().err.splitlines()
-    assert warning == f"jaxqkv: warning: {SPOILT}"
-    assert all("are NaN or infinite" in line for line in others)
-    assert {line.split()[1] for line in others} == NOT_DRAWN[name]
-    figures = json.loads((place / "out" / name / "manifest.json").read_text())["figures"]
-    assert NOT_DRAWN[name] == set(study(name).figures) - set(figures)
+# --- weights that are NaN or infinite; the studies of them in test_console.py, which has their programs ---
 
 
 def test_verify_fails_weights_that_are_not_finite(place, capsys):

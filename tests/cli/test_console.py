@@ -5,13 +5,15 @@ import json
 import os
 
 import pytest
-from conftest import GPT2, arrays_of, changed, write_folder, write_word_tokenizer
+from conftest import GPT2, arrays_of, changed, random_tensors, write_folder, write_word_tokenizer
+from helpers.broken import SPOILT, spoil
 from helpers.checkpoints import WORDS
 
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import console
 from jaxqkv.studies.registry import names, study
 
+CONFIG = changed(GPT2, initializer_range=0.2)
 SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
 # The checkpoint predicts some of its words, and not all.
 PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat home cat her"
@@ -19,8 +21,7 @@ PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat h
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    config = changed(GPT2, initializer_range=0.2)
-    path = write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS)
+    path = write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
     # So that transformers, too, takes tokenizer.json as it is.
     (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return str(path)
@@ -29,6 +30,10 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def lines(folder, tmp_path):
     """A command of each study on a tiny checkpoint."""
+    return commands(folder, tmp_path)
+
+
+def commands(folder, tmp_path):
     (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
     (tmp_path / "words.txt").write_text("a cat\na saw\na her\nb run\nb home\n")
@@ -275,3 +280,36 @@ class TestBars:
     def test_a_batch_alone_is_counted_in_sequences(self, lines, bars):
         assert main([*lines["token-frequency"], "2", "--no-cache"]) == 0
         assert ("sequences", 2, 2) in [(bar.desc, bar.total, bar.n) for bar in bars]
+
+
+# Figures of weights that are NaN or infinite.
+NOT_DRAWN = {
+    "qkv-weights": {"2b", "4b", "5a"},
+    "attention-scores": {"4"},
+    "token-frequency": set(),
+    "weight-tour": {"head-clusters"},
+    "token-similarity": {"cosine", "correlation"},
+    "qkv-activations": set(),
+    "adjustment-magnitudes": {"2"},
+    "prediction-divergence": {"2b", "3", "4", "5", "6"},
+    "category-selectivity": {"5"},
+    "head-silencing": {"3"},
+    "head-patching": set(),
+    "heads": set(),
+}
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.usefixtures("folder")  # in one worker with the studies' other runs, which compile the same programs
+def test_weights_that_are_not_finite_are_computed_and_named(name, tmp_path, monkeypatch, capsys):
+    spoilt = random_tensors(CONFIG)
+    spoil(spoilt)
+    write_word_tokenizer(write_folder(tmp_path / "model", CONFIG, spoilt), WORDS)
+    monkeypatch.chdir(tmp_path)
+    assert main(commands("./model", tmp_path)[name]) == 0
+    warning, *others = capsys.readouterr().err.splitlines()
+    assert warning == f"jaxqkv: warning: {SPOILT}"
+    assert all("are NaN or infinite" in line for line in others)
+    assert {line.split()[1] for line in others} == NOT_DRAWN[name]
+    figures = json.loads((tmp_path / "out" / name / "manifest.json").read_text())["figures"]
+    assert NOT_DRAWN[name] == set(study(name).figures) - set(figures)

@@ -164,6 +164,20 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {}))
             self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
+    def download(self, selector: str, folder: Path) -> Path:
+        """Clicks what saves a file; the file, once it is whole."""
+        before = set(folder.iterdir())
+        self.browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self.click(selector)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = [path for path in folder.iterdir() if path not in before]
+            if found and not any(path.name.endswith(".crdownload") or path.name.startswith(".") for path in found):
+                (file,) = found
+                return file
+            assert time.monotonic() < deadline, f"nothing was saved by {selector}"
+            time.sleep(0.02)
+
     def screenshot(self, path: Path | None = None) -> np.ndarray:
         """What is in the window, as 8-bit colours [y, x, 3]."""
         png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
@@ -189,7 +203,7 @@ class Page:
         """What the page asked for, but for data inside it."""
         sent = [event for event in self._events() if event["method"] == "Network.requestWillBeSent"]
         addresses = [event["params"]["request"]["url"] for event in sent]
-        return [address for address in addresses if not address.startswith("data:")]
+        return [address for address in addresses if not address.startswith(("data:", "blob:"))]
 
     def _events(self) -> list[dict[str, Any]]:
         return [event for event in self.browser.events if event.get("sessionId") == self.session]

@@ -43,3 +43,18 @@ def attention_of(model, text):
         seen = np.tril(seen)
     weights = np.where(seen, np.exp(scores - scores.max(-1, keepdims=True)), 0)
     return scores, weights / weights.sum(-1, keepdims=True), seen
+
+
+def weighted_of(model, text):
+    """‖α v W_O‖ in float64, [layer, head, query, key], vector by vector."""
+    _, pattern, _ = attention_of(model, text)
+    v = np.asarray(model.run(model.tokenize([text]), capture={"v"}).v, np.float64)[:, 0]
+    output = np.stack([model.weights.W_O(layer, by_head=True) for layer in range(len(v))]).astype(np.float64)
+    moved = pattern[..., None] * (v @ output)[:, :, None]
+    return np.sqrt((moved**2).sum(axis=-1))
+
+
+def vectors_of(model, text):
+    """q and k in float64, [layer, head, pos, head_dim]."""
+    acts = model.run(model.tokenize([text]), capture={"q", "k"})
+    return tuple(np.asarray(x, np.float64)[:, 0] for x in (acts.q, acts.k))

@@ -238,6 +238,21 @@ def test_no_head_makes_a_matrix_of_the_width_squared():
         assert "997x997" not in text
 
 
+def test_eigenvectors_are_asked_for_once_at_a_time(monkeypatch):
+    """Two batched `eigh` that do not wait for each other's results may wait for each other's threads for ever."""
+    wide, eigh, calls = jax.ShapeDtypeStruct((2, 83, 3), np.float32), jax.numpy.linalg.eigh, []
+    monkeypatch.setattr(jax.numpy.linalg, "eigh", lambda gram: calls.append(gram.shape) or eigh(gram))
+    for function, count, expected in (
+        (kernels.composition, 4, 1),
+        (kernels.circuit_singular_values, 2, 2),  # the second of what the first gives
+        (kernels.subspace_overlap, 2, 2),
+        (kernels.head_similarity, 4, 0),
+    ):
+        calls.clear()
+        jax.eval_shape(function, *[wide] * count)
+        assert calls == [(4, 3, 3)] * expected
+
+
 def test_circuits_vmap_over_layers():
     layers = np.stack([W_Q, W_K]), np.stack([W_K, W_V])
     together = jax.vmap(kernels.composition)(*layers, *layers)

@@ -90,10 +90,10 @@ EDIT = """{
     "mlp_out": lambda value, site: value * 0.5,
 }"""
 STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--tokens", "3000"]
-STUDY += ["--batch", "7", "--length", "61"]
+STUDY += ["--batch", "7", "--length", "61", "--significance", "--permutations", "29"]
 SHAPES = ({"data": 8}, {"data": 4, "head": 2}, {"data": 1, "head": 2}, {"data": 3})
-# The blocks of the other two are BERT's: one mesh shows that they are split by the same rules.
-MESHES = dict.fromkeys(("gpt2", "bert"), SHAPES) | dict.fromkeys(("roberta", "distilbert"), SHAPES[1:2])
+# Every mesh of one architecture; of the others, one with both axes shows that weights are split by the same rules.
+MESHES = {name: SHAPES if name == "gpt2" else SHAPES[1:2] for name in CONFIGS}
 
 
 def inputs(config, size):

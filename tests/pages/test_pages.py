@@ -1,63 +1,48 @@
 """The gallery and the attention page in a browser: what is drawn, mouse and keyboard, narrow windows, no network."""
 
 import json
-import shutil
+import re
 
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, random_tensors, write_folder
-from helpers.browser import Browser
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.oracles import attention_of
+from helpers.oracles import attention_of, weighted_of
+from helpers.pages import (
+    DARK,
+    DRAWN,
+    LIGHT,
+    MARKS,
+    assert_drawn,
+    assert_numbers,
+    canvas,
+    head,
+    one_browser,
+    overflow,
+    quiet_tabs,
+    shades,
+    shades_of_norms,
+    shades_of_scores,
+    tokens,
+)
 
 import jaxqkv
 from jaxqkv.cli.main import main
 from jaxqkv.pages import view
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
-]
-
-DRAWN = "document.documentElement.dataset.drawn !== undefined"
-# Colours of the lowest, middle and highest value, as the page's style has them.
-LIGHT = np.array([[0xFF, 0xFF, 0xFF], [0x5B, 0x93, 0xDD], [0x0A, 0x1D, 0x4A]])
-DARK = np.array([[0x1A, 0x1B, 0x1E], [0x3D, 0x6F, 0xC0], [0xF2, 0xF6, 0xFF]])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("chromium") / "profile")
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def tab(browser):
-    """Opens pages; each is closed, and none may have complained or asked for more than files."""
-    pages = []
-
-    def open(path, **options):
-        pages.append(browser.open(path, **options))
-        return pages[-1]
-
-    yield open
-    for page in pages:
-        complaints, requests = page.complaints(), page.requests()
-        page.close()
-        assert complaints == []
-        assert [address for address in requests if not address.startswith("file:")] == []
+pytestmark = MARKS
+browser = pytest.fixture(scope="module")(one_browser)
+tab = pytest.fixture(quiet_tabs)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A page of 3 layers, 5 heads and 11 tokens; its path, and scores, pattern and visible pairs to find in it."""
+    """A page of 3 layers, 5 heads and 11 tokens; its path, and scores, pattern, seen pairs and norms to find in it."""
     folder = tmp_path_factory.mktemp("view")
     model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
     view.write_view(folder / "attention.html", model, TEXT)
-    return folder / "attention.html", *attention_of(model, TEXT)
+    return folder / "attention.html", *attention_of(model, TEXT), weighted_of(model, TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -69,43 +54,9 @@ def gallery(tmp_path_factory):
     return folder / "figures" / "index.html"
 
 
-def shades(fraction, colours):
-    """Where on the way through three colours: [..., 3]."""
-    place = 2 * np.asarray(fraction)[..., None]
-    low, middle, high = colours
-    return np.where(place < 1, low + place * (middle - low), middle + (place - 1) * (high - middle))
-
-
-def shades_of_scores(scores, seen, colours):
-    low, high = scores[seen].min(), scores[seen].max()
-    return shades(np.clip((scores - low) / (high - low), 0, 1), colours)
-
-
-def canvas(page, selector):
-    """A canvas's pixels, [y, x, red green blue alpha]."""
-    values = page.evaluate(
-        f"(() => {{ const drawn = document.querySelector({json.dumps(selector)});"
-        "const copy = new OffscreenCanvas(drawn.width, drawn.height).getContext('2d', {willReadFrequently: true});"
-        "copy.drawImage(drawn, 0, 0);"
-        "return [drawn.width, ...copy.getImageData(0, 0, drawn.width, drawn.height).data]; })()"
-    )
-    return np.array(values[1:]).reshape(values[0], values[0], 4)
-
-
-def head(layer, number):
-    return f'[aria-label="Layer {layer}, head {number}: enlarge"]'
-
-
-def assert_drawn(pixels, expected, seen):
-    """Every visible pair in its colour, to the two steps of 255 between 256 shades; the others transparent."""
-    assert (pixels[~seen][:, 3] == 0).all()
-    assert (pixels[seen][:, 3] == 255).all()
-    np.testing.assert_allclose(pixels[seen][:, :3], expected[seen], rtol=0, atol=2)
-
-
 @pytest.mark.parametrize(("dark", "colours"), [(False, LIGHT), (True, DARK)])
 def test_the_grid_has_the_values_of_every_head(tab, tiny, dark, colours):
-    path, scores, pattern, seen = tiny
+    path, scores, pattern, seen, norms = tiny
     page = tab(path, height=1600, dark=dark, ready=DRAWN)
     for layer, number in np.ndindex(3, 5):
         pixels = canvas(page, f"{head(layer, number)} canvas")
@@ -115,11 +66,16 @@ def test_the_grid_has_the_values_of_every_head(tab, tiny, dark, colours):
     for layer, number in np.ndindex(3, 5):
         pixels = canvas(page, f"{head(layer, number)} canvas")
         assert_drawn(pixels, shades_of_scores(scores[layer, number], seen, colours), seen)
+    page.click(".kinds [value=weighted]")
+    page.wait("document.documentElement.dataset.drawn === 'weighted'")
+    for layer, number in np.ndindex(3, 5):
+        pixels = canvas(page, f"{head(layer, number)} canvas")
+        assert_drawn(pixels, shades_of_norms(norms[layer, number], colours), seen)
     assert page.requests() == [path.as_uri()]
 
 
 def test_the_enlarged_head_is_on_the_screen(tab, tiny):
-    path, scores, pattern, seen = tiny
+    path, scores, pattern, seen, norms = tiny
     page = tab(path, ready=DRAWN)
     page.click(head(1, 3))
     assert page.evaluate("document.getElementById('large').open")
@@ -137,6 +93,15 @@ def test_the_enlarged_head_is_on_the_screen(tab, tiny):
     assert len(np.unique(on_screen[seen], axis=0)) > 20
     page.click("#large [value=scores]")
     np.testing.assert_allclose(centres()[seen], shades_of_scores(scores[1, 3], seen, LIGHT)[seen], rtol=0, atol=3)
+    label = "document.getElementById('matrix').getAttribute('aria-label')"
+    assert page.evaluate(label) == "Scores of Layer 1, head 3, 11 by 11 tokens"
+    page.click("#large [value=weighted]")
+    np.testing.assert_allclose(centres()[seen], shades_of_norms(norms[1, 3], LIGHT)[seen], rtol=0, atol=3)
+    assert page.evaluate(label) == "Weighted of Layer 1, head 3, 11 by 11 tokens"
+    ticks = page.evaluate("[...document.querySelectorAll('#large-legend .ticks span')].map((tick) => tick.textContent)")
+    largest = norms[1, 3].max()
+    np.testing.assert_allclose([float(tick) for tick in ticks], [0, largest / 4, largest], rtol=0, atol=0.0006)
+    page.click("#large [value=scores]")
     page.theme(dark=True)
     page.wait("getComputedStyle(document.body).backgroundColor === 'rgb(26, 27, 30)'")
     np.testing.assert_allclose(centres()[seen], shades_of_scores(scores[1, 3], seen, DARK)[seen], rtol=0, atol=3)
@@ -157,30 +122,8 @@ def test_what_is_no_number_is_marked_and_said(tab, tmp_path):
     assert {token["number"] for token in tokens(page)} == {"NaN"}
 
 
-def tokens(page):
-    """Each token's number, its class, its background, and whether it is the one whose attention is shown."""
-    return page.evaluate(
-        "[...document.querySelectorAll('#tokens li')].map((item) => ({number: item.querySelector('small').textContent,"
-        "hidden: item.classList.contains('unseen'), selected: item.getAttribute('aria-selected') === 'true',"
-        "colour: getComputedStyle(item).backgroundColor.match(/\\d+/g).map(Number)}))"
-    )
-
-
-def assert_numbers(page, query, weights):
-    """The tokens show `query`'s weights, in numbers and in shades."""
-    for key, shown in enumerate(tokens(page)):
-        assert shown["selected"] == (key == query)
-        assert shown["hidden"] == (key > query)
-        if key > query:
-            assert shown["number"] == ""
-        else:
-            assert float(shown["number"]) == pytest.approx(weights[key], abs=0.00051)
-            colour = shades(np.sqrt(weights[key]), LIGHT)
-            np.testing.assert_allclose(shown["colour"][:3], colour, rtol=0, atol=2)
-
-
 def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
-    path, scores, pattern, _ = tiny
+    path, scores, pattern, _, norms = tiny
     page = tab(path, ready=DRAWN)
     page.click(head(2, 4))
     page.hover("#close")
@@ -189,16 +132,29 @@ def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
     weights = pattern[2, 4, 7]
     assert_numbers(page, 7, weights)
     cells = "[...row.children].map((cell) => cell.textContent)"
-    rows = page.evaluate(f"[...document.querySelectorAll('tbody tr')].map((row) => {cells})")
+    table = f"[...document.querySelectorAll('#keys tr')].map((row) => {cells})"
+    rows = page.evaluate(table)
     order = np.argsort(-weights[:8], kind="stable")
     assert [row[0] for row in rows] == [f"·{TEXT.split()[key]}" for key in order]
     assert [int(row[1]) for row in rows] == order.tolist()
     np.testing.assert_allclose([float(row[2]) for row in rows], weights[order], rtol=0, atol=0.00006)
     written = [float(row[3].replace("−", "-")) for row in rows]
     np.testing.assert_allclose(written, scores[2, 4, 7, order], rtol=0, atol=0.0006)  # three digits
-    mark = np.array(page.box(".mark"))
-    whole = np.array(page.box("#matrix"))
-    np.testing.assert_allclose((mark[1] - whole[1]) / whole[3], 7 / 11, atol=1e-3)
+    np.testing.assert_allclose([float(row[4]) for row in rows], norms[2, 4, 7, order], rtol=0, atol=0.0006)
+    page.click("#large [value=weighted]")
+    page.hover("#token-7")
+    order = np.argsort(-norms[2, 4, 7, :8], kind="stable")
+    assert [int(row[1]) for row in page.evaluate(table)] == order.tolist()
+    numbers = [float(token["number"]) for token in tokens(page)[:8]]
+    np.testing.assert_allclose(numbers, norms[2, 4, 7, :8], rtol=0, atol=0.0051)
+    said = page.evaluate("document.getElementById('said').textContent")
+    assert said.startswith(f"“·w23”, position 7, takes most from “·{TEXT.split()[order[0]]}”, norm ")
+    assert float(said.split()[-1][:-1]) == pytest.approx(norms[2, 4, 7].max(), abs=0.0006)
+    page.click("#large [value=pattern]")
+    page.hover("#token-7")
+    top = "document.querySelector('{}').getBoundingClientRect().top"
+    below = page.evaluate(f"{top.format('.mark')} - {top.format('#matrix')}")
+    np.testing.assert_allclose(below / page.box("#matrix")[3], 7 / 11, atol=1e-3)
     page.hover("#close")
     assert_numbers(page, 10, pattern[2, 4, 10])
     page.click("#token-4")
@@ -207,15 +163,17 @@ def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
 
 
 def test_a_pair_under_the_mouse_shows_its_numbers(tab, tiny):
-    path, scores, pattern, _ = tiny
+    path, scores, pattern, _, norms = tiny
     page = tab(path, ready=DRAWN)
     page.click(head(0, 2))
     page.hover("#matrix", across=(3 + 0.5) / 11, down=(8 + 0.5) / 11)
     said = page.evaluate("document.getElementById('said').textContent")
     assert said.startswith("“·w29”, position 8, to “·w11”, position 3: weight ")
-    weight, score = (float(part.rstrip(".").replace("−", "-")) for part in said.split("weight ")[1].split(", score "))
+    numbers = re.fullmatch(r".*: weight (.*), score (.*), norm (.*)\.", said).groups()
+    weight, score, norm = (float(number.replace("−", "-")) for number in numbers)
     assert weight == pytest.approx(pattern[0, 2, 8, 3], abs=0.00006)
     assert score == pytest.approx(scores[0, 2, 8, 3], abs=0.0006)
+    assert norm == pytest.approx(norms[0, 2, 8, 3], abs=0.0006)
     page.hover("#matrix", across=(9 + 0.5) / 11, down=(2 + 0.5) / 11)
     assert page.evaluate("document.getElementById('said').textContent") == (
         "“·w7”, position 2, does not see “·w31”, position 9: it comes later."
@@ -223,7 +181,7 @@ def test_a_pair_under_the_mouse_shows_its_numbers(tab, tiny):
 
 
 def test_the_attention_page_by_keyboard(tab, tiny):
-    path, _, pattern, _ = tiny
+    path, _, pattern, *_ = tiny
     page = tab(path, ready=DRAWN)
     page.press("Tab", "Tab", "Tab")  # the text, which kind, the grid
     focused = "document.activeElement.getAttribute('aria-label')"
@@ -314,10 +272,6 @@ def test_bert_sees_both_ways(tab, tmp_path):
     numbers = [float(each["number"]) for each in tokens(page)]
     np.testing.assert_allclose(numbers, pattern[1, 2, 0], rtol=0, atol=0.00051)
     assert page.evaluate("[...document.querySelectorAll('.hatched')].every((note) => note.hidden)")
-
-
-def overflow(page):
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
 @pytest.mark.parametrize("width", [390, 320])

@@ -12,12 +12,16 @@ import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.oracles import attention_of
+from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.oracles import attention_of, vectors_of, weighted_of
 
 import jaxqkv
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.pages import view
+from jaxqkv.pages import embedding, view
+from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads.circuits import copying_scores
+from jaxqkv.studies.heads.types import REPEATING, measure_types
 
 
 class Blocks(HTMLParser):
@@ -50,6 +54,18 @@ def decoded(head):
     return head["low"] + levels / 65534 * (head["high"] - head["low"])
 
 
+def vectors_levels(head):
+    """The levels of a head's q or k, [pos, head_dim]."""
+    width = len(base64.b64decode(head["low"])) // 4
+    return np.frombuffer(base64.b64decode(head["values"]), "<u2").reshape(-1, width)
+
+
+def vectors_in(head):
+    """A head's q or k, [pos, head_dim], as the page has it."""
+    low, high = (np.frombuffer(base64.b64decode(head[end]), "<f4").astype(float) for end in ("low", "high"))
+    return low + vectors_levels(head) / 65534 * (high - low)
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("layers", [None, [2, 0]])
 def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
@@ -58,11 +74,13 @@ def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
     data = Blocks((tmp_path / "page.html").read_text()).data
     scores, pattern, seen = attention_of(model, TEXT)
     shown = [0, 1, 2] if layers is None else [0, 2]
-    assert set(data) == {"page", *(f"layer-{layer}" for layer in shown)}
+    assert set(data) == {"page", *(f"{block}-{layer}" for layer in shown for block in ("layer", "vectors"))}
     expected = [f"·{word}" for word in TEXT.split()]
     if config.tokenizer_class in ("BertTokenizer", "DistilBertTokenizer"):
         expected = ["[CLS]", "[UNK]", *TEXT.split()[1:], "[SEP]"]  # the vocabulary begins at w5
-    assert data["page"] == {"tokens": expected, "layers": shown, "heads": 5, "causal": config.causal}
+    about = {"name": "tiny", "tokens": expected, "layers": shown, "heads": 5, "headDim": 7, "causal": config.causal}
+    assert data["page"] == about | {"leftOut": "", "types": None}
+    norms, vectors = weighted_of(model, TEXT), vectors_of(model, TEXT)
     for layer in shown:
         block = data[f"layer-{layer}"]
         assert len(block["scores"]) == len(block["pattern"]) == 5
@@ -76,18 +94,54 @@ def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
             truth = pattern[layer, head][seen]
             np.testing.assert_allclose(decoded(block["pattern"][head]), truth, rtol=0, atol=1 / 131068 + 1e-5)
             assert (block["pattern"][head]["low"], block["pattern"][head]["high"]) == (0, 1)
-    embedded = sum(len(head["values"]) for layer in shown for kind in data[f"layer-{layer}"].values() for head in kind)
-    assert embedded == view.page_bytes(config, len(shown), len(expected))
+            found = np.frombuffer(base64.b64decode(block["norms"][head]), "<f4")
+            moved = pattern[layer, head] * found  # of every query and key
+            np.testing.assert_allclose(moved, norms[layer, head], rtol=1e-5, atol=1e-5 * norms[layer, head].max())
+            found = [vectors_in(data[f"vectors-{layer}"][name][head]) for name in ("q", "k")]
+            for values, each in zip(found, vectors, strict=True):
+                limit = np.ptp(each[layer, head], axis=0) / 131068 + 1e-6
+                assert (np.abs(values - each[layer, head]) <= limit).all()
+            q, k = found
+            sums = data[f"vectors-{layer}"]["scale"] * q @ k.T
+            np.testing.assert_allclose(sums, scores[layer, head], rtol=0, atol=1e-4 * np.abs(scores[layer, head]).max())
+    kinds = [data[f"layer-{layer}"][kind] for layer in shown for kind in ("scores", "pattern")]
+    embedded = sum(len(head["values"]) for kind in kinds for head in kind)
+    embedded += sum(len(head) for layer in shown for head in data[f"layer-{layer}"]["norms"])
+    assert embedded == embedding.pairs_bytes(config, len(shown), len(expected))
+    embedded = sum(
+        len(text)
+        for layer in shown
+        for name in "qk"
+        for head in data[f"vectors-{layer}"][name]
+        for text in head.values()
+    )
+    assert embedded == embedding.vectors_bytes(config, len(shown), len(expected))
 
 
 def test_the_nearest_level_is_taken():
     values = np.random.default_rng(0).normal(0, 3, 1009).astype(np.float32)
     low, high = float(values.min()), float(values.max())
-    levels = view.quantise(values, low, high)
+    levels = embedding.quantise(values, low, high)
     assert (levels.min(), levels.max()) == (0, 65534)
     error = np.abs(low + levels / 65534 * (high - low) - values)
     assert error.max() <= (high - low) / 131068 * (1 + 1e-9)
-    assert not view.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
+    assert not embedding.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
+
+
+def test_every_dimension_has_a_range_of_its_own():
+    """A dimension a thousand times larger than another costs that one nothing; NaN and infinity are kept apart."""
+    values = np.random.default_rng(1).normal(size=(11, 7)).astype(np.float32) * 10.0 ** np.arange(
+        -3, 4, dtype=np.float32
+    )
+    values[:, 5], values[3, 2], values[4, 1], values[:, 6] = 2.5, np.nan, np.inf, np.nan
+    head = embedding.embedded_vectors(values)
+    finite = np.isfinite(values)
+    levels = np.frombuffer(base64.b64decode(head["values"]), "<u2").reshape(11, 7)
+    np.testing.assert_array_equal(levels == embedding.BROKEN, ~finite)
+    for dim in range(6):
+        seen = finite[:, dim]
+        of_dim = values[seen, dim].astype(float)
+        assert np.abs(vectors_in(head)[seen, dim] - of_dim).max() <= np.ptp(of_dim) / 131068 * (1 + 1e-6)
 
 
 def test_tokens_are_shown_with_all_that_is_in_them():
@@ -137,17 +191,17 @@ def test_nothing_breaks_out_of_the_page(tmp_path):
     view.write_view(tmp_path / "page.html", model, HOSTILE, command=HOSTILE)
     page = Blocks((tmp_path / "page.html").read_text())
     assert page.data["page"]["tokens"][0] == "</script><script>hacked"
-    assert page.tags.count("script") == 1 + 3 + 1  # the tokens, three layers, the page's own
+    assert page.tags.count("script") == 1 + 2 * 3 + 1  # the tokens, three layers in two blocks each, the page's own
     assert "img" not in page.tags
     assert len(page.scripts) == 1
-    assert page.scripts[0] == view.part("attention.js")
+    assert page.scripts[0] == "".join(view.part(f"{name}.js") for name in (*view.SCRIPTS, "attention"))
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(write_checkpoint_of_words(tmp_path / "tiny"))
     assert main(["view", folder, "--text", TEXT, "--layers", "2", "1"]) == 0
-    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.032 MB, see attention.html")
+    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.061 MB, see attention.html")
     page = (tmp_path / "attention.html").read_text()
     assert Blocks(page).data["page"]["layers"] == [1, 2]
     assert "<dd>1, 2 (of 3)</dd>" in page
@@ -196,7 +250,7 @@ def test_weights_that_are_not_finite_are_computed_and_named(tmp_path, capsys):
     blocks = Blocks(page).data
 
     def share(head):
-        return (np.frombuffer(base64.b64decode(head["values"]), "<u2") == view.BROKEN).mean()
+        return (np.frombuffer(base64.b64decode(head["values"]), "<u2") == embedding.BROKEN).mean()
 
     layers = [blocks[f"layer-{layer}"] for layer in range(3)]
     broken = np.array([[[share(head) for head in layer[kind]] for kind in ("scores", "pattern")] for layer in layers])
@@ -204,16 +258,20 @@ def test_weights_that_are_not_finite_are_computed_and_named(tmp_path, capsys):
     expected[1, :, 0] = expected[2] = 1
     np.testing.assert_array_equal(broken, expected)
     pairs = 11 * 12 // 2
-    assert f"{6 * pairs} scores are NaN or infinite" in page
+    assert f"{6 * pairs} scores and 55 norms ‖v W_O‖ are NaN or infinite" in page  # of all values in layer 2
+    norms = [[np.frombuffer(base64.b64decode(head), "<f4") for head in layer["norms"]] for layer in layers]
+    np.testing.assert_array_equal(np.isfinite(norms).all(axis=-1), [[True] * 5, [True] * 5, [False] * 5])
+    assert (vectors_levels(blocks["vectors-1"]["q"][0]) == embedding.BROKEN).any()
+    assert (vectors_levels(blocks["vectors-1"]["k"][0]) != embedding.BROKEN).all()
 
 
 def test_a_page_that_would_be_too_large_is_refused_with_what_fits(tmp_path, capsys, monkeypatch):
-    limit = view.page_bytes(GPT2, 2, 11) + 1
+    limit = embedding.pairs_bytes(GPT2, 2, 11) + 1
     monkeypatch.setattr(view, "LIMIT_BYTES", limit)
     message = refused(tmp_path, capsys, "--text", TEXT)
     assert message.startswith("11 tokens in 3 layers of 5 heads are 0 MB of values")
     assert message.endswith("shorten the text to 8 tokens, or choose 2 layers or fewer with --layers")
-    assert view.page_bytes(GPT2, 3, 8) <= limit < view.page_bytes(GPT2, 3, 9)
+    assert embedding.pairs_bytes(GPT2, 3, 8) <= limit < embedding.pairs_bytes(GPT2, 3, 9)
     folder = str(tmp_path / "tiny")
     assert main(["view", folder, "--text", TEXT, "--layers", "0", "2", "--out", str(tmp_path / "page.html")]) == 0
 
@@ -221,9 +279,78 @@ def test_a_page_that_would_be_too_large_is_refused_with_what_fits(tmp_path, caps
 def test_what_fits_in_a_page_of_published_sizes():
     gpt2 = changed(GPT2, n_layer=12, n_head=12, n_positions=1024)
     bert = changed(BERT, n_layer=24, n_head=16, n_positions=512)
-    assert view.page_bytes(gpt2, 12, 128) == 144 * 2 * 4 * 5504
-    assert view.page_bytes(gpt2, 12, 400) < view.LIMIT_BYTES < view.page_bytes(gpt2, 12, 512)
-    assert view.page_bytes(bert, 24, 128) < view.LIMIT_BYTES < view.page_bytes(bert, 24, 256)
+    assert embedding.pairs_bytes(gpt2, 12, 128) == 144 * (2 * 4 * 5504 + 684)
+    assert embedding.pairs_bytes(gpt2, 12, 400) < view.LIMIT_BYTES < embedding.pairs_bytes(gpt2, 12, 512)
+    assert embedding.pairs_bytes(bert, 24, 128) < view.LIMIT_BYTES < embedding.pairs_bytes(bert, 24, 256)
+
+
+def test_q_and_k_that_would_make_a_page_too_large_are_left_out_and_named(tmp_path, capsys, monkeypatch):
+    def whole(layers, tokens):
+        return sum(size(GPT2, layers, tokens) for size in (embedding.pairs_bytes, embedding.vectors_bytes))
+
+    folder = str(write_checkpoint_of_words(tmp_path / "tiny"))
+    monkeypatch.setattr(view, "LIMIT_BYTES", whole(2, 11))
+    line = ["view", folder, "--text", TEXT, "--out", str(tmp_path / "page.html")]
+    assert main(line) == 0
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert "the page has no products q_i·k_i by dimension: q and k, 0 MB, do not fit beside the other 0 MB" in warning
+    assert "shorten the text to 7 tokens, or choose 2 layers or fewer with --layers" in warning
+    assert whole(3, 7) <= whole(2, 11) < whole(3, 8)
+    data = Blocks((tmp_path / "page.html").read_text()).data
+    assert set(data) == {"page", "layer-0", "layer-1", "layer-2"}
+    assert data["page"]["leftOut"].startswith("The page has no products q_i·k_i by dimension: ")
+    assert main([*line, "--layers", "0", "2"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "vectors-2" in Blocks((tmp_path / "page.html").read_text()).data
+
+
+def test_types_are_those_of_info(tmp_path, capsys):
+    """Values, controls and names of a model with one previous-token head and one induction head."""
+    folder = str(write_induction(tmp_path / "made"))
+    line = ["view", folder, "--text", " w3 w5 w3", "--types", "--layers", "1", "--out", str(tmp_path / "page.html")]
+    assert main(line) == 0
+    types = Blocks((tmp_path / "page.html").read_text()).data["page"]["types"]
+    found = measure_types(jaxqkv.load(folder), 0, null=0)
+    assert [kind["name"] for kind in types["kinds"]] == list(summary.KINDS)
+    copying = types["kinds"].pop()
+    scores = copying_scores(jaxqkv.load(folder).checkpoint)["copying"]
+    np.testing.assert_allclose(copying["values"], scores[[1]], rtol=1e-5, atol=1e-6)
+    assert copying["control"] is None
+    for kind in types["kinds"]:
+        np.testing.assert_allclose(kind["values"], found.mean(kind["name"])[[1]], rtol=1e-5, atol=1e-7)
+        if kind["name"] in REPEATING:
+            np.testing.assert_allclose(kind["control"], found.control_mean(kind["name"])[[1]], rtol=1e-5, atol=1e-7)
+        else:
+            assert kind["control"] is None
+    assert INDUCTION[0] == 1
+    names = summary.typed_heads(jaxqkv.load(folder)).names
+    assert types["names"] == [names[1]]
+    expected = np.full(found.mean("previous").shape, "", object)
+    expected[INDUCTION], expected[PREVIOUS] = "induction", "previous"
+    assert names == expected.tolist()
+
+
+def test_a_head_is_named_only_where_it_is_clear():
+    """By the largest value, from 0.4 on; after a repetition only above the control."""
+    values = {
+        "previous": [0.5, 0.39, 0.1, np.nan, 0.2],
+        "duplicate": [0.1, 0.1, 0.6, np.nan, 0.1],
+        "induction": [0.4, 0.1, 0.1, np.nan, 0.7],
+        "first": [0.1, 0.2, 0.41, np.nan, 0.1],
+    }
+    above = {"duplicate": [[True, True, False, False, True]], "induction": [[True, True, True, False, True]]}
+    names = summary.names_of(
+        {kind: np.array([each], np.float32) for kind, each in values.items()},
+        {kind: np.array(each) for kind, each in above.items()},
+    )
+    assert names == [["previous", "", "first", "", "induction"]]
+
+
+def test_a_model_without_room_for_types_is_an_error(tmp_path, capsys):
+    config = changed(GPT2, n_positions=3)
+    message = refused(tmp_path, capsys, "--text", " w3", "--types", config=config)
+    assert message.startswith("a text that is said twice needs 4 positions and 4 tokens; tiny has 3 and ")
 
 
 @pytest.mark.parametrize("arguments", [["--text", "a", "--text-file", "b"], []])

@@ -21,6 +21,7 @@ PATIENCE = 20
 # Older versions of JAX notice a dead process in their own time.
 NOTICED = PATIENCE if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters else 100
 STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--length", "61"]
+STUDY += ["--significance", "--permutations", "29"]
 # The count of tokens ends in the first meeting, in a later one, and where one process has no document left.
 TOKENS = (1, 700, 1_000_000)
 # Of the runs that stop and go on.

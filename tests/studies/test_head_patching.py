@@ -53,7 +53,7 @@ def both(folder, tmp_path_factory):
 
 
 class Hooked:
-    """The model in PyTorch: logits of the last position, z of a text, and both with a head's z changed."""
+    """The model in PyTorch: logits of the last position and z of a text, of several runs with a head's z changed."""
 
     def __init__(self, folder):
         self.model = jaxqkv.load(folder)
@@ -62,21 +62,26 @@ class Hooked:
         theirs.transformer.load_state_dict(tensors, strict=False)
         self.theirs = torch_reference.double(theirs)
 
-    def __call__(self, text, new=None, at=None, pos=slice(None)):
-        """Returns the last logits, and z `[layer, head, pos, head_dim]`; head `at` gets the values `new` at `pos`."""
-        ids, z = np.asarray(self.model.tokenize(text).ids), []
+    def __call__(self, text):
+        """Returns the last logits, and z `[layer, head, pos, head_dim]`, unchanged."""
+        (logits,), z = self.changed(text, [None], [None])
+        return logits, z[:, 0]
+
+    def changed(self, text, at, new, pos=slice(None)):
+        """Returns both of a run for each of `at`, `[run, …]`: in run i, that head gets the values `new[i]` at `pos`."""
+        ids, z = np.repeat(self.model.tokenize(text).ids, len(at), axis=0), []
 
         def change(field, layer, value):
             if field != "z":
                 return None
-            z.append(value[0].copy())
-            if at is None or layer != at[0]:
-                return None
+            z.append(value)
             value = value.copy()
-            value[0, at[1], pos] = new[pos]
+            for row, head in enumerate(at):
+                if head is not None and head[0] == layer:
+                    value[row, head[1], pos] = new[row][pos]
             return value
 
-        logits = hooked(self.theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][0, -1]
+        logits = hooked(self.theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][:, -1]
         return logits, np.stack(z)
 
 
@@ -86,14 +91,14 @@ def run(folder):
 
 
 def score(logits, pair):
-    return logits[WORDS.index(pair[2])] - logits[WORDS.index(pair[3])]
+    return logits[..., WORDS.index(pair[2])] - logits[..., WORDS.index(pair[3])]
 
 
 def patched(run, pair, pos=slice(None)):
     """ΔIOI of every head with z from the donor."""
     z, before = run(pair[1])[1], score(run(pair[0])[0], pair)
-    found = [score(run(pair[0], z[at], at, pos)[0], pair) - before for at in HEADS]
-    return np.array(found).reshape(SHAPE)
+    logits, _ = run.changed(pair[0], HEADS, [z[at] for at in HEADS], pos)
+    return (score(logits, pair) - before).reshape(SHAPE)
 
 
 def test_both_texts(one, both, run):
@@ -110,13 +115,16 @@ def test_shuffled_heads(one, run):
     pair = PAIRS[0]
     logits, z = run(pair[0])
     before, mask = score(logits, pair), np.ones((1, 6), bool)
+    numbers = jnp.asarray(np.broadcast_to(np.arange(42, dtype=np.float32).reshape(6, 7), (1, 5, 6, 7)))
     expected = np.zeros(SHAPE)
-    for (layer, head), seed in ((at, seed) for at in HEADS for seed in (0, 1)):
-        numbers = jnp.broadcast_to(jnp.arange(42.0).reshape(6, 7), (1, 5, 6, 7))
-        edit = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape).at(layer)
-        order = np.asarray(edit(numbers, edits.Site(layer, mask, None)))[0, head].astype(int)
-        new = z[layer, head].ravel()[order]
-        expected[layer, head] += (score(run(pair[0], new, (layer, head))[0], pair) - before) / 2
+    for seed in (0, 1):
+        new = []
+        for layer, head in HEADS:
+            edit = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape).at(layer)
+            order = np.asarray(edit(numbers, edits.Site(layer, mask, None)))[0, head].astype(int)
+            new.append(z[layer, head].ravel()[order].reshape(6, 7))
+        found, _ = run.changed(pair[0], HEADS, new)
+        expected += (score(found, pair) - before).reshape(SHAPE) / 2
     np.testing.assert_allclose(one["2"]["delta"], expected, atol=1e-4)
     np.testing.assert_allclose(one["2"]["norm"], np.sqrt((z**2).sum((2, 3))), rtol=1e-4)
 

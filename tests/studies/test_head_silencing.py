@@ -52,24 +52,30 @@ def runs(folder, kind):
     )
     theirs = torch_reference.double(theirs)
 
-    def run(text, silent=None):
-        ids, hidden = model.tokenize(text).ids, []
+    def runs_of(text):
+        """Of the clean run and of one for each head, in one batch of PyTorch's."""
+        pairs = (None, *HEADS)
+        ids, hidden = np.repeat(model.tokenize(text).ids, len(pairs), axis=0), []
 
         def change(field, layer, value):
             if field == "resid_post":
-                hidden.append(value[0].copy())
-            if field != "z" or silent is None or layer != silent[0]:
+                hidden.append(value.copy())
+            if field != "z":
                 return None
             value = value.copy()
-            own = value[0, silent[1]]
-            if kind == "permute":
-                value[0, silent[1]] = shuffled(own, *silent)
-            else:
-                value[0, silent[1]] = 0 if kind == "zero" else own.mean(0)
+            for row, pair in enumerate(pairs):
+                if pair is not None and pair[0] == layer:
+                    value[row, pair[1]] = silenced(value[row, pair[1]], *pair)
             return value
 
-        logits = hooked(theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][0, -1]
-        return np.stack(hidden), scipy.special.log_softmax(logits)
+        logits = hooked(theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][:, -1]
+        hidden, log_p = np.stack(hidden, axis=1), scipy.special.log_softmax(logits, axis=-1)
+        return dict(zip(pairs, zip(hidden, log_p, strict=True), strict=True))
+
+    def silenced(own, layer, head):
+        if kind == "permute":
+            return shuffled(own, layer, head)
+        return 0 if kind == "zero" else own.mean(0)
 
     def shuffled(own, layer, head):
         """Positions and dimensions together, in the order that the edit gives whole numbers."""
@@ -80,7 +86,7 @@ def runs(folder, kind):
         assert sorted(moved.ravel()) == list(range(own.size))
         return own.ravel()[moved]
 
-    return {text: {pair: run(text, pair) for pair in (None, *HEADS)} for text in (TEXT, "a cat saw")}
+    return {text: runs_of(text) for text in (TEXT, "a cat saw")}
 
 
 def cosines(hidden):

@@ -230,6 +230,25 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
     assert any(said in note for note in manifest["notes"])
 
 
+def test_a_tested_run_goes_on_with_the_same_p(folder, corpus, tmp_path, monkeypatch, in_parts):
+    """The sums over pairs of tokens are in the state too, and all parts are permuted together."""
+    tested = [*corpus, "--significance", "--permutations", "97"]
+    whole = figures_of("token-frequency", tmp_path / "whole", folder, "6", *tested)["6"]
+    line = line_of(folder, tmp_path)
+    interrupt(monkeypatch, 4, [*line[:2], "6", *line[2:], *tested])
+    runs = interrupted_at(monkeypatch, None)
+    again = figures_of("token-frequency", tmp_path, folder, "6", *tested, "--resume")["6"]
+    assert len(runs) == 4
+    assert {"p_mean", "p_std", "q_value_mean", "q_value_std"} < set(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(again[name], values, err_msg=name)
+    # Run whole, the device adds in another order.
+    monkeypatch.undo()
+    at_once = figures_of("token-frequency", tmp_path / "at once", folder, "6", *tested)["6"]
+    for name in ("p_mean", "p_std"):
+        np.testing.assert_allclose(at_once[name], whole[name], rtol=1e-6)
+
+
 def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
     line = line_of(folder, tmp_path)
     interrupt(monkeypatch, 3, [*line, *corpus])

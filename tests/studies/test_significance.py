@@ -11,7 +11,7 @@ from helpers.checkpoints import WORDS
 from helpers.oracles import cosine
 
 from jaxqkv import kernels
-from jaxqkv.studies import qkv_weights, token_similarity
+from jaxqkv.studies import qkv_weights, token_frequency, token_similarity
 from jaxqkv.studies.significance import q_values
 
 CONFIG = changed(GPT2, initializer_range=0.2)
@@ -218,6 +218,160 @@ class TestOfFrequencies:
         plain = figures_of("token-frequency", tmp_path / "plain", folder, "4b", *line)
         assert sorted(plain["4b"]) == ["left_out", "r"]
         np.testing.assert_array_equal(plain["4b"]["r"], figure["r"])
+
+
+BATCH, LENGTH, BINS = 5, 17, 40
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """In layer 0 the scores of a key rise with its token's frequency: W_K reads a direction of the embeddings."""
+    tensors = random_tensors(CONFIG)
+    generator = np.random.default_rng(5)
+    direction, answer = generator.normal(size=(2, EMBED)).astype(np.float32)
+    direction -= direction.mean()
+    rank = np.linspace(2, -2, 43, dtype=np.float32)
+    tensors["wte.weight"][:43] += rank[:, None] * direction
+    tensors["h.0.attn.c_attn.weight"][:, EMBED : 2 * EMBED] += np.outer(direction, answer) / EMBED
+    tensors["h.0.attn.c_attn.bias"][:EMBED] = answer
+    folder = write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG, tensors)
+    return write_word_tokenizer(folder, [f" w{index}" for index in range(43)])
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    chances = np.arange(1, 44) ** -1.0
+    texts = ["".join(f" w{i}" for i in generator.choice(43, 31, p=chances / chances.sum())) for _ in range(7)]
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(texts))
+    line = ["--corpus", str(path), "--documents", "paragraphs", "--tokens", "93", "--no-cache"]
+    return [*line, "--batch", str(BATCH), "--length", str(LENGTH)]
+
+
+@pytest.fixture(scope="module")
+def planted_arrays(planted, documents, tmp_path_factory):
+    return figures_of("token-frequency", tmp_path_factory.mktemp("study"), planted, "1", "2", "6", *documents, *OPTIONS)
+
+
+class TestOfBins:
+    """Figure 6 of token-frequency: everything is binned anew with permuted frequencies."""
+
+    def correlations(self, score, ids, log_frequency):
+        """r of means and of standard deviations, `[2, layer]`, from the definition."""
+        sums = np.zeros((4, 3, BINS))
+        for row in range(BATCH):
+            x = log_frequency[ids[row]]
+            x = (x[:, None] + x).ravel()
+            edges = np.percentile(x[~np.isnan(x)], np.linspace(0, 100, BINS + 1))
+            for b in range(BINS):
+                last = b == BINS - 1
+                inside = (x >= edges[b]) & ((x <= edges[b + 1]) if last else (x < edges[b + 1]))
+                if inside.any():
+                    values = score[:, row, inside]
+                    centre = np.full(3, edges[b : b + 2].mean())
+                    sums[:, :, b] += [np.ones(3), centre, values.mean(axis=1), values.std(axis=1)]
+        there = sums[0, 0] > 0
+        _, centre, *moments = sums[:, :, there] / sums[0, :, there].T
+        return np.array([[np.corrcoef(*pair)[0, 1] for pair in zip(centre, y, strict=True)] for y in moments])
+
+    def test_every_layer(self, planted, planted_arrays):
+        from jaxqkv import load
+
+        arrays = planted_arrays
+        figure, ids, log_frequency = arrays["6"], arrays["2"]["ids"], arrays["1"]["log_frequency"].astype(np.float64)
+        acts = load(planted).run(ids, capture={"q", "k"})
+        q, k = (np.asarray(each, np.float64) for each in (acts.q, acts.k))
+        score = (q @ k.swapaxes(-1, -2)).mean(axis=2) / HEAD_DIM**0.5
+        score = score.reshape(3, BATCH, -1)
+        assert figure["left_out"] > 0  # tokens that were never counted
+        tokens = np.unique(ids)
+        tokens = tokens[~np.isnan(log_frequency[tokens])]
+        assert len(tokens) < len(np.unique(ids))
+        observed = self.correlations(score, ids, log_frequency)
+        np.testing.assert_allclose([figure["r_mean"], figure["r_std"]], observed, atol=1e-5)
+        null = []
+        for order in orders(len(tokens)):
+            permuted = np.full_like(log_frequency, np.nan)
+            permuted[tokens] = log_frequency[tokens[order]]
+            null.append(self.correlations(score, ids, permuted))
+        for name, values, each in zip(("mean", "std"), np.moveaxis(null, 1, 0), observed, strict=True):
+            assert figure[f"p_{name}"].shape == (3,)
+            for layer in range(3):
+                assert_p(figure[f"p_{name}"][layer], values[:, layer], each[layer], 1e-5)
+        assert figure["p_mean"][0] == pytest.approx(1 / (PERMUTATIONS + 1))
+        assert figure["q_value_mean"][0] < 0.05
+        assert_q(*((figure[f"p_{name}"], figure[f"q_value_{name}"]) for name in ("mean", "std")))
+
+    def test_only_where_it_is_asked_for(self, planted, documents, planted_arrays, tmp_path):
+        plain = figures_of("token-frequency", tmp_path, planted, "6", *documents)["6"]
+        assert sorted(plain) == ["centres", "left_out", "mean", "r_mean", "r_std", "std"]
+        for name, values in plain.items():
+            np.testing.assert_array_equal(planted_arrays["6"][name], values)
+
+    def test_the_picture(self, planted, documents):
+        """A star in panel C at the planted layer, and the caption that says what it is."""
+        about = {"corpus": documents[1], "documents": "paragraphs", "tokens": 93, "no_cache": True, "batch": BATCH}
+        options = about | {"model": planted, "length": LENGTH, "permutations": PERMUTATIONS, "dpi": 20}
+        figure = token_frequency.figure("6", significance=True, **options)
+        plain = token_frequency.figure("6", **options)
+        for suffix, label in (("mean", "C)"), ("std", "D)")):
+            lines = [[*axes.lines] for axes in figure.figure.axes if axes.get_title(loc="center").startswith(label)]
+            starred = [line.get_xdata().tolist() for line in lines[0] if line.get_marker() == "*"]
+            assert starred == [np.flatnonzero(figure.arrays[f"q_value_{suffix}"] < 0.05).tolist()]
+        assert not any(line.get_marker() == "*" for axes in plain.figure.axes for line in axes.lines)
+        assert figure.caption.removeprefix(plain.caption) == (
+            " Stars: q < 0.05 of two-sided tests in which the frequencies of the batch's distinct tokens are permuted, "
+            "and all pairs binned anew (199 times, seed 0)."
+        )
+
+    @pytest.mark.parametrize("counts", [(1, 2, 3, 4, 6, 9, 12), (5, 5, 5, 5, 5, 5, 5), (1, 1, 1, 1, 1, 1, 700)])
+    def test_bins_of_a_sequence_are_those_of_all_its_pairs(self, counts):
+        """Edges to the last place, where sums of frequencies are equal; and large scores that are almost the same."""
+        from jaxqkv.studies.token_frequency import permuted_bins, reductions
+
+        generator = np.random.default_rng(0)
+        log_frequency = np.log(np.array([*counts, np.nan]) / 1000)
+        ids = generator.permutation(np.repeat(np.arange(8), (1, 1, 2, 3, 5, 11, 1, 3)))[None]
+        score = generator.normal(30, 0.1, (3, 27, 27)).astype(np.float32)
+        score[1] = score[1, ids[0]][:, ids[0]] + generator.normal(0, 1e-3, (27, 27)).astype(np.float32)
+        token, occurrences = reductions.distinct_tokens(ids, log_frequency[ids])
+        sums = [np.asarray(reductions.sums_by_tokens(each[None], token, occurrences)) for each in score]
+        cut = permuted_bins.cut_sums(np.stack(sums), occurrences)
+        (pairs,) = permuted_bins.token_pairs(ids, cut, np.arange(7))
+        there, centres, moments = permuted_bins.binned_pairs_of_tokens(pairs, log_frequency[:7])
+        x = reductions.pair_sums(log_frequency[ids[0]]).ravel()
+        edges = kernels.percentile_edges(x, n_bin=40)
+        np.testing.assert_array_equal(centres, (edges[1:] + edges[:-1]) / 2)
+        index = kernels.bin_index(x, edges)
+        assert there.tolist() == [(index == b).any() for b in range(40)]
+        for b in np.flatnonzero(there):
+            values = score.astype(np.float64).reshape(3, -1)[:, index == b]
+            # Sums of up to 121 scores of 30 in float32.
+            np.testing.assert_allclose(moments[b, :3], values.mean(axis=1), rtol=16 * ROUNDING)
+            np.testing.assert_allclose(moments[b, 3:], values.std(axis=1), rtol=1e-4, atol=1e-5)
+
+    def test_sequences_without_a_counted_token(self):
+        from jaxqkv.studies.token_frequency import permuted_bins, reductions
+
+        log_frequency, ids = np.full(11, np.nan), np.arange(10).reshape(2, 5)
+        token, occurrences = reductions.distinct_tokens(ids, log_frequency[ids])
+        sums = permuted_bins.cut_sums(np.zeros((3, 2, 2, 15), np.float32), occurrences)
+        assert (token == -1).all()
+        assert sums.shape == (0, 2, 3)
+        null = permuted_bins.correlation_null(ids, sums, log_frequency, seed=0, permutations=7)
+        assert null.shape == (2, 7, 3)
+        assert np.isnan(null).all()
+
+    def test_what_is_undefined(self):
+        """No correlation has no test, and a permutation without one is no sign of an effect."""
+        from jaxqkv.studies.token_frequency.permuted_bins import bin_tests
+
+        null = np.full((2, 9, 3), np.nan)
+        null[0, :7] = 0.1
+        tests = bin_tests(null, np.array([0.5, np.nan, 0.05], np.float32), np.array([0.9, 0.9, np.nan], np.float32))
+        np.testing.assert_allclose(tests["p_mean"], [0.3, np.nan, 1], rtol=1e-6)
+        np.testing.assert_allclose(tests["p_std"], [1, 1, np.nan], rtol=1e-6)
 
 
 def test_q_values_share_all_tests_and_leave_nan_out():

@@ -23,6 +23,7 @@ from jaxqkv.studies.heads.null import null_q, null_values
 from jaxqkv.studies.heads.pairs_of_heads import Composition, compositions
 from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
 from jaxqkv.studies.significance import LEVEL
+from jaxqkv.typing import AnyArray
 
 # Raised when copying scores are computed otherwise, so that those of fresh checkpoints are computed again.
 VERSION = 1
@@ -39,9 +40,9 @@ TICKS = 16
 
 @jit(donate_argnums=0)
 def _add_product(
-    total: Float[Array, "embed embed"], out: Float[Array, "row embed"], token: Float[Array, "row embed"]
+    total: Float[Array, "embed embed"], out: Float[AnyArray, "row embed"], token: Float[AnyArray, "row embed"]
 ) -> Float[Array, "embed embed"]:
-    return total + out.T @ token
+    return total + jnp.asarray(out).T @ jnp.asarray(token)
 
 
 def readout(weights: Weights, folded: bool) -> Float[Array, "embed embed"]:
@@ -118,15 +119,13 @@ def figure_copying(run: HeadsRun, copying: Any) -> Display:
             f"one-sided; {int(marks.sum())} of {marks.size} heads)."
         )
     stars = [["*" if mark else "" for mark in row] for row in marks.T]
-    panels = [
-        head_map(scores, colorbar="Copying score", texts=stars, **_head_ticks(scores.shape)),
-        Lines(lines=points, xlabel="Transformer layer", ylabel="Copying score", ylim=(-1.05, 1.05), integer_x=True,
-              zero_y=True, title="A point a head"),
-    ]  # fmt: skip
-    panels[0].vmin, panels[0].vmax = -1, 1
+    image = head_map(scores, colorbar="Copying score", texts=stars, **_head_ticks(scores.shape))
+    image.vmin, image.vmax = -1, 1
+    dots = Lines(lines=points, xlabel="Transformer layer", ylabel="Copying score", ylim=(-1.05, 1.05), integer_x=True,
+                 zero_y=True, title="A point a head")  # fmt: skip
     return Display(
         arrays=arrays,
-        panels=[panels],
+        panels=[[image, dots]],
         title=f"Copying by the heads of {run.label}",
         caption=f"Copying score Σ Re λ / Σ |λ| of every head of {run.name}, where λ are the eigenvalues of the map "
         "from the token attended to, through W_V and W_O, to the logits of all tokens: 1 if every direction of tokens "
@@ -143,10 +142,10 @@ def figure_copying(run: HeadsRun, copying: Any) -> Display:
 class Spectra(NamedTuple):
     """Largest singular values and effective ranks of W_QK and W_OV."""
 
-    qk_largest: Float[np.ndarray, "layer head"]
-    qk_rank: Float[np.ndarray, "layer head"]
-    ov_largest: Float[np.ndarray, "layer head"]
-    ov_rank: Float[np.ndarray, "layer head"]
+    qk_largest: Float[AnyArray, "*layer head"]
+    qk_rank: Float[AnyArray, "*layer head"]
+    ov_largest: Float[AnyArray, "*layer head"]
+    ov_rank: Float[AnyArray, "*layer head"]
 
 
 @jit
@@ -162,7 +161,8 @@ def spectra(run: HeadsRun) -> Spectra:
     """Returns what there is to know of the singular values of all heads' circuits."""
     layers = Layers(run.weights, run.options.raw)
     bar = console.bar(range(run.config.n_layer), desc="spectra", unit="layer")
-    return Spectra(*map(np.stack, zip(*(map(np.asarray, _spectra(layers(layer))) for layer in bar), strict=True)))
+    found = [jax.device_get(_spectra(layers(layer))) for layer in bar]
+    return Spectra(*map(np.stack, zip(*found, strict=True)))
 
 
 @STUDY.define("spectra", "largest singular value and effective rank of W_QK and W_OV of every head")
@@ -175,7 +175,7 @@ def figure_spectra(run: HeadsRun, spectra: Any) -> Display:
     ):
         row = []
         for values, what in ((largest, "Largest singular value"), (rank, "Effective rank")):
-            image = head_map(values, title=name, colorbar=what, **_head_ticks(values.shape))
+            image = head_map(np.asarray(values), title=name, colorbar=what, **_head_ticks(values.shape))
             image.cmap, image.vmin, image.vmax = "viridis", None, None
             row.append(image)
         panels.append(row)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.kernels import Circuit, ov_circuit, qk_circuit
-from jaxqkv.model.transfer import Arena, read_after, to_device
+from jaxqkv.model.transfer import Arena, to_device
 from jaxqkv.runtime.devices import jit
 
 # Bytes of earlier layers that are in memory while later ones pass.
@@ -57,19 +57,16 @@ class Layers:
         self.weights, self.config = weights, weights.config
         self.folded = bool(self.config.attention_norm) and not raw
         self._arena = Arena()
-        self._last: Any = ()
 
     def __call__(self, layer: int) -> Heads:
-        """Returns the circuits of a layer."""
-        weights, folded = self.weights, self.folded
-
-        def read() -> Any:
-            gamma = weights.gamma(layer) if folded else None
-            return to_device((weights.W_QKV(layer), weights.W_O(layer), gamma), self._arena)
-
+        """Returns the circuits of a layer, computed: nothing else of them is in memory."""
+        gamma = self.weights.gamma(layer) if self.folded else None
+        wide, w_o, gamma = to_device((self.weights.W_QKV(layer), self.weights.W_O(layer), gamma), self._arena)
         scale = jnp.asarray(self.config.attention_scale(np.int32(layer), np.float32), jnp.float32)
-        self._last = _heads(*read_after(self._last, read), scale, n_head=self.config.n_head, folded=folded)
-        return self._last
+        heads: Heads = jax.block_until_ready(
+            _heads(wide, w_o, gamma, scale, n_head=self.config.n_head, folded=self.folded)
+        )
+        return heads
 
     @property
     def words(self) -> str:

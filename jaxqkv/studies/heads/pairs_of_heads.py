@@ -1,13 +1,14 @@
 """All pairs of heads, a pair of layers at a time: composition, similarity, divergence of patterns."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxqkv.kernels import pattern_divergence
+from jaxqkv.kernels import Circuit, pattern_divergence
 from jaxqkv.kernels.circuits import basis, block_inner, block_norms, one_sides, unit_circuit, wide
 from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
@@ -28,11 +29,20 @@ class Composition(NamedTuple):
 
 
 @jit
+def _two_sides(one: Circuit, other: Circuit) -> tuple[Rows, Rows]:
+    first, second = one_sides(one, other)
+    return wide(first), wide(second)
+
+
 def _sides(heads: Heads) -> tuple[Rows, ThreeRows]:
-    """Returns what later layers need of a layer's heads; and what the three compositions with earlier ones need."""
+    """Returns what later layers need of a layer's heads; and what the three compositions with earlier ones need.
+
+    Computed two and two, one after another, for less memory.
+    """
     qk, ov = heads.qk, heads.ov
-    writer, *readers = one_sides(ov[::-1], qk, qk[::-1], ov)
-    return wide(writer), jnp.concatenate([wide(each) for each in readers])
+    writers, values = jax.block_until_ready(_two_sides(Circuit(*ov[::-1]), ov))
+    queries, keys = jax.block_until_ready(_two_sides(qk, Circuit(*qk[::-1])))
+    return writers, jnp.concatenate([queries, keys, values])
 
 
 @jit(static_argnames="n_head")
@@ -40,7 +50,7 @@ def _compositions(writers: Rows, readers: ThreeRows, *, n_head: int) -> Float[Ar
     return jnp.sqrt(block_norms(writers, readers, n_head=n_head, n_other=3 * n_head))
 
 
-def compositions(layers: Layers, limit: int = KEEP_BYTES) -> Composition:
+def compositions(layers: Layers, limit: int = KEEP_BYTES // 2) -> Composition:
     """Returns the composition of all pairs of heads: one matrix product a pair of layers.
 
     Args:
@@ -127,5 +137,5 @@ def divergences(model: Model, batch: Batch, limit: int = KEEP_BYTES) -> Float[np
 
 def _patterns(model: Model, batch: Batch, queries: slice) -> Sequence[Float[np.ndarray, "head query key"]]:
     """Returns every layer's pattern of some queries, in float32."""
-    rows = model.layerwise(batch, capture={"pattern"})
-    return [np.asarray(each.pattern[0, :, queries], np.float32).copy() for _, each in rows]
+    captured: Any = (each.pattern for _, each in model.layerwise(batch, capture={"pattern"}))
+    return [np.array(pattern[0, :, queries], np.float32) for pattern in captured]

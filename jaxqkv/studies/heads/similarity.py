@@ -44,7 +44,7 @@ def ward_order(cosine: Float[np.ndarray, "all_heads all_heads"]) -> Int[np.ndarr
         return np.arange(len(cosine))
     above = np.triu_indices(len(cosine), 1)
     distances = np.sqrt(np.maximum(2 - 2 * np.nan_to_num(cosine[above].astype(np.float64)), 0))
-    return leaves_list(ward(distances)).astype(np.int64)
+    return np.asarray(leaves_list(ward(distances)), np.int64)
 
 
 @STUDY.define("similarity", "similarity of every pair of heads, by weights and by patterns")
@@ -72,11 +72,11 @@ def figure_similarity(run: HeadsRun, similarity: Any) -> Display:
         image = Image(values=values, cmap="RdBu_r" if signed else "viridis", vmin=-largest if signed else 0.0,
                       vmax=largest or 1.0, title=title, colorbar=label, **ticks)  # fmt: skip
         panels.append(image)
-    strip = {"values": (order // n_head)[None], "cmap": "plasma", "yticks": (), "xticks": (), "colorbar": "Layer"}
-    strips = [Image(**strip, xlabel="Heads, those of similar $\\mathbf{W_{QK}}$ side by side") for _ in range(2)]
+    strip = Image(values=(order // n_head)[None], cmap="plasma", yticks=(), xticks=(), colorbar="Layer",
+                  xlabel=r"Heads, those of similar $\mathbf{W_{QK}}$ side by side")  # fmt: skip
     return Display(
         arrays=arrays | {"order": order},
-        panels=[panels[:2], panels[2:], strips],
+        panels=[panels[:2], panels[2:], [strip, strip]],
         heights=(12, 12, 1),
         title=f"Similarity of the heads of {run.label}",
         caption=f"All pairs of heads of {run.name}: cosines of W_QK and of W_OV, overlap of the subspaces that W_Q "

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxqkv.runtime.devices import place_batch
-from jaxqkv.studies.token_frequency.reductions import binned_pairs
+from jaxqkv.studies.token_frequency.reductions import PairInputs, binned_pairs, distinct_tokens
 from jaxqkv.text.counting import Place, Row, TokenCounts
 from jaxqkv.typing import AnyArray
 
@@ -29,7 +29,9 @@ class Chunk:
       ids: their tokens.
       log_frequency: of those; NaN for a token that was never counted.
       edges: of each sequence's bins of pairs.
-      index: the bin of each pair, on the device where that can be; −1 for a pair in none.
+      occurrences: of each sequence's distinct tokens, if they are asked for.
+      inputs: the bin of each pair, on the device where that can be; −1 for a pair in none. `PairInputs` if distinct
+        tokens are asked for.
     """
 
     numbers: Int[np.ndarray, " sequence"]
@@ -37,11 +39,17 @@ class Chunk:
     ids: Int[np.ndarray, "sequence pos"]
     log_frequency: Float[np.ndarray, "sequence pos"]
     edges: Float[np.ndarray, "sequence edge"]
-    index: Int[AnyArray, "sequence pair"]
+    occurrences: Int[np.ndarray, "sequence token"]
+    inputs: Int[AnyArray, "sequence pair"] | PairInputs
 
 
 def chunks(
-    rows: Iterator[Row], together: int, counts: TokenCounts | None, binned: bool, mesh: Mesh | None
+    rows: Iterator[Row],
+    together: int,
+    counts: TokenCounts | None,
+    binned: bool,
+    mesh: Mesh | None,
+    distinct: bool = False,
 ) -> Iterator[Chunk]:
     """Yields so many rows together.
 
@@ -51,6 +59,7 @@ def chunks(
       counts: of the corpus; without them no frequency is known.
       binned: whether the pairs of each sequence are put into bins.
       mesh: of the model.
+      distinct: whether the distinct tokens of each sequence are found.
     """
     while group := list(itertools.islice(rows, together)):
         ids = np.stack([row.ids for row in group])
@@ -58,12 +67,14 @@ def chunks(
         edges, index = np.zeros((len(ids), 0)), np.full((len(ids), 1), -1, np.int8)
         if binned:
             edges, index = binned_pairs(log_frequency)
+        token, occurrences = distinct_tokens(ids, log_frequency) if distinct else (None, np.zeros((len(ids), 0), int))
+        inputs = index if token is None else PairInputs(index, token, occurrences)
         if mesh is None:
-            index = jax.device_put(index)
+            inputs = jax.device_put(inputs)
         elif len(ids) % mesh.shape["data"] == 0:
-            index = place_batch(index, mesh)
+            inputs = place_batch(inputs, mesh)
         numbers = np.array([row.number for row in group])
-        yield Chunk(numbers, group[-1].place, ids, log_frequency, edges, index)
+        yield Chunk(numbers, group[-1].place, ids, log_frequency, edges, occurrences, inputs)
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:

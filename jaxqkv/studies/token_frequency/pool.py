@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime import distributed
 from jaxqkv.runtime.files import replacing
+from jaxqkv.studies.token_frequency.reductions import TOKEN_PAIRS
 from jaxqkv.text.counting import Place, TokenCounts
 
 # Names of arrays: by token or layer, summed over sequences; and smallest values.
@@ -25,8 +26,16 @@ LEFT_OUT, ENDS, MOMENTS, BINS, TOKENS, LOWEST = "left out", "ends", "moments", "
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
+class BinMoments(NamedTuple):
+    """Centres of bins of pairs, and the scores' means and standard deviations in them; of sequences, or of layers."""
+
+    centres: Float[np.ndarray, "row bin"]
+    mean: Float[np.ndarray, "row bin"]
+    std: Float[np.ndarray, "row bin"]
+
+
 class Pool:
-    """Sums over sequences, and arrays with a row for each.
+    """Sums over sequences, and arrays with a row for each; TOKEN_PAIRS has one for each pair of its distinct tokens.
 
     Attributes:
       place: from where reading finds what comes after them.
@@ -118,18 +127,20 @@ class Pool:
         constant = spread <= np.finfo(np.float32).eps * ends.max(axis=2)
         return np.where(constant.any(axis=1), np.nan, r)
 
-    def binned(self) -> list[Float[np.ndarray, "layer bin"]]:
+    def binned(self) -> BinMoments:
         """Centres, means and standard deviations, averaged over the sequences that have something in the bin."""
         count, *totals = np.moveaxis(self.sums[BINS], 1, 0)
-        return [np.where(count > 0, total / np.maximum(count, 1), np.nan) for total in totals]
+        return BinMoments(*(np.where(count > 0, total / np.maximum(count, 1), np.nan) for total in totals))
 
     def joined(self) -> "Pool":
-        """Of all processes, with every sequence in its place."""
+        """Of all processes, with every sequence in its place; without TOKEN_PAIRS, which stay where they are."""
         pool = Pool.__new__(Pool)
         pool.place, pool.numbers = self.place, distributed.in_order(self.numbers, self.numbers)
         pool.sums = {name: distributed.total(values[None])[0] for name, values in self.sums.items()}
         pool.lowest = np.min(distributed.gather(self.lowest), axis=0)
-        pool._each = {name: [distributed.in_order(self[name], self.numbers)] for name in self._each}
+        pool._each = {
+            name: [distributed.in_order(self[name], self.numbers)] for name in self._each if name != TOKEN_PAIRS
+        }
         return pool
 
     # --- on disk ---

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,8 +24,9 @@ from jaxqkv.studies.study import Run
 from jaxqkv.studies.token_frequency import STUDY, TokenFrequencyOptions
 from jaxqkv.studies.token_frequency.chunks import Chunk, ahead, chunks
 from jaxqkv.studies.token_frequency.frequencies import frequency_tests
-from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, MOMENTS, TOKENS, Pool, saved_key
-from jaxqkv.studies.token_frequency.reductions import ADJUSTMENT, BINNED, BINS, PAIRS, pair_count, reducer
+from jaxqkv.studies.token_frequency.permuted_bins import bin_tests, correlation_null, cut_sums
+from jaxqkv.studies.token_frequency.pool import ENDS, LEFT_OUT, MOMENTS, TOKENS, BinMoments, Pool, saved_key
+from jaxqkv.studies.token_frequency.reductions import ADJUSTMENT, BINNED, BINS, PAIRS, TOKEN_PAIRS, pair_count, reducer
 from jaxqkv.text.corpora import DEFAULT, PYTHON_DOCS, open_corpus
 from jaxqkv.text.counting import Place, Row, TokenCounts, count_and_rows
 
@@ -40,14 +41,6 @@ OF_SHOWN_LAYERS = {"adjustments": ADJUSTMENT, "correlations": ADJUSTMENT, "pairs
 OF_EVERY_LAYER = {"layer_correlations": ADJUSTMENT, "layer_bins": BINNED}
 # Results that take the counts of the corpus. All but the counts themselves take the batch.
 COUNTED = {"counts", "left_out", "correlations", "layer_correlations", "bins", "layer_bins"}
-
-
-class BinMoments(NamedTuple):
-    """Centres of bins of pairs, and the scores' means and standard deviations in them; of sequences, or of layers."""
-
-    centres: Float[np.ndarray, "row bin"]
-    mean: Float[np.ndarray, "row bin"]
-    std: Float[np.ndarray, "row bin"]
 
 
 @STUDY.computation
@@ -121,6 +114,7 @@ class TokenFrequencyRun(Run):
         reductions = tuple(sorted({kept for name, kept in (OF_SHOWN_LAYERS | OF_EVERY_LAYER).items() if name in names}))
         self.layers = self._layers(names, reductions)
         vocab = self.config.vocab_size if self.significance and "layer_correlations" in names else 0
+        self.bins_tested = self.significance and "layer_bins" in names
         self.pool = Pool(len(self.layers), BINS, self.length, self._kept_of_each(names), vocab)
         self.key = self._key(names)
         self._note_other_state(batched)
@@ -163,7 +157,7 @@ class TokenFrequencyRun(Run):
     def _kept_of_each(self, names: Collection[str]) -> dict[str, tuple[tuple[int, ...], type]]:
         """Returns shape and type of what is kept of every sequence."""
         kept: dict[str, tuple[tuple[int, ...], type]] = {}
-        if "ids" in names:
+        if "ids" in names or self.bins_tested:
             kept["ids"] = ((self.length,), np.int32)
         if "adjustments" in names:
             kept["adjustments"] = ((len(self.shown), self.length), np.float32)
@@ -171,6 +165,8 @@ class TokenFrequencyRun(Run):
             kept["pairs"] = ((pair_count(self.length),), np.float32)
         if "bins" in names:
             kept |= {"centres": ((BINS,), np.float64), "mean": ((BINS,), np.float32), "std": ((BINS,), np.float32)}
+        if self.bins_tested:
+            kept[TOKEN_PAIRS] = ((2, len(self.layers)), np.float32)
         return kept
 
     def _results(self, names: Collection[str], counts: TokenCounts | None) -> dict[str, Any]:
@@ -189,7 +185,7 @@ class TokenFrequencyRun(Run):
             "layer_correlations": lambda: correlations(range(self.config.n_layer)),
             "pairs": lambda: pool["pairs"],
             "bins": lambda: BinMoments(*(pool[name] for name in BinMoments._fields)),
-            "layer_bins": lambda: BinMoments(*pool.binned()),
+            "layer_bins": pool.binned,
         }
         return {name: results[name]() for name in names}
 
@@ -201,6 +197,10 @@ class TokenFrequencyRun(Run):
         how = {"seed": self.seed, "permutations": self.permutations}
         tests = frequency_tests(sums[TOKENS], sums[MOMENTS][:, 5], self.counts.log_frequency, r, **how)
         return dict(zip(("p", "q_value"), tests, strict=True))
+
+    def bin_tests(self, *r: Float[np.ndarray, " layer"]) -> dict[str, Float[np.ndarray, " layer"]]:
+        """Returns p and q-values of the correlations over bins of every layer, with `--significance`."""
+        return bin_tests(self.bin_null, *r) if self.bins_tested else {}
 
     # --- the batch, in parts ---
 
@@ -224,7 +224,7 @@ class TokenFrequencyRun(Run):
         rows = (row for row in rows if row.number > last_run)  # another process may have been less far
         with console.bar(total=self.batch_size, desc="sequences", unit="sequence") as bar:
             bar.update(len(self.pool.numbers) * distributed.count())
-            for chunk in ahead(chunks(rows, self.together, counts, BINNED in reductions, mesh)):
+            for chunk in ahead(chunks(rows, self.together, counts, BINNED in reductions, mesh, self.bins_tested)):
                 before, size = bar.n, len(chunk.ids) * distributed.count()
 
                 def progress(done: int, total: int, before: int = before, size: int = size) -> None:
@@ -237,6 +237,9 @@ class TokenFrequencyRun(Run):
                     last_saved = time.monotonic()
         if state is not None:
             self.pool.save(state, self.key, counts)
+        if self.bins_tested and counts is not None:
+            how = {"seed": self.seed, "permutations": self.permutations}
+            self.bin_null = correlation_null(self.pool["ids"], self.pool[TOKEN_PAIRS], counts.log_frequency, **how)
         self.pool = self.pool.joined()
 
     def _reduced(self, chunk: Chunk, reduce: Reducer, progress: Progress) -> dict[str, Any]:
@@ -245,7 +248,7 @@ class TokenFrequencyRun(Run):
             chunk.ids,
             layers=self.layers,
             reduce=reduce,
-            inputs=chunk.index,
+            inputs=chunk.inputs,
             memory=self.memory,
             progress=progress,
         )
@@ -268,6 +271,8 @@ class TokenFrequencyRun(Run):
             mean, std = reduced[BINNED]
             self.pool.add_bins(centres, mean, std)
             each |= {"centres": centres, "mean": mean[at(self.binned_layer)], "std": std[at(self.binned_layer)]}
+        if TOKEN_PAIRS in reduced:
+            each[TOKEN_PAIRS] = cut_sums(reduced[TOKEN_PAIRS], chunk.occurrences)
         self.pool.sums[LEFT_OUT] += np.isnan(chunk.log_frequency).sum()
         self.pool.add(chunk.numbers, chunk.place, chunk.ids, self.batch_size, each)
 

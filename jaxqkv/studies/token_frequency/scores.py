@@ -2,29 +2,21 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display, layer_lines, layer_points
 from jaxqkv.figures.panels import Image, Line, Lines, Panel
-from jaxqkv.kernels import pearson, percentile_edges
-from jaxqkv.runtime.devices import jit
+from jaxqkv.kernels import percentile_edges
+from jaxqkv.studies.significance import stars
 from jaxqkv.studies.token_frequency import STUDY
-from jaxqkv.studies.token_frequency.reductions import BINS, EVERY, pair_sums
-from jaxqkv.studies.token_frequency.run import BinMoments, TokenFrequencyRun, undefined
+from jaxqkv.studies.token_frequency.pool import BinMoments
+from jaxqkv.studies.token_frequency.reductions import BINS, EVERY, pair_sums, row_correlations
+from jaxqkv.studies.token_frequency.run import TokenFrequencyRun, undefined
 from jaxqkv.text.counting import TokenCounts
-from jaxqkv.typing import AnyArray
 
 SUM = "Log-probability sum"
-
-
-@jit
-def _row_correlations(x: Float[AnyArray, "row bin"], y: Float[AnyArray, "row bin"]) -> Float[Array, " row"]:
-    """Returns r of each row, over the bins that are not empty."""
-    return jax.vmap(lambda a, b: pearson(a, b, ~jnp.isnan(b)))(x, y)
 
 
 @STUDY.define("5a", "log frequencies of every pair of one sequence")
@@ -140,7 +132,7 @@ def figure_5c(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Displa
 @STUDY.define("5d", "correlation of log frequency with binned scores by sequence")
 def figure_5d(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Display:
     centres, *moments = bins
-    r_mean, r_std = (np.asarray(_row_correlations(centres.astype(np.float32), y)) for y in moments)
+    r_mean, r_std = (np.asarray(row_correlations(centres.astype(np.float32), y)) for y in moments)
     x = np.arange(len(r_mean))
     lines = [
         Line(x=x, y=r_std, label=f"{style.SCORE} standard deviation", color=style.STD, marker="o"),
@@ -169,8 +161,14 @@ def figure_5d(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Displa
 def figure_6(run: TokenFrequencyRun, layer_bins: BinMoments, left_out: int) -> Display:
     centres, mean, std = layer_bins
     r_mean, r_std = (
-        np.asarray(_row_correlations(centres.astype(np.float32), y.astype(np.float32))) for y in (mean, std)
+        np.asarray(row_correlations(centres.astype(np.float32), y.astype(np.float32))) for y in (mean, std)
     )
+    tests, tested = run.bin_tests(r_mean, r_std), ""
+    if tests:
+        tested = (
+            " Stars: q < 0.05 of two-sided tests in which the frequencies of the batch's distinct tokens are permuted, "
+            f"and all pairs binned anew ({run.permutations:,} times, seed {run.seed})."
+        )
     shared: dict[str, Any] = {"xlabel": "Token pair log-probability", "colorbar": "Transformer layer"}
     curves: list[Panel] = []
     for letter, values, name in (("A", mean, "mean"), ("B", std, "standard deviation")):
@@ -180,10 +178,14 @@ def figure_6(run: TokenFrequencyRun, layer_bins: BinMoments, left_out: int) -> D
         title = f"{letter}) {style.SCORE} {name}"
         curves.append(Lines(lines=lines, ylabel=name.capitalize(), title=title, **shared))
     points: list[Panel] = []
-    for letter, values, name, marker in (("C", r_mean, "mean", "s"), ("D", r_std, "standard deviation", "o")):
+    for letter, values, short, name, marker in (
+        ("C", r_mean, "mean", "mean", "s"),
+        ("D", r_std, "std", "standard deviation", "o"),
+    ):
+        marks = [stars(np.arange(len(values)), values, tests[f"q_value_{short}"], style.FIRST)] if tests else []
         points.append(
             Lines(
-                lines=layer_points(values, marker),
+                lines=[*layer_points(values, marker), *marks],
                 xlabel="Transformer layer",
                 ylabel="Correlation coefficient",
                 title=f"{letter}) Correlation of log-probability and {name}",
@@ -199,11 +201,13 @@ def figure_6(run: TokenFrequencyRun, layer_bins: BinMoments, left_out: int) -> D
             "r_mean": r_mean,
             "r_std": r_std,
             "left_out": left_out,
+            **tests,
         },
         panels=[curves, points],
         title=run.label,
         caption=f"Figure 5c's means and standard deviations in each layer of {run.name}, averaged over the sequences, "
-        f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch(left_out)}",
+        f"and their correlations with the centres of the bins.{undefined(r_mean, r_std)}{run.of_batch(left_out)}"
+        f"{tested}",
         size=(12, 6.7),
     )
 

@@ -1,0 +1,108 @@
+"""What tests of the two pages share: tabs that must not complain, and what an attention page shows."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from helpers.browser import Browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Of a module that opens a browser.
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
+]
+
+DRAWN = "document.documentElement.dataset.drawn !== undefined"
+# Colours of the lowest, middle and highest value, as the page's style has them.
+LIGHT = np.array([[0xFF, 0xFF, 0xFF], [0x5B, 0x93, 0xDD], [0x0A, 0x1D, 0x4A]])
+DARK = np.array([[0x1A, 0x1B, 0x1E], [0x3D, 0x6F, 0xC0], [0xF2, 0xF6, 0xFF]])
+
+
+def one_browser(tmp_path_factory):
+    """A fixture of a module: one process for all its tests."""
+    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("chromium") / "profile")
+    yield browser
+    browser.close()
+
+
+def quiet_tabs(browser):
+    """A fixture: opens pages; each is closed, and none may have complained or asked for more than files."""
+    pages = []
+
+    def open(path, **options):
+        pages.append(browser.open(path, **options))
+        return pages[-1]
+
+    yield open
+    for page in pages:
+        complaints, requests = page.complaints(), page.requests()
+        page.close()
+        assert complaints == [], complaints
+        assert [address for address in requests if not address.startswith("file:")] == []
+
+
+def shades(fraction, colours):
+    """Where on the way through three colours: [..., 3]."""
+    place = 2 * np.asarray(fraction)[..., None]
+    low, middle, high = colours
+    return np.where(place < 1, low + place * (middle - low), middle + (place - 1) * (high - middle))
+
+
+def shades_of_scores(scores, seen, colours):
+    low, high = scores[seen].min(), scores[seen].max()
+    return shades(np.clip((scores - low) / (high - low), 0, 1), colours)
+
+
+def shades_of_norms(norms, colours):
+    return shades(np.sqrt(norms / norms.max()), colours)
+
+
+def canvas(page, selector):
+    """A canvas's pixels, [y, x, red green blue alpha]."""
+    values = page.evaluate(
+        f"(() => {{ const drawn = document.querySelector({json.dumps(selector)});"
+        "const copy = new OffscreenCanvas(drawn.width, drawn.height).getContext('2d', {willReadFrequently: true});"
+        "copy.drawImage(drawn, 0, 0);"
+        "return [drawn.width, ...copy.getImageData(0, 0, drawn.width, drawn.height).data]; })()"
+    )
+    return np.array(values[1:]).reshape(values[0], values[0], 4)
+
+
+def head(layer, number):
+    return f'[aria-label="Layer {layer}, head {number}: enlarge"]'
+
+
+def assert_drawn(pixels, expected, seen):
+    """Every visible pair in its colour, to the two steps of 255 between 256 shades; the others transparent."""
+    assert (pixels[~seen][:, 3] == 0).all()
+    assert (pixels[seen][:, 3] == 255).all()
+    np.testing.assert_allclose(pixels[seen][:, :3], expected[seen], rtol=0, atol=2)
+
+
+def tokens(page):
+    """Each token's number, its class, its background, and whether it is the one whose attention is shown."""
+    return page.evaluate(
+        "[...document.querySelectorAll('#tokens li')].map((item) => ({number: item.querySelector('small').textContent,"
+        "hidden: item.classList.contains('unseen'), selected: item.getAttribute('aria-selected') === 'true',"
+        "colour: getComputedStyle(item).backgroundColor.match(/\\d+/g).map(Number)}))"
+    )
+
+
+def assert_numbers(page, query, weights):
+    """The tokens show `query`'s weights, in numbers and in shades."""
+    for key, shown in enumerate(tokens(page)):
+        assert shown["selected"] == (key == query)
+        assert shown["hidden"] == (key > query)
+        if key > query:
+            assert shown["number"] == ""
+        else:
+            assert float(shown["number"]) == pytest.approx(weights[key], abs=0.00051)
+            colour = shades(np.sqrt(weights[key]), LIGHT)
+            np.testing.assert_allclose(shown["colour"][:3], colour, rtol=0, atol=2)
+
+
+def overflow(page):
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
