@@ -169,7 +169,7 @@ def test_reducer_gets_inputs_cut_along_with_the_batch(config, model):
         assert relative_error(reduced, expected) <= MODEL_LIMIT
     with pytest.raises(JaxqkvError, match=r"must be the batch of 7; one array is \[6\]"):
         model.run(ids, reduce=reduce, inputs=inputs | {"shift": np.zeros(6)})
-    with pytest.raises(JaxqkvError, match="`inputs` are for `reduce`"):
+    with pytest.raises(JaxqkvError, match="`inputs` needs `reduce`"):
         model.run(ids, inputs=inputs)
 
 
