@@ -67,6 +67,7 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
+@kernel(static_argnames=("n_head", "head_dim"))
 def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Returns which pairs of columns are within a head, and which across heads, each pair once.
 
