@@ -122,6 +122,24 @@ def test_what_is_no_number_is_marked_and_said(tab, tmp_path):
     assert {token["number"] for token in tokens(page)} == {"NaN"}
 
 
+@pytest.mark.parametrize(("config", "hidden"), [(GPT2, False), (BERT, True)], ids=["causal", "both ways"])
+def test_that_there_are_no_numbers_is_said_whatever_a_mask_hides(tab, tmp_path, config, hidden):
+    tensors = random_tensors(config)
+    name = "h.2.attn.c_attn.bias" if config is GPT2 else "encoder.layer.2.attention.self.query.bias"
+    tensors[name][3] = np.nan
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config, tensors))
+    with pytest.warns(jaxqkv.JaxqkvWarning, match=re.escape(name)):
+        view.write_view(tmp_path / "page.html", model, TEXT)
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    notes = "[...document.querySelectorAll('{}')].map((note) => note.checkVisibility())"
+    assert page.evaluate(notes.format("p.note")) == [True]
+    assert page.evaluate("document.querySelector('p.note').innerText").startswith(
+        f"{169 if hidden else 66} scores are NaN or infinite: "
+    )
+    page.click(head(2, 0))
+    assert page.evaluate(notes.format(".hatched")) == [not hidden] * 2
+
+
 def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
     path, scores, pattern, _, norms = tiny
     page = tab(path, ready=DRAWN)
