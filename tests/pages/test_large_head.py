@@ -19,6 +19,7 @@ from helpers.pages import (
     assert_drawn,
     canvas,
     head,
+    number,
     one_browser,
     overflow,
     quiet_tabs,
@@ -177,6 +178,68 @@ def test_a_hostile_text_is_words_in_the_picture(tab, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["a\x01\u202eb", ""])
+def test_what_xml_cannot_hold_is_named_in_the_picture(tab, tmp_path, command):
+    """Control characters in text, name and command; whatever else comes into a picture; half a pair."""
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "ti\x01ny"))
+    view.write_view(tmp_path / "page.html", model, " w3\x02 w5", command=command)
+    (tmp_path / "saved").mkdir()
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    page.evaluate(r"page.tokens[0] = 'a\u0000\ud800b\ufffe🙂'")
+    page.click(head(1, 2))
+    root = ElementTree.parse(page.download("#save-svg", tmp_path / "saved")).getroot()
+    assert root.find(f"{SVG}title").text == "tiU+0001ny: layer 1, head 2. Pattern"
+    made = f"Made by jaxqkv {jaxqkv.__version__}: {'aU+0001U+202Eb' if command else ''}".strip()
+    assert root.find(f"{SVG}desc").text == made
+    words = [text.text for text in root.findall(f".//{SVG}text[@class='key']")]
+    assert words[0] == "aU+0000U+D800bU+FFFE🙂"
+    image = matplotlib.image.imread(page.download("#save-png", tmp_path / "saved"))
+    assert image.shape[1] == pytest.approx(3 * float(root.get("width")), abs=1)
+    assert not page.evaluate("document.getElementById('unsaved').checkVisibility()")
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("a" * 18, "a" * 18),
+        ("a" * 19, "a" * 17 + "…"),
+        ("a" * 16 + "🙂🙂b", "a" * 16 + "🙂…"),
+        ("🙂" * 18, "🙂" * 18),
+        ("🙂" * 19, "🙂" * 17 + "…"),
+        ("e\u0301" * 19, "e\u0301" * 17 + "…"),
+        ("👩\u200d🚀" * 19, "👩\u200d🚀" * 17 + "…"),
+    ],
+)
+def test_a_label_is_cut_between_characters(tab, tiny, tmp_path, token, shown):
+    page = tab(tiny[0], ready=DRAWN)
+    page.evaluate(f"page.tokens[4] = {json.dumps(token)}")
+    page.click(head(1, 0))
+    root = ElementTree.parse(page.download("#save-svg", tmp_path)).getroot()
+    for side in ("query", "key"):
+        assert [text.text for text in root.findall(f".//{SVG}text[@class='{side}']")][4] == shown
+    assert page.download("#save-png", tmp_path).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        "XMLSerializer.prototype.serializeToString = () => '<svg'",
+        "HTMLCanvasElement.prototype.toBlob = function (then) { then(null); }",
+        "CanvasRenderingContext2D.prototype.drawImage = () => { throw new Error('no room'); }",
+    ],
+)
+def test_a_png_that_cannot_be_made_is_said(tab, tiny, breaking):
+    page = tab(tiny[0], ready=DRAWN)
+    shown = "document.getElementById('unsaved').checkVisibility()"
+    page.click(head(1, 0))
+    assert not page.evaluate(shown)
+    page.evaluate(f"{{ {breaking} }}")
+    page.click("#save-png")
+    page.wait(shown)
+    said = page.evaluate("document.getElementById('unsaved').textContent")
+    assert said == "This browser could not make the PNG; save the picture as SVG."
+
+
 # --- types ---
 
 
@@ -198,6 +261,7 @@ def order(page, name):
 def test_heads_are_ordered_by_every_kind(tab, typed):
     path, types = typed
     page = tab(path, height=1600, ready=DRAWN)
+    assert not page.evaluate("document.getElementById('unnamed').checkVisibility()")
     heads, labels = in_order(page)
     layers, number_of_heads = np.shape(types.names)
     assert heads == list(np.ndindex(layers, number_of_heads))
@@ -265,8 +329,8 @@ def test_an_order_is_the_keyboard_s_too(tab, typed):
 
 def test_without_types_there_is_no_order_to_choose(tab, tiny):
     page = tab(tiny[0], ready=DRAWN)
-    hidden = "['ordering', 'types', 'type'].map((id) => document.getElementById(id).checkVisibility())"
-    assert page.evaluate(hidden) == [False] * 3
+    hidden = "['ordering', 'types', 'unnamed', 'type'].map((id) => document.getElementById(id).checkVisibility())"
+    assert page.evaluate(hidden) == [False] * 4
     assert page.evaluate("document.querySelectorAll('.name').length") == 0
 
 
@@ -286,6 +350,9 @@ def test_bert_has_types_and_norms(tab, tmp_path):
     model = jaxqkv.load(folder)
     types = summary.typed_heads(model)
     page = tab(tmp_path / "page.html", height=1600, ready=DRAWN)
+    assert not any(map(any, types.names))
+    assert page.evaluate("document.getElementById('unnamed').checkVisibility()")
+    assert page.evaluate("document.getElementById('unnamed').textContent").startswith("No head of this model attends ")
     order(page, "first")
     (first,) = [kind for kind in types.kinds if kind.name == "first"]
     values = [first.value[pair] for pair in in_order(page)[0]]

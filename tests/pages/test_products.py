@@ -35,30 +35,34 @@ def tiny(tmp_path_factory):
 
 
 def bars(page):
-    """Of every dimension: q, k and their product as its title says them; where its bar begins, and its height."""
+    """Of every dimension the texts of q, k and product in its title; where its bar begins, and its height."""
     found = page.evaluate(
         "[...document.querySelectorAll('#chart rect')].map((bar) => [bar.firstChild.textContent,"
         "Number(bar.getAttribute('y')), Number(bar.getAttribute('height')), bar.getAttribute('class')])"
     )
     said = [re.fullmatch(r"dimension (\d+): q (\S+) · k ([^\s/]+)(.*) = (\S+)", title).groups() for title, *_ in found]
     assert [int(each[0]) for each in said] == list(range(len(found)))
-    numbers = np.array([[number(each[1]), number(each[2]), number(each[4])] for each in said])
-    return *numbers.T, [each[1:] for each in found], {each[3] for each in said}
+    texts = [[each[place] for each in said] for place in (1, 2, 4)]
+    return *texts, [each[1:] for each in found], {each[3] for each in said}
+
+
+def assert_right(texts, truth):
+    """Numbers have two to four digits behind the point, and are right to one in the last."""
+    units = np.array([10.0 ** -len(text.partition(".")[2]) for text in texts])
+    assert set(units) <= {1e-2, 1e-3, 1e-4}
+    assert (np.abs([number(text) for text in texts] - np.asarray(truth)) <= units).all()
 
 
 def assert_products(page, q, k, scale, score):
     """The page has the products of one query and one key, in words, bars and a table; their sum is the score."""
     expected = q * k * scale
     shown_q, shown_k, products, drawn, _ = bars(page)
-    np.testing.assert_allclose(shown_q, q, rtol=0, atol=0.00055)
-    np.testing.assert_allclose(shown_k, k, rtol=0, atol=0.00055)
-    limit = 2e-4 * np.abs(expected).max()  # 16-bit q and k, and four digits
-    np.testing.assert_allclose(products, expected, rtol=0, atol=limit)
-    assert products.sum() == pytest.approx(score, abs=len(q) * limit)
+    for texts, truth in ((shown_q, q), (shown_k, k), (products, expected)):
+        assert_right(texts, truth)
+    assert expected.sum() == pytest.approx(score, abs=1e-5 * np.abs(expected).sum())
     said = re.search(SUMS, page.evaluate(SUM))
-    written = [number(each) for each in (said["score"], said["positive"], said["negative"])]
     sums = [score, expected[expected > 0].sum(), expected[expected < 0].sum()]
-    np.testing.assert_allclose(written, sums, rtol=0, atol=0.0006)  # three digits
+    assert_right([said["score"], said["positive"], said["negative"]], sums)
     high, low = max(0, expected.max()), min(0, expected.min())
     for product, (y, height, kind) in zip(expected, drawn, strict=True):
         assert height == pytest.approx(100 * abs(product) / (high - low), abs=0.05)
@@ -68,9 +72,7 @@ def assert_products(page, q, k, scale, score):
     largest = np.argsort(-np.abs(expected))
     assert [int(cell) for cell in cells[::4]] == largest[:8].tolist()
     for column, values in enumerate((q, k, expected), start=1):
-        np.testing.assert_allclose(
-            [number(cell) for cell in cells[column::4]], values[largest[:8]], rtol=0, atol=0.00055
-        )
+        assert_right(cells[column::4], values[largest[:8]])
     label = page.evaluate("document.getElementById('chart').getAttribute('aria-label')")
     assert label.endswith(f"the largest, {cells[3]}, is in dimension {largest[0]}")
 

@@ -130,25 +130,31 @@ function sourceOf(picture) {
   return `<?xml version="1.0" encoding="UTF-8"?>\n${source}\n`;
 }
 
-function failed() {
-  byId("unsaved").textContent = "This browser could not make the PNG; save the picture as SVG.";
-  byId("unsaved").hidden = false;
-}
-
-function savePng() {
-  byId("unsaved").hidden = true;
-  const picture = makePicture();
+// The picture's pixels, as a PNG; rejected where the browser cannot make them.
+async function pngOf(picture) {
   const [width, height] = ["width", "height"].map((side) => Number(picture.getAttribute(side)));
   const scale = Math.min(SCALE, MOST / Math.max(width, height));
   const image = new Image();
-  image.addEventListener("load", () => {
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob((blob) => (blob ? save(blob, "png") : failed()), "image/png");
+  await new Promise((resolve, reject) => {
+    image.addEventListener("load", resolve);
+    image.addEventListener("error", reject);
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(sourceOf(picture))}`;
   });
-  image.addEventListener("error", failed);
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(sourceOf(picture))}`;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject()), "image/png"));
+}
+
+async function savePng() {
+  const unsaved = byId("unsaved");
+  unsaved.hidden = true;
+  try {
+    save(await pngOf(makePicture()), "png");
+  } catch {
+    unsaved.textContent = "This browser could not make the PNG; save the picture as SVG.";
+    unsaved.hidden = false;
+  }
 }
 
 byId("save-svg").addEventListener("click", () => save(new Blob([sourceOf(makePicture())], { type: "image/svg+xml" }), "svg"));
