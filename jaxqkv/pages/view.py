@@ -24,7 +24,15 @@ from jaxqkv.figures.panels import extremes
 from jaxqkv.kernels import weighted_attention
 from jaxqkv.model.model import Model
 from jaxqkv.model.request import checked_layers
-from jaxqkv.pages.embedding import LEVELS, embedded_pairs, embedded_vectors, in_base64, pairs_bytes, vectors_bytes
+from jaxqkv.pages.embedding import (
+    LEVELS,
+    embedded_pairs,
+    embedded_vectors,
+    in_base64,
+    pairs_bytes,
+    rounded_up,
+    vectors_bytes,
+)
 from jaxqkv.pages.html import fill, json_block, part, write_page
 from jaxqkv.runtime import console
 from jaxqkv.runtime.showing import counted, plural
@@ -212,7 +220,7 @@ def _body(
         verb = "is" if lost + lost_norms == 1 else "are"
         yield fill(_LOST, lost=f"{' and '.join(named)} {verb}")
     about = {"vectors": "" if left_out else _VECTORS, "version": __version__, "command": shown_text(command)}
-    yield fill(_FOOTER, error=f"{error:.1g}", **about)
+    yield fill(_FOOTER, error=rounded_up(error), **about)
 
 
 def _top(model: Model, text: str, tokens: int, layers: Sequence[int]) -> str:

@@ -86,6 +86,22 @@ def test_the_nearest_level_is_taken():
     assert not embedding.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
 
 
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (0, "0"),
+        (1e-4, "0.0001"),
+        (1.01e-4, "0.0002"),
+        (9.4e-5, "0.0001"),
+        (0.96, "1"),
+        (2.6e-7, "3e-07"),
+        (31, "4e+01"),
+    ],
+)
+def test_a_limit_is_rounded_up(error, shown):
+    assert embedding.rounded_up(error) == shown
+
+
 def test_every_dimension_has_a_range_of_its_own():
     """A dimension a thousand times larger than another costs that one nothing; NaN and infinity are kept apart."""
     values = np.random.default_rng(1).normal(size=(11, 7)).astype(np.float32) * 10.0 ** np.arange(

@@ -41,7 +41,7 @@ function showLarge() {
   draw(byId("matrix"), kind, large[kind]);
   drawLegend(byId("large-legend"), endsOf(kind));
   const { low, high } = large.scores;
-  const [score, norm] = ["scores", "weighted"].map((each) => Number(errorOf(each, large[each]).toPrecision(1)));
+  const [score, norm] = ["scores", "weighted"].map((each) => roundedUp(errorOf(each, large[each])) || "0");
   byId("precision").textContent =
     `Weights are embedded to within 0.000008; scores of this head, from ${numberText("scores", low, large.scores)} to ` +
     `${numberText("scores", high, large.scores)}, to within ${score}; norms, up to ${numberText("weighted", large.weighted.high, large.weighted)}, to within ${norm}. ` +

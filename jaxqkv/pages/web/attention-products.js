@@ -76,13 +76,6 @@ function productsOf(query, key) {
 
 const total = (numbers) => numbers.reduce((sum, each) => sum + each, 0);
 
-// Up to one digit; nothing for no number.
-function roundedUp(error) {
-  if (!(error > 0)) return "";
-  const unit = 10 ** Math.floor(Math.log10(error));
-  return String(Number((Math.ceil(error / unit) * unit).toPrecision(1)));
-}
-
 // The score, which is the sum of the products up to what these and it are rounded by, in the model and in the page.
 function sumText(pair, query, key, all) {
   const products = all.map(({ product }) => product);

@@ -82,6 +82,13 @@ function certain(number, error) {
 
 const numberText = (kind, number, about) => certain(number, errorOf(kind, about));
 
+// An error in one digit that is no lower; nothing for none.
+function roundedUp(error) {
+  if (!(error > 0)) return "";
+  const unit = 10 ** Math.floor(Math.log10(error));
+  return String(Number((Math.ceil(error / unit) * unit).toPrecision(1)));
+}
+
 // ---- Shades: 256 colours between three, and one for no number.
 
 function coloursOf(place) {
