@@ -138,6 +138,9 @@ def test_that_there_are_no_numbers_is_said_whatever_a_mask_hides(tab, tmp_path, 
     )
     page.click(head(2, 0))
     assert page.evaluate(notes.format(".hatched")) == [not hidden] * 2
+    assert page.evaluate("document.getElementById('sum').textContent").endswith(
+        "sum to the score, NaN; the positive ones to NaN, the negative ones to NaN."
+    )
 
 
 def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
@@ -146,6 +149,10 @@ def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
     page.click(head(2, 4))
     page.hover("#close")
     assert_numbers(page, 10, pattern[2, 4, 10])  # the last token, until another is chosen
+    others = "; the weights of 1 other token sum to "
+    most, _, rest = page.evaluate("document.getElementById('most').textContent").partition(others)
+    assert most == "Largest weights of “·w37”"
+    assert float(rest) == pytest.approx(pattern[2, 4, 10].min(), abs=2e-4)  # 1 less ten weights
     page.hover("#token-7")
     weights = pattern[2, 4, 7]
     assert_numbers(page, 7, weights)
