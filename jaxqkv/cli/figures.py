@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxqkv import errors
 from jaxqkv.cli.output import about_run, note_words, say, show
-from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, made
+from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, made, shell_line
 from jaxqkv.figures.style import FORMATS
 from jaxqkv.runtime import console
 from jaxqkv.studies import registry
@@ -118,7 +117,7 @@ def command_for(given: argparse.Namespace, study: Study, id: str, before: Sequen
     """
     kept = [word for word in given.typed if not any(word is each for each in given.ids)]
     place = next(index for index, word in enumerate(kept) if word is given.study)
-    return shlex.join(["jaxqkv", *before, "figures", *kept[:place], study.name, id, *kept[place + 1 :]])
+    return shell_line(["jaxqkv", *before, "figures", *kept[:place], study.name, id, *kept[place + 1 :]])
 
 
 # --- drawing ---

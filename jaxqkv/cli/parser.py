@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from jaxqkv.errors import JaxqkvError, nearest, printable
@@ -105,6 +105,10 @@ def made(kind: type[Kind], given: argparse.Namespace) -> Kind:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+# Short escapes of a shell's `$'…'`.
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """The command line as given: the words before the command, the command, and the words after it."""
@@ -114,7 +118,26 @@ class Line:
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        return shlex.join(["jaxqkv", *self.before, self.command, *self.words])
+        return shell_line(["jaxqkv", *self.before, self.command, *self.words])
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """Returns the line that a shell reads as these words, in characters that all show."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_quoted(word) for word in words)
+
+
+def _ansi_quoted(word: str) -> str:
+    """Returns `$'…'`, as bash and zsh read it: what does not show is escaped by its number."""
+
+    def escaped(char: str) -> str:
+        if char.isprintable():
+            return f"\\{char}" if char in "\\'" else char
+        code = ord(char)
+        if 0xDC80 <= code <= 0xDCFF:  # a byte that is no Unicode, as Python reads it from a command line
+            return f"\\{code - 0xDC00:03o}"
+        return _ESCAPES.get(char) or (f"\\{code:03o}" if code < 0x80 else f"\\U{code:08x}")
+
+    return f"$'{''.join(map(escaped, word))}'"
 
 
 # --- options that several commands share ---

@@ -4,6 +4,7 @@ A level is `low + level / 65534 · (high - low)`; level 65535 is what is no fini
 """
 
 import base64
+import math
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ def embedded_vectors(values: Float[np.ndarray, "pos dim"]) -> dict[str, str]:
     )
     levels = in_base64(quantise(values, low, high), "<u2")
     return {"low": in_base64(low, "<f4"), "high": in_base64(high, "<f4"), "values": levels}
+
+
+def rounded_up(error: float) -> str:
+    """Returns a limit in one digit that is no lower."""
+    if error == 0:
+        return "0"
+    rounded = f"{error:.1g}"
+    return rounded if float(rounded) >= error else f"{float(rounded) + 10.0 ** math.floor(math.log10(error)):.1g}"
 
 
 def in_base64(values: Shaped[np.ndarray, "..."], dtype: str) -> str:

@@ -23,9 +23,19 @@ from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.figures.panels import extremes
 from jaxqkv.kernels import weighted_attention
 from jaxqkv.model.model import Model
-from jaxqkv.pages.embedding import LEVELS, embedded_pairs, embedded_vectors, in_base64, pairs_bytes, vectors_bytes
+from jaxqkv.model.request import checked_layers
+from jaxqkv.pages.embedding import (
+    LEVELS,
+    embedded_pairs,
+    embedded_vectors,
+    in_base64,
+    pairs_bytes,
+    rounded_up,
+    vectors_bytes,
+)
 from jaxqkv.pages.html import fill, json_block, part, write_page
 from jaxqkv.runtime import console
+from jaxqkv.runtime.showing import counted, plural
 from jaxqkv.text.batches import Batch
 from jaxqkv.text.tokenizers import Tokenizer
 
@@ -47,9 +57,15 @@ show are named, as <code>U+200B</code>, and 1/4 after a character is the first o
 <p id="made">Made by jaxqkv {{version}}: <code>{{command}}</code></p>
 </footer>
 """
-_VECTORS = " q and k are within 1/131,068 of the range of their dimension in that head."
-_LOST = """<p class="hatched"><i class="broken"></i>{{lost}} are NaN or infinite: they, and the weights and norms that
-depend on them, have this colour and read NaN.</p>
+_VECTORS = (
+    " q and k are within 1/131,068 of the range of their dimension in that head; beside a sum of their products is how "
+    "far from the score it can be."
+)
+_UNNAMED = (
+    "No head of {} attends so much to one kind of token as to be named; order by a type to see those that come nearest."
+)
+_LOST = """<p class="note"><i class="broken"></i>{{lost}} NaN or infinite: what is no finite number, and the
+weights and norms that depend on it, have this colour and read NaN.</p>
 """
 
 
@@ -107,13 +123,17 @@ def write_view(
     Raises:
       JaxqkvError: for a text that is empty or too long for the model or the page, and layers that do not exist.
     """
-    chosen = range(model.config.n_layer) if layers is None else sorted(set(layers))
+    chosen = checked_layers(None if layers is None else sorted(set(layers)), model.config.n_layer)
     batch = tokenized(model, text, len(chosen))
-    name, tokens = model.checkpoint.name, batch.ids.shape[1]
+    name = model.checkpoint.name
     body = _body(model, text, batch, chosen, command, None if types is None else types(model))
-    write_page(path, "attention", f"Attention of {name}", body, SCRIPTS)
-    layers_text = f"{len(chosen)} layer{'s' * (len(chosen) != 1)}"
-    return f"{name}: {tokens} token{'s' * (tokens != 1)}, {layers_text} of {model.config.n_head} heads"
+    write_page(path, "attention", f"Attention of {shown_text(name)}", body, SCRIPTS)
+    return f"{name}: {counted(batch.ids.shape[1], 'token')}, {_layers_of_heads(model.config, len(chosen))}"
+
+
+def _layers_of_heads(config: Config, layers: int) -> str:
+    """Returns how many layers and heads are meant."""
+    return f"{counted(layers, 'layer')} of {counted(config.n_head, 'head')}"
 
 
 def tokenized(model: Model, text: str, layers: int) -> Batch:
@@ -126,13 +146,13 @@ def tokenized(model: Model, text: str, layers: int) -> Batch:
     (ids,) = model.tokenizer.encode([text])
     if len(ids) > config.n_positions:
         raise JaxqkvError(
-            f"the text has {len(ids):,} tokens, more than the {config.n_positions:,} positions of "
+            f"the text has {counted(len(ids), 'token')}, more than the {counted(config.n_positions, 'position')} of "
             f"{model.checkpoint.name}; shorten it"
         )
     size = pairs_bytes(config, layers, len(ids))
     if size > LIMIT_BYTES:
         raise JaxqkvError(
-            f"{len(ids):,} tokens in {layers} layers of {config.n_head} heads are {size / 1e6:,.0f} MB of values, and "
+            f"{counted(len(ids), 'token')} in {_layers_of_heads(config, layers)}: {size / 1e6:,.0f} MB of values, and "
             f"a page holds {LIMIT_BYTES / 1e6:.0f} MB; {_what_fits(config, layers, len(ids), pairs_bytes)}"
         )
     return model.tokenize([text])
@@ -147,8 +167,8 @@ def _what_fits(config: Config, layers: int, tokens: int, size: Callable[[Config,
     """Returns how many tokens, and how many layers of these tokens, a page has room for."""
     room = next(n for n in range(tokens, -1, -1) if size(config, layers, n) <= LIMIT_BYTES)
     fewer = LIMIT_BYTES // size(config, 1, tokens)
-    choose = f", or choose {fewer} layer{'s' * (fewer != 1)} or fewer with --layers" if fewer else ""
-    return f"shorten the text to {room:,} token{'s' * (room != 1)}{choose}"
+    choose = f", or choose {counted(fewer, 'layer')} or fewer with --layers" if fewer else ""
+    return f"shorten the text to {counted(room, 'token')}{choose}"
 
 
 def _left_out(config: Config, layers: int, tokens: int) -> str:
@@ -174,7 +194,7 @@ def _body(
     config, tokens = model.config, shown_tokens(model.tokenizer, batch.ids[0].tolist())
     left_out = _left_out(config, len(layers), len(tokens))
     yield _top(model, text, len(tokens), layers)
-    page = {"name": model.checkpoint.name, "tokens": tokens, "layers": list(layers), "heads": config.n_head}
+    page = {"name": shown_text(model.checkpoint.name), "tokens": tokens, "layers": list(layers), "heads": config.n_head}
     page |= {"headDim": config.head_dim, "causal": config.causal, "leftOut": left_out}
     page["types"] = None if types is None else _types_of(types, layers)
     yield json_block("page", page)
@@ -195,10 +215,12 @@ def _body(
         if not left_out:
             yield json_block(f"vectors-{layer}", _vectors(config, layer, attention))
     if lost or lost_norms:
-        named = [f"{count:,} {name}" for count, name in ((lost, "scores"), (lost_norms, "norms ‖v W_O‖")) if count]
-        yield fill(_LOST, lost=" and ".join(named))
-    about = {"vectors": "" if left_out else _VECTORS, "version": __version__, "command": command}
-    yield fill(_FOOTER, error=f"{error:.1g}", **about)
+        named = [counted(lost, "score")] if lost else []
+        named += [f"{counted(lost_norms, 'norm')} ‖v W_O‖"] if lost_norms else []
+        verb = "is" if lost + lost_norms == 1 else "are"
+        yield fill(_LOST, lost=f"{' and '.join(named)} {verb}")
+    about = {"vectors": "" if left_out else _VECTORS, "version": __version__, "command": shown_text(command)}
+    yield fill(_FOOTER, error=rounded_up(error), **about)
 
 
 def _top(model: Model, text: str, tokens: int, layers: Sequence[int]) -> str:
@@ -210,11 +232,14 @@ def _top(model: Model, text: str, tokens: int, layers: Sequence[int]) -> str:
     sees = "each attends to itself and those before it" if config.causal else "each attends to all of them"
     return fill(
         part("attention.html"),
-        name=model.checkpoint.name,
-        checkpoint=_identity(model),
+        name=shown_text(model.checkpoint.name),
+        checkpoint=shown_text(_identity(model)),
+        layers_term=plural(len(layers), "layer"),
         layers=which,
+        heads_term=plural(config.n_head, "head"),
         heads=config.n_head,
-        text="".join(char if char.isprintable() or char in "\n\t" else _named(char) for char in text),
+        text=shown_text(text),
+        tokens_term=plural(tokens, "token"),
         tokens=f"{tokens}; {sees}",
     )
 
@@ -248,7 +273,16 @@ def _types_of(types: TypedHeads, layers: Sequence[int]) -> dict[str, Any]:
         {"name": kind.name, "about": kind.about, "values": rows(kind.value), "control": rows(kind.control)}
         for kind in types.kinds
     ]
-    return {"about": types.about, "kinds": kinds, "names": [list(types.names[layer]) for layer in layers]}
+    names = [list(types.names[layer]) for layer in layers]
+    unnamed = "" if any(map(any, names)) else _UNNAMED.format(_which(layers, len(types.names)))
+    return {"about": types.about, "unnamed": unnamed, "kinds": kinds, "names": names}
+
+
+def _which(layers: Sequence[int], n_layer: int) -> str:
+    """Returns what these layers are called in a sentence."""
+    if len(layers) == n_layer:
+        return "this model"
+    return "this layer" if len(layers) == 1 else "these layers"
 
 
 def _identity(model: Model) -> str:
@@ -286,6 +320,11 @@ def visible(text: str) -> str:
     joined = len(text) > 1  # a joiner inside an emoji or a word is part of how that looks
     named = "".join(char if joined and char in _JOINERS else _SIGNS.get(char) or _named(char) for char in text)
     return f"◌{named}" if named and unicodedata.category(named[0]).startswith("M") else named
+
+
+def shown_text(text: str) -> str:
+    """A text of several words and lines in which control and format characters are named."""
+    return "".join(char if char.isprintable() or char in "\n\t" else _named(char) for char in text)
 
 
 def _named(char: str) -> str:

@@ -76,6 +76,16 @@ def nbytes(shape: Sequence[int], dtype: Any) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def plural(count: int, noun: str) -> str:
+    """The noun, in the plural unless there is one."""
+    return noun if count == 1 else f"{noun}s"
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are of what the noun names: "1 head", "1,024 heads"."""
+    return f"{count:,} {plural(count, noun)}"
+
+
 def megabytes(count: int) -> str:
     """Returns a number of bytes in units of a million, as text."""
     if 0 < count < 1000:

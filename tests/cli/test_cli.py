@@ -1,3 +1,4 @@
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.figures import command_for, parse
 from jaxqkv.cli.main import main
+from jaxqkv.cli.parser import Line
 from jaxqkv.errors import CheckpointError
 from jaxqkv.studies.registry import names, study
 
@@ -111,6 +113,29 @@ def test_the_command_for_one_figure_of_a_run(line, command):
     given = parse(after)
     assert command_for(given, study("qkv-weights"), "6", before) == f"jaxqkv {command}"
     assert parse(shlex.split(command.partition("figures")[2])).ids == ["6"]
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("a b", "'a b'"),
+        ("é·🙂", "'é·🙂'"),
+        ("a\x01b", r"$'a\001b'"),
+        ("\u202e1'\\", r"$'\U0000202e1\'\\'"),
+        ("a\nb\t", r"$'a\nb\t'"),
+        ("\x7f7\udcff7", r"$'\1777\3777'"),
+        ("\u00a0\U000e0001", r"$'\U000000a0\U000e0001'"),
+    ],
+)
+def test_a_command_is_shown_in_characters_that_show_and_is_read_back(word, shown):
+    line = str(Line((), "view", ("gpt2", "--text", word)))
+    assert line == f"jaxqkv view gpt2 --text {shown}"
+    assert line.isprintable()
+    script = ["bash", "-c", f"printf '%s\\0' {line.partition('gpt2 ')[2]}"]
+    found = subprocess.run(
+        script, capture_output=True, check=True, env={"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
+    )
+    assert found.stdout == os.fsencode(f"--text\0{word}\0")
 
 
 @pytest.mark.parametrize("option", ["--model", "--compare"])

@@ -1,7 +1,9 @@
 """What tests of the two pages share: tabs that must not complain, and what an attention page shows."""
 
+import base64
 import json
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -106,3 +108,50 @@ def assert_numbers(page, query, weights):
 
 def overflow(page):
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def number(text):
+    """A number with the sign of the field."""
+    return float(text.replace("−", "-"))
+
+
+class Blocks(HTMLParser):
+    """The page's JSON by id, and its other scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.data, self.scripts, self.tags, self._id = {}, [], [], None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self._id = attributes.get("id", "script") if tag == "script" else None
+        assert not any(name.startswith("on") for name in attributes)
+
+    def handle_endtag(self, tag):
+        self._id = None
+
+    def handle_data(self, data):
+        if self._id == "script":
+            self.scripts.append(data)
+        elif self._id:
+            self.data[self._id] = json.loads(data)
+
+
+def decoded(head):
+    """Values of a head's visible pairs, as the page has them."""
+    levels = np.frombuffer(base64.b64decode(head["values"]), "<u2")
+    return head["low"] + levels / 65534 * (head["high"] - head["low"])
+
+
+def vectors_levels(head):
+    """The levels of a head's q or k, [pos, head_dim]."""
+    width = len(base64.b64decode(head["low"])) // 4
+    return np.frombuffer(base64.b64decode(head["values"]), "<u2").reshape(-1, width)
+
+
+def vectors_in(head):
+    """A head's q or k, [pos, head_dim], as the page has it."""
+    low, high = (np.frombuffer(base64.b64decode(head[end]), "<f4").astype(float) for end in ("low", "high"))
+    return low + vectors_levels(head) / 65534 * (high - low)

@@ -1,4 +1,4 @@
-"""An enlarged head in a browser: products by dimension, saved pictures; and heads by type."""
+"""An enlarged head in a browser: saved pictures; and heads by type."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from conftest import BERT, GPT2, changed
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
 from helpers.induction import INDUCTION, PREVIOUS, write_induction
-from helpers.oracles import attention_of, vectors_of, weighted_of
+from helpers.oracles import attention_of, weighted_of
 from helpers.pages import (
     DRAWN,
     LIGHT,
@@ -19,6 +19,7 @@ from helpers.pages import (
     assert_drawn,
     canvas,
     head,
+    number,
     one_browser,
     overflow,
     quiet_tabs,
@@ -29,7 +30,7 @@ from helpers.pages import (
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.pages import embedding, view
+from jaxqkv.pages import view
 from jaxqkv.studies.heads import summary
 
 pytestmark = MARKS
@@ -38,7 +39,6 @@ tab = pytest.fixture(quiet_tabs)
 
 SVG = "{http://www.w3.org/2000/svg}"
 TITLE = "document.getElementById('large-title').textContent"
-SUM = "document.getElementById('sum').textContent"
 
 
 @pytest.fixture(scope="module")
@@ -57,139 +57,6 @@ def typed(tmp_path_factory):
     made = write_induction(folder / "made")
     assert main(["view", str(made), "--text", " w3 w5 w7 w3 w5", "--types", "--out", str(folder / "page.html")]) == 0
     return folder / "page.html", summary.typed_heads(jaxqkv.load(made))
-
-
-# --- products ---
-
-
-def number(text):
-    return float(text.replace("−", "-"))
-
-
-def bars(page):
-    """Of every dimension: q, k and their product as its title says them; where its bar begins, and its height."""
-    found = page.evaluate(
-        "[...document.querySelectorAll('#chart rect')].map((bar) => [bar.firstChild.textContent,"
-        "Number(bar.getAttribute('y')), Number(bar.getAttribute('height')), bar.getAttribute('class')])"
-    )
-    said = [re.fullmatch(r"dimension (\d+): q (\S+) · k ([^\s/]+)(.*) = (\S+)", title).groups() for title, *_ in found]
-    assert [int(each[0]) for each in said] == list(range(len(found)))
-    numbers = np.array([[number(each[1]), number(each[2]), number(each[4])] for each in said])
-    return *numbers.T, [each[1:] for each in found], {each[3] for each in said}
-
-
-def assert_products(page, q, k, scale, score):
-    """The page has the products of one query and one key, in words, bars and a table; their sum is the score."""
-    expected = q * k * scale
-    shown_q, shown_k, products, drawn, _ = bars(page)
-    np.testing.assert_allclose(shown_q, q, rtol=0, atol=0.00055)
-    np.testing.assert_allclose(shown_k, k, rtol=0, atol=0.00055)
-    limit = 2e-4 * np.abs(expected).max()  # 16-bit q and k, and five digits
-    np.testing.assert_allclose(products, expected, rtol=0, atol=limit)
-    assert products.sum() == pytest.approx(score, abs=len(q) * limit)
-    words = r"sum to the score, (\S+); the positive ones to (\S+), the negative ones to (\S+)\.$"
-    said = re.search(words, page.evaluate(SUM))
-    written = [number(each) for each in said.groups()]
-    sums = [score, expected[expected > 0].sum(), expected[expected < 0].sum()]
-    np.testing.assert_allclose(written, sums, rtol=0, atol=0.0006)  # three digits
-    high, low = max(0, expected.max()), min(0, expected.min())
-    for product, (y, height, kind) in zip(expected, drawn, strict=True):
-        assert height == pytest.approx(100 * abs(product) / (high - low), abs=0.05)
-        assert y == pytest.approx(100 * (high - max(0, product)) / (high - low), abs=0.05)
-        assert kind == ("negative" if product < 0 else "positive")
-    cells = page.evaluate("[...document.querySelectorAll('#dimensions td')].map((cell) => cell.textContent)")
-    largest = np.argsort(-np.abs(expected))
-    assert [int(cell) for cell in cells[::4]] == largest[:8].tolist()
-    for column, values in enumerate((q, k, expected), start=1):
-        np.testing.assert_allclose(
-            [number(cell) for cell in cells[column::4]], values[largest[:8]], rtol=0, atol=0.00055
-        )
-    label = page.evaluate("document.getElementById('chart').getAttribute('aria-label')")
-    assert label.endswith(f"the largest, {cells[3]}, is in dimension {largest[0]}")
-
-
-def test_products_of_a_query_and_a_key_sum_to_the_score(tab, tiny):
-    path, model = tiny
-    q, k = vectors_of(model, TEXT)
-    scores, pattern, _ = attention_of(model, TEXT)
-    page = tab(path, ready=DRAWN)
-    page.click(head(1, 3))
-    page.hover("#close")
-
-    def check(layer, number, query, key):
-        of_head = [each[layer, number] for each in (q, k)]
-        assert_products(page, of_head[0][query], of_head[1][key], 7**-0.5, scores[layer, number, query, key])
-        assert bars(page)[-1] == {"/√7"}
-        words = TEXT.split()
-        pair = f"From “·{words[query]}” ({query}) to “·{words[key]}” ({key})"
-        assert page.evaluate(SUM).startswith(f"{pair}: the 7 products q_i·k_i/√7 sum to ")
-
-    check(1, 3, 10, pattern[1, 3, 10].argmax())  # the last token and what it attends to most
-    page.hover("#matrix", across=(3 + 0.5) / 11, down=(8 + 0.5) / 11)
-    check(1, 3, 8, 3)
-    page.hover("#close")
-    check(1, 3, 10, pattern[1, 3, 10].argmax())
-    page.click("#matrix", across=(2 + 0.5) / 11, down=(6 + 0.5) / 11)
-    page.hover("#close")
-    check(1, 3, 6, 2)  # both are kept
-    assert page.evaluate("document.getElementById('key').value") == "2"
-    page.click("#next")
-    check(1, 4, 6, 2)
-    page.click("#token-1")
-    page.hover("#close")
-    check(1, 4, 1, pattern[1, 4, 1].argmax())  # which does not see the chosen key
-    page.click("#token-5")
-    page.hover("#close")
-    check(1, 4, 5, 2)
-    page.click("#large [value=weighted]")
-    page.hover("#close")
-    check(1, 4, 5, 2)
-    # By keyboard: the arrow keys choose a key and leave the head as it is.
-    page.evaluate("document.getElementById('key').focus()")
-    page.press("ArrowDown")
-    check(1, 4, 5, 3)
-    page.press("ArrowUp", "ArrowUp", "ArrowUp", "ArrowUp")
-    check(1, 4, 5, weighted_of(model, TEXT)[1, 4, 5].argmax())
-    assert page.evaluate("document.activeElement.id") == "key"
-
-
-@pytest.mark.parametrize(
-    ("config", "factors"),
-    [
-        (changed(GPT2, scale_attn_weights=False), {0: ""}),
-        (changed(GPT2, scale_attn_by_inverse_layer_idx=True), {0: "/√7", 2: " · 0.126"}),
-        (BERT, {2: "/√7"}),
-    ],
-    ids=["unscaled", "by layer", "bert"],
-)
-def test_the_products_are_scaled_as_the_scores_are(tab, tmp_path, config, factors):
-    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config))
-    view.write_view(tmp_path / "page.html", model, TEXT)
-    q, k = vectors_of(model, TEXT)
-    scores = np.asarray(model.run(model.tokenize([TEXT]), capture={"scores"}).scores, np.float64)[:, 0]
-    page = tab(tmp_path / "page.html", ready=DRAWN)
-    for layer, factor in factors.items():
-        page.click(head(layer, 2))
-        page.hover("#matrix", across=(1 + 0.5) / scores.shape[-1], down=(4 + 0.5) / scores.shape[-1])
-        scale = {"": 1.0, "/√7": 7**-0.5, " · 0.126": 7**-0.5 / 3}[factor]
-        assert_products(page, q[layer, 2, 4], k[layer, 2, 1], scale, scores[layer, 2, 4, 1])
-        assert bars(page)[-1] == {factor}
-        page.press("Escape")
-
-
-def test_a_page_without_q_and_k_says_so(tab, tmp_path, monkeypatch):
-    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny"))
-    monkeypatch.setattr(view, "LIMIT_BYTES", embedding.pairs_bytes(GPT2, 3, 11))
-    with pytest.warns(jaxqkv.JaxqkvWarning, match="no products"):
-        view.write_view(tmp_path / "page.html", model, TEXT)
-    page = tab(tmp_path / "page.html", ready=DRAWN)
-    page.click(head(2, 0))
-    page.click("#matrix", across=0.1, down=0.9)
-    assert page.evaluate("document.getElementById('products').textContent").startswith(
-        "The page has no products q_i·k_i"
-    )
-    assert page.evaluate(TITLE) == "Layer 2, head 0"
-    assert "norm" in page.evaluate("document.getElementById('said').textContent")
 
 
 # --- pictures ---
@@ -311,6 +178,68 @@ def test_a_hostile_text_is_words_in_the_picture(tab, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["a\x01\u202eb", ""])
+def test_what_xml_cannot_hold_is_named_in_the_picture(tab, tmp_path, command):
+    """Control characters in text, name and command; whatever else comes into a picture; half a pair."""
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "ti\x01ny"))
+    view.write_view(tmp_path / "page.html", model, " w3\x02 w5", command=command)
+    (tmp_path / "saved").mkdir()
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    page.evaluate(r"page.tokens[0] = 'a\u0000\ud800b\ufffe🙂'")
+    page.click(head(1, 2))
+    root = ElementTree.parse(page.download("#save-svg", tmp_path / "saved")).getroot()
+    assert root.find(f"{SVG}title").text == "tiU+0001ny: layer 1, head 2. Pattern"
+    made = f"Made by jaxqkv {jaxqkv.__version__}: {'aU+0001U+202Eb' if command else ''}".strip()
+    assert root.find(f"{SVG}desc").text == made
+    words = [text.text for text in root.findall(f".//{SVG}text[@class='key']")]
+    assert words[0] == "aU+0000U+D800bU+FFFE🙂"
+    image = matplotlib.image.imread(page.download("#save-png", tmp_path / "saved"))
+    assert image.shape[1] == pytest.approx(3 * float(root.get("width")), abs=1)
+    assert not page.evaluate("document.getElementById('unsaved').checkVisibility()")
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("a" * 18, "a" * 18),
+        ("a" * 19, "a" * 17 + "…"),
+        ("a" * 16 + "🙂🙂b", "a" * 16 + "🙂…"),
+        ("🙂" * 18, "🙂" * 18),
+        ("🙂" * 19, "🙂" * 17 + "…"),
+        ("e\u0301" * 19, "e\u0301" * 17 + "…"),
+        ("👩\u200d🚀" * 19, "👩\u200d🚀" * 17 + "…"),
+    ],
+)
+def test_a_label_is_cut_between_characters(tab, tiny, tmp_path, token, shown):
+    page = tab(tiny[0], ready=DRAWN)
+    page.evaluate(f"page.tokens[4] = {json.dumps(token)}")
+    page.click(head(1, 0))
+    root = ElementTree.parse(page.download("#save-svg", tmp_path)).getroot()
+    for side in ("query", "key"):
+        assert [text.text for text in root.findall(f".//{SVG}text[@class='{side}']")][4] == shown
+    assert page.download("#save-png", tmp_path).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        "XMLSerializer.prototype.serializeToString = () => '<svg'",
+        "HTMLCanvasElement.prototype.toBlob = function (then) { then(null); }",
+        "CanvasRenderingContext2D.prototype.drawImage = () => { throw new Error('no room'); }",
+    ],
+)
+def test_a_png_that_cannot_be_made_is_said(tab, tiny, breaking):
+    page = tab(tiny[0], ready=DRAWN)
+    shown = "document.getElementById('unsaved').checkVisibility()"
+    page.click(head(1, 0))
+    assert not page.evaluate(shown)
+    page.evaluate(f"{{ {breaking} }}")
+    page.click("#save-png")
+    page.wait(shown)
+    said = page.evaluate("document.getElementById('unsaved').textContent")
+    assert said == "This browser could not make the PNG; save the picture as SVG."
+
+
 # --- types ---
 
 
@@ -332,6 +261,7 @@ def order(page, name):
 def test_heads_are_ordered_by_every_kind(tab, typed):
     path, types = typed
     page = tab(path, height=1600, ready=DRAWN)
+    assert not page.evaluate("document.getElementById('unnamed').checkVisibility()")
     heads, labels = in_order(page)
     layers, number_of_heads = np.shape(types.names)
     assert heads == list(np.ndindex(layers, number_of_heads))
@@ -399,8 +329,8 @@ def test_an_order_is_the_keyboard_s_too(tab, typed):
 
 def test_without_types_there_is_no_order_to_choose(tab, tiny):
     page = tab(tiny[0], ready=DRAWN)
-    hidden = "['ordering', 'types', 'type'].map((id) => document.getElementById(id).checkVisibility())"
-    assert page.evaluate(hidden) == [False] * 3
+    hidden = "['ordering', 'types', 'unnamed', 'type'].map((id) => document.getElementById(id).checkVisibility())"
+    assert page.evaluate(hidden) == [False] * 4
     assert page.evaluate("document.querySelectorAll('.name').length") == 0
 
 
@@ -420,6 +350,9 @@ def test_bert_has_types_and_norms(tab, tmp_path):
     model = jaxqkv.load(folder)
     types = summary.typed_heads(model)
     page = tab(tmp_path / "page.html", height=1600, ready=DRAWN)
+    assert not any(map(any, types.names))
+    assert page.evaluate("document.getElementById('unnamed').checkVisibility()")
+    assert page.evaluate("document.getElementById('unnamed').textContent").startswith("No head of this model attends ")
     order(page, "first")
     (first,) = [kind for kind in types.kinds if kind.name == "first"]
     values = [first.value[pair] for pair in in_order(page)[0]]

@@ -122,12 +122,37 @@ def test_what_is_no_number_is_marked_and_said(tab, tmp_path):
     assert {token["number"] for token in tokens(page)} == {"NaN"}
 
 
+@pytest.mark.parametrize(("config", "hidden"), [(GPT2, False), (BERT, True)], ids=["causal", "both ways"])
+def test_that_there_are_no_numbers_is_said_whatever_a_mask_hides(tab, tmp_path, config, hidden):
+    tensors = random_tensors(config)
+    name = "h.2.attn.c_attn.bias" if config is GPT2 else "encoder.layer.2.attention.self.query.bias"
+    tensors[name][3] = np.nan
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config, tensors))
+    with pytest.warns(jaxqkv.JaxqkvWarning, match=re.escape(name)):
+        view.write_view(tmp_path / "page.html", model, TEXT)
+    page = tab(tmp_path / "page.html", ready=DRAWN)
+    notes = "[...document.querySelectorAll('{}')].map((note) => note.checkVisibility())"
+    assert page.evaluate(notes.format("p.note")) == [True]
+    assert page.evaluate("document.querySelector('p.note').innerText").startswith(
+        f"{169 if hidden else 66} scores are NaN or infinite: "
+    )
+    page.click(head(2, 0))
+    assert page.evaluate(notes.format(".hatched")) == [not hidden] * 2
+    assert page.evaluate("document.getElementById('sum').textContent").endswith(
+        "sum to the score, NaN; the positive ones to NaN, the negative ones to NaN."
+    )
+
+
 def test_a_token_under_the_mouse_shows_what_it_attends_to(tab, tiny):
     path, scores, pattern, _, norms = tiny
     page = tab(path, ready=DRAWN)
     page.click(head(2, 4))
     page.hover("#close")
     assert_numbers(page, 10, pattern[2, 4, 10])  # the last token, until another is chosen
+    others = "; the weights of 1 other token sum to "
+    most, _, rest = page.evaluate("document.getElementById('most').textContent").partition(others)
+    assert most == "Largest weights of “·w37”"
+    assert float(rest) == pytest.approx(pattern[2, 4, 10].min(), abs=2e-4)  # 1 less ten weights
     page.hover("#token-7")
     weights = pattern[2, 4, 7]
     assert_numbers(page, 7, weights)

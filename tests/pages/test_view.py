@@ -1,10 +1,9 @@
 """What `jaxqkv view` writes: the values in the page, the tokens as they are shown, what is refused."""
 
 import base64
-import json
+import re
 import tomllib
 from fnmatch import fnmatch
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
 from helpers.induction import INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of, vectors_of, weighted_of
+from helpers.pages import Blocks, decoded, vectors_in, vectors_levels
 
 import jaxqkv
 from jaxqkv.cli.main import main
@@ -22,48 +22,6 @@ from jaxqkv.pages import embedding, view
 from jaxqkv.studies.heads import summary
 from jaxqkv.studies.heads.circuits import copying_scores
 from jaxqkv.studies.heads.types import REPEATING, measure_types
-
-
-class Blocks(HTMLParser):
-    """The page's JSON by id, and its other scripts."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.data, self.scripts, self.tags, self._id = {}, [], [], None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self._id = attributes.get("id", "script") if tag == "script" else None
-        assert not any(name.startswith("on") for name in attributes)
-
-    def handle_endtag(self, tag):
-        self._id = None
-
-    def handle_data(self, data):
-        if self._id == "script":
-            self.scripts.append(data)
-        elif self._id:
-            self.data[self._id] = json.loads(data)
-
-
-def decoded(head):
-    """Values of a head's visible pairs, as the page has them."""
-    levels = np.frombuffer(base64.b64decode(head["values"]), "<u2")
-    return head["low"] + levels / 65534 * (head["high"] - head["low"])
-
-
-def vectors_levels(head):
-    """The levels of a head's q or k, [pos, head_dim]."""
-    width = len(base64.b64decode(head["low"])) // 4
-    return np.frombuffer(base64.b64decode(head["values"]), "<u2").reshape(-1, width)
-
-
-def vectors_in(head):
-    """A head's q or k, [pos, head_dim], as the page has it."""
-    low, high = (np.frombuffer(base64.b64decode(head[end]), "<f4").astype(float) for end in ("low", "high"))
-    return low + vectors_levels(head) / 65534 * (high - low)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -126,6 +84,22 @@ def test_the_nearest_level_is_taken():
     error = np.abs(low + levels / 65534 * (high - low) - values)
     assert error.max() <= (high - low) / 131068 * (1 + 1e-9)
     assert not embedding.quantise(np.full(3, 2.5, np.float32), 2.5, 2.5).any()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (0, "0"),
+        (1e-4, "0.0001"),
+        (1.01e-4, "0.0002"),
+        (9.4e-5, "0.0001"),
+        (0.96, "1"),
+        (2.6e-7, "3e-07"),
+        (31, "4e+01"),
+    ],
+)
+def test_a_limit_is_rounded_up(error, shown):
+    assert embedding.rounded_up(error) == shown
 
 
 def test_every_dimension_has_a_range_of_its_own():
@@ -201,7 +175,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(write_checkpoint_of_words(tmp_path / "tiny"))
     assert main(["view", folder, "--text", TEXT, "--layers", "2", "1"]) == 0
-    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.061 MB, see attention.html")
+    assert capsys.readouterr().out.startswith("tiny: 11 tokens, 2 layers of 5 heads; 0.064 MB, see attention.html")
     page = (tmp_path / "attention.html").read_text()
     assert Blocks(page).data["page"]["layers"] == [1, 2]
     assert "<dd>1, 2 (of 3)</dd>" in page
@@ -210,6 +184,32 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["view", f"random:{folder}", "--text-file", "text.txt", "--seed", "3", "--out", "b.html"]) == 0
     assert "<dd>random:tiny (random, seed 3)</dd>" in Path("b.html").read_text()
     assert "<dd>0 to 2 (all 3)</dd>" in Path("b.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "said", "terms"),
+    [
+        (" w3", 1, "one: 1 token, 1 layer of 1 head", ["layer", "head", "token"]),
+        (" w3 w5", 2, "one: 2 tokens, 2 layers of 1 head", ["layers", "head", "tokens"]),
+    ],
+)
+def test_one_of_a_kind_is_in_the_singular(text, layers, said, terms, tmp_path):
+    config = changed(GPT2, n_layer=2, n_head=1, n_embd=7, n_positions=2)
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "one", config))
+    assert view.write_view(tmp_path / "page.html", model, text, range(layers)) == said
+    page = (tmp_path / "page.html").read_text()
+    assert re.findall(r"<dt>(.*?)</dt>", page) == ["checkpoint", *terms[:2], "text", terms[2]]
+
+
+@pytest.mark.parametrize("command", ["a\x01b\u202ec\nd", "jaxqkv view x --text \x7f\r"])
+def test_what_does_not_show_is_named_wherever_the_page_has_it(command, tmp_path):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "ti\x01ny\u202e"))
+    view.write_view(tmp_path / "page.html", model, " w3\x02 w5", command=command)
+    page = (tmp_path / "page.html").read_text()
+    assert set(re.findall(r"[^\x20-\x7e\n]", page.partition("<script>")[0])) <= set("‖αO·_±√↵␍⇥…’“”←→ᵀ")
+    assert page.count("tiU+0001nyU+202E") == 4  # the window's bar, heading, checkpoint, and the script's name
+    assert f"<code>{command.translate({1: 'U+0001', 127: 'U+007F', 0x202E: 'U+202E', 13: None})}" in page
+    assert " w3U+0002 w5" in page
 
 
 def refused(tmp_path, capsys, *arguments, config=GPT2, tensors=None):
@@ -231,6 +231,7 @@ def refused(tmp_path, capsys, *arguments, config=GPT2, tensors=None):
         (["--text", ""], "text 0 is empty: it gives no token"),
         (["--text", 18 * " w3"], "the text has 18 tokens, more than the 17 positions of tiny; shorten it"),
         (["--text", TEXT, "--layers", "1", "3"], "no layer 3; the model's layers are 0 to 2"),
+        (["--text", TEXT, "--layers", "9", "--types"], "no layer 9; the model's layers are 0 to 2"),
         (["--text", "a\udcff"], "the text is not valid UTF-8"),
         (["--text-file", "./nowhere.txt"], "nowhere.txt: cannot be read (No such file or directory)"),
     ],
@@ -269,7 +270,7 @@ def test_a_page_that_would_be_too_large_is_refused_with_what_fits(tmp_path, caps
     limit = embedding.pairs_bytes(GPT2, 2, 11) + 1
     monkeypatch.setattr(view, "LIMIT_BYTES", limit)
     message = refused(tmp_path, capsys, "--text", TEXT)
-    assert message.startswith("11 tokens in 3 layers of 5 heads are 0 MB of values")
+    assert message.startswith("11 tokens in 3 layers of 5 heads: 0 MB of values")
     assert message.endswith("shorten the text to 8 tokens, or choose 2 layers or fewer with --layers")
     assert embedding.pairs_bytes(GPT2, 3, 8) <= limit < embedding.pairs_bytes(GPT2, 3, 9)
     folder = str(tmp_path / "tiny")
@@ -345,6 +346,33 @@ def test_a_head_is_named_only_where_it_is_clear():
         {kind: np.array(each) for kind, each in above.items()},
     )
     assert names == [["previous", "", "first", "", "induction"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "which"),
+    [
+        (["", "", ""], None, "this model"),
+        (["", "first", ""], [2, 0], "these layers"),
+        (["", "first", ""], [2], "this layer"),
+        (["", "first", ""], None, None),
+        (["", "first", ""], [1], None),
+    ],
+)
+def test_a_page_without_a_named_head_says_so(names, layers, which, tmp_path):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny"))
+    kinds = [view.HeadKind("first", "attends to the first position", np.zeros((3, 5)))]
+    types = view.TypedHeads("About.", kinds, [["", "", name, "", ""] for name in names])
+    view.write_view(tmp_path / "page.html", model, TEXT, layers, types=lambda model: types)
+    said = f"No head of {which} attends so much to one kind of token as to be named; order by a type to see those that "
+    found = Blocks((tmp_path / "page.html").read_text()).data["page"]["types"]["unnamed"]
+    assert found == (f"{said}come nearest." if which else "")
+
+
+def test_layers_are_checked_before_anything_is_run(tmp_path, monkeypatch):
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny"))
+    monkeypatch.setattr(model, "tokenize", lambda texts: pytest.fail("worked"))
+    with pytest.raises(JaxqkvError, match=r"^no layer 3, 9; the model's layers are 0 to 2$"):
+        view.write_view(tmp_path / "page.html", model, TEXT, [0, 9, 3], types=lambda model: pytest.fail("worked"))
 
 
 def test_a_model_without_room_for_types_is_an_error(tmp_path, capsys):

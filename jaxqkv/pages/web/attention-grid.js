@@ -142,5 +142,7 @@ function buildOrders() {
   for (const { name, about } of page.types.kinds) byId("order").append(element("option", { value: name }, `${name}: ${about}`));
   byId("order").addEventListener("change", () => orderBy(byId("order").value));
   byId("types").textContent = page.types.about;
+  byId("unnamed").textContent = page.types.unnamed;
+  byId("unnamed").hidden = !page.types.unnamed;
   byId("ordering").hidden = byId("types").hidden = false;
 }

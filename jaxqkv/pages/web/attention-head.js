@@ -37,15 +37,16 @@ function showLarge() {
   const { kind, row, head } = state;
   large = Object.fromEntries(Object.keys(KINDS).map((each) => [each, pairs(each, row, head)]));
   byId("large-title").textContent = titleOf(row, head);
-  byId("matrix").setAttribute("aria-label", `${KINDS[kind].title} of ${headName(row, head)}, ${size} by ${size} tokens`);
+  byId("matrix").setAttribute("aria-label", `${KINDS[kind].title} of ${headName(row, head)}, ${size} by ${counted(size, "token")}`);
   draw(byId("matrix"), kind, large[kind]);
   drawLegend(byId("large-legend"), endsOf(kind));
   const { low, high } = large.scores;
-  const [score, norm] = ["scores", "weighted"].map((each) => Number(errorOf(each, large[each]).toPrecision(1)));
+  const [score, norm] = ["scores", "weighted"].map((each) => roundedUp(errorOf(each, large[each])) || "0");
   byId("precision").textContent =
     `Weights are embedded to within 0.000008; scores of this head, from ${numberText("scores", low, large.scores)} to ` +
     `${numberText("scores", high, large.scores)}, to within ${score}; norms, up to ${numberText("weighted", large.weighted.high, large.weighted)}, to within ${norm}. ` +
     "The arrow keys go to other heads, in the list of tokens to other tokens; Escape closes.";
+  byId("unsaved").hidden = true;
   showTypes();
   readVectors();
   read();
@@ -128,7 +129,7 @@ function readTable(query, ranked) {
   const total = top.reduce((sum, key) => sum + value("pattern", query, key), 0);
   const named = { pattern: "Largest weights", scores: "Highest scores", weighted: "Largest norms" }[state.kind];
   byId("most").textContent = `${named} of ${quoted(query)}` + (ranked.length > SHOWN
-    ? `; the other ${ranked.length - SHOWN} tokens have weight ${Math.max(0, 1 - total).toFixed(4)} together` : "");
+    ? `; the weights of ${counted(ranked.length - SHOWN, "other token")} sum to ${Math.max(0, 1 - total).toFixed(4)}` : "");
   byId("keys").replaceChildren(...top.map((key) => {
     const line = element("tr");
     const name = element("td");

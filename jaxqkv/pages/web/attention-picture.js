@@ -7,7 +7,14 @@ const FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif";
 const LONGEST = 18; // characters of a label
 
 const rgb = (colour) => `rgb(${colour.join(",")})`;
-const short = (token) => (token.length > LONGEST ? `${token.slice(0, LONGEST - 1)}…` : token);
+// Characters as they are seen, an emoji or a letter with its accents being one.
+const segmenter = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granularity: "grapheme" });
+const characters = (text) => (segmenter ? Array.from(segmenter.segment(text), ({ segment }) => segment) : Array.from(text));
+
+function short(token) {
+  const seen = characters(token);
+  return seen.length > LONGEST ? `${seen.slice(0, LONGEST - 1).join("")}…` : token;
+}
 
 function widest(texts, font) {
   const context = document.createElement("canvas").getContext("2d");
@@ -114,20 +121,40 @@ function save(blob, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-const sourceOf = (picture) => `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(picture)}\n`;
+// What XML cannot hold is named, as in the page: control characters and halves of a pair.
+const NOT_XML = /[^\t\n\r\u{20}-\u{d7ff}\u{e000}-\u{fffd}\u{10000}-\u{10ffff}]/gu;
+const named = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 
-function savePng() {
-  const picture = makePicture();
+function sourceOf(picture) {
+  const source = new XMLSerializer().serializeToString(picture).replace(NOT_XML, named);
+  return `<?xml version="1.0" encoding="UTF-8"?>\n${source}\n`;
+}
+
+// The picture's pixels, as a PNG; rejected where the browser cannot make them.
+async function pngOf(picture) {
   const [width, height] = ["width", "height"].map((side) => Number(picture.getAttribute(side)));
   const scale = Math.min(SCALE, MOST / Math.max(width, height));
   const image = new Image();
-  image.addEventListener("load", () => {
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob((blob) => save(blob, "png"), "image/png");
+  await new Promise((resolve, reject) => {
+    image.addEventListener("load", resolve);
+    image.addEventListener("error", reject);
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(sourceOf(picture))}`;
   });
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(sourceOf(picture))}`;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject()), "image/png"));
+}
+
+async function savePng() {
+  const unsaved = byId("unsaved");
+  unsaved.hidden = true;
+  try {
+    save(await pngOf(makePicture()), "png");
+  } catch {
+    unsaved.textContent = "This browser could not make the PNG; save the picture as SVG.";
+    unsaved.hidden = false;
+  }
 }
 
 byId("save-svg").addEventListener("click", () => save(new Blob([sourceOf(makePicture())], { type: "image/svg+xml" }), "svg"));

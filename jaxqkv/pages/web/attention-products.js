@@ -2,7 +2,7 @@
 
 const LARGEST = 8; // rows of the table of dimensions
 const HEIGHT = 100; // of the chart, in its own unit
-let vectors = null; // q and k of the large head, [position][dimension], and what products are scaled by
+let vectors = null; // q and k of the large head, as `readRows` has them, and what products are scaled by
 const bars = [];
 
 function svg(tag, attributes = {}, text = "") {
@@ -12,15 +12,16 @@ function svg(tag, attributes = {}, text = "") {
   return made;
 }
 
-// A position is a row of levels, each between the ends of its dimension.
+// A position is a row of levels, each between the ends of its dimension, and off by half a level at most.
 function readRows({ low, high, values }) {
   const [lows, highs] = [low, high].map((text) => decoded(Float32Array, text));
   const levels = decoded(Uint16Array, values);
   const width = lows.length;
-  return page.tokens.map((_, position) => Float64Array.from(lows, (from, i) => {
+  const rows = page.tokens.map((_, position) => Float64Array.from(lows, (from, i) => {
     const level = levels[position * width + i];
     return level === BROKEN ? NaN : from + (level / LEVELS) * (highs[i] - from);
   }));
+  return { rows, errors: Float64Array.from(lows, (from, i) => (highs[i] - from) / (2 * LEVELS)) };
 }
 
 function readVectors() {
@@ -63,42 +64,64 @@ function factorText() {
   return root ? `/√${page.headDim}` : vectors.scale === 1 ? "" : ` · ${Number(vectors.scale.toPrecision(4))}`;
 }
 
+// Each dimension's q, k and product, and what each may be off by, as q and k are embedded.
+function productsOf(query, key) {
+  return Array.from({ length: page.headDim }, (_, i) => {
+    const [q, k] = [vectors.q.rows[query][i], vectors.k.rows[key][i]];
+    const [qError, kError] = [vectors.q.errors[i], vectors.k.errors[i]];
+    const error = Math.abs(vectors.scale) * (Math.abs(q) * kError + Math.abs(k) * qError + qError * kError);
+    return { i, q, k, product: q * k * vectors.scale, qError, kError, error };
+  });
+}
+
+const total = (numbers) => numbers.reduce((sum, each) => sum + each, 0);
+
+// The score, which is the sum of the products up to what these and it are rounded by, in the model and in the page.
+function sumText(pair, query, key, all) {
+  const products = all.map(({ product }) => product);
+  const error = total(all.map((each) => each.error));
+  const score = value("scores", query, key);
+  const within = roundedUp(Math.max(error + errorOf("scores", large.scores), Math.abs(total(products) - score)));
+  const part = (sign) => (products.some(Number.isNaN) ? NaN : total(products.filter((each) => sign * each > 0)));
+  return `From ${pair}: the ${counted(all.length, "product")} q_i·k_i${factorText()} sum to the score, ` +
+    `${textOf("scores", query, key)}${within && `, to within ${within}`}; ` +
+    `the positive ones to ${certain(part(1), error)}, the negative ones to ${certain(part(-1), error)}.`;
+}
+
 // The products, and beside them a chart and a table of the largest.
 function readProducts(query, key) {
   if (page.leftOut) return;
-  const [q, k] = [vectors.q[query], vectors.k[key]];
-  const products = Array.from(q, (each, i) => each * k[i] * vectors.scale);
-  const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
-  const score = (number) => numberText("scores", number, large.scores);
-  const [positive, negative] = [products.filter((each) => each > 0), products.filter((each) => each < 0)].map(sum);
+  const all = productsOf(query, key);
   const pair = `${quoted(query)} (${query}) to ${quoted(key)} (${key})`;
-  byId("sum").textContent = `From ${pair}: the ${q.length} products q_i·k_i${factorText()} sum to the score, ${score(sum(products))}; ` +
-    `the positive ones to ${score(positive)}, the negative ones to ${score(negative)}.`;
-  drawProducts(q, k, products);
-  const largest = [...products.keys()].sort((one, other) => Math.abs(products[other]) - Math.abs(products[one]) || 0);
-  byId("chart").setAttribute("aria-label", `Products of ${pair} by dimension; the largest, ${digits(products[largest[0]])}, is in dimension ${largest[0]}`);
-  byId("dimensions").replaceChildren(...largest.slice(0, LARGEST).map((i) => {
+  byId("sum").textContent = sumText(pair, query, key, all);
+  drawProducts(all);
+  const largest = [...all].sort((one, other) => Math.abs(other.product) - Math.abs(one.product) || 0);
+  byId("chart").setAttribute("aria-label", `Products of ${pair} by dimension; the largest, ${certain(largest[0].product, largest[0].error)}, is in dimension ${largest[0].i}`);
+  byId("dimensions").replaceChildren(...largest.slice(0, LARGEST).map((each) => {
     const line = element("tr");
-    line.append(...[i, ...[q[i], k[i], products[i]].map(digits)].map((text) => element("td", {}, text)));
+    line.append(...[each.i, ...textsOf(each)].map((text) => element("td", {}, text)));
     return line;
   }));
 }
 
-const digits = (number) => minus(number.toFixed(3));
+const textsOf = ({ q, k, product, qError, kError, error }) => [certain(q, qError), certain(k, kError), certain(product, error)];
 
-function drawProducts(q, k, products) {
-  const finite = products.filter(Number.isFinite);
-  const [low, high] = [Math.min(0, ...finite), Math.max(0, ...finite)];
+function drawProducts(all) {
+  const finite = all.filter(({ product }) => Number.isFinite(product));
+  const [low, high] = [Math.min(0, ...finite.map(({ product }) => product)), Math.max(0, ...finite.map(({ product }) => product))];
   const place = (number) => (HEIGHT * (high - number)) / (high - low || 1);
-  products.forEach((product, i) => {
-    const top = place(Math.max(0, product)) || 0;
-    bars[i].setAttribute("y", top);
-    bars[i].setAttribute("height", (place(Math.min(0, product)) || 0) - top);
-    bars[i].setAttribute("class", product < 0 ? "negative" : "positive");
-    bars[i].firstChild.textContent = `dimension ${i}: q ${digits(q[i])} · k ${digits(k[i])}${factorText()} = ${minus(product.toFixed(5))}`;
-  });
+  for (const each of all) {
+    const top = place(Math.max(0, each.product)) || 0;
+    const [q, k, product] = textsOf(each);
+    const bar = bars[each.i];
+    bar.setAttribute("y", top);
+    bar.setAttribute("height", (place(Math.min(0, each.product)) || 0) - top);
+    bar.setAttribute("class", each.product < 0 ? "negative" : "positive");
+    bar.firstChild.textContent = `dimension ${each.i}: q ${q} · k ${k}${factorText()} = ${product}`;
+  }
   const zero = byId("chart").lastChild;
   for (const y of ["y1", "y2"]) zero.setAttribute(y, place(0));
-  byId("highest").textContent = digits(high);
-  byId("lowest").textContent = digits(low);
+  const error = Math.max(0, ...finite.map((each) => each.error));
+  byId("highest").textContent = certain(high, error);
+  byId("lowest").textContent = certain(low, error);
 }

@@ -14,6 +14,8 @@ const KINDS = {
 const state = { kind: "pattern", at: 0, row: 0, head: 0, pinned: size - 1, pinnedKey: null, hovered: null, key: null };
 const byId = (id) => document.getElementById(id);
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 function element(tag, attributes = {}, text = "") {
   const made = document.createElement(tag);
   for (const [name, content] of Object.entries(attributes)) made.setAttribute(name, content);
@@ -72,11 +74,19 @@ function errorOf(kind, { low, high, norm }) {
 // The sign of the field; none before what rounds to 0.
 const minus = (text) => text.replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
 
-// A number with the digits that are certain, four at most.
-function numberText(kind, number, about) {
-  const error = errorOf(kind, about);
-  const digits = error > 0 ? Math.floor(-Math.log10(error)) : 4;
+// A number with the digits that are right to one in the last, four at most.
+function certain(number, error) {
+  const digits = error > 0 ? Math.floor(-Math.log10(2 * error)) : 4;
   return minus(number.toFixed(Math.max(0, Math.min(4, digits))));
+}
+
+const numberText = (kind, number, about) => certain(number, errorOf(kind, about));
+
+// An error in one digit that is no lower; nothing for none.
+function roundedUp(error) {
+  if (!(error > 0)) return "";
+  const unit = 10 ** Math.floor(Math.log10(error));
+  return String(Number((Math.ceil(error / unit) * unit).toPrecision(1)));
 }
 
 // ---- Shades: 256 colours between three, and one for no number.
