@@ -84,7 +84,10 @@ def copying(run: HeadsRun) -> Copying:
       NotDrawable: for an architecture whose logits are no linear map of a sum of what heads write.
     """
     if not (run.config.has_logits and run.config.has_final_norm):
-        raise NotDrawable(f"copying needs next-token logits, which {run.config.model_type} does not have")
+        raise NotDrawable(
+            f"copying needs next-token logits that follow from one final norm of a sum, which {run.config.model_type} "
+            "does not have; take a GPT-2"
+        )
     raw, count = run.options.raw, run.options.null
     scores = copying_scores(run.model.checkpoint, raw)["copying"]
     if not count:
