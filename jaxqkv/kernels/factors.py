@@ -23,13 +23,13 @@ Factors = Float[Array, "head embed head_dim"]
 
 
 def scaled(x: Float[AnyArray, "head embed head_dim"]) -> tuple[Factors, Float[Array, "head one one"]]:
-    """Returns every head's x divided by its largest magnitude, and that; of 0, 0 and 1.
+    """Returns every head's x divided by a power of two, of magnitudes below 2 then, and that power; of 0, 0 and 1.
 
-    The magnitude counts as a constant: it is for what does not depend on it.
+    The power counts as a constant: it is for what does not depend on it.
     """
     x = jnp.asarray(x, jnp.float32)
-    sizes = jax.lax.stop_gradient(jnp.abs(x).max(axis=(1, 2), keepdims=True, initial=0))
-    sizes = jnp.where(sizes > 0, sizes, 1)
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=(1, 2), keepdims=True, initial=0))
+    sizes = jnp.where(largest > 0, jnp.ldexp(jnp.float32(1), jnp.frexp(largest)[1] - 1), 1)
     return x / sizes, sizes
 
 

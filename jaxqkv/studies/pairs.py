@@ -55,7 +55,5 @@ def answer_tokens(tokenizer: Tokenizer, answers: Sequence[str]) -> tuple[int, in
     """
     one, two = (tokenizer.single_token(word) for word in answers)
     if one == two:
-        raise JaxqkvError(
-            f"the answers {answers[0]!r} and {answers[1]!r} are the same token; give two different --answers"
-        )
+        raise JaxqkvError(f"the answers {answers[0]!r} and {answers[1]!r} are the same token; they must be two")
     return one, two

@@ -225,7 +225,7 @@ def figure_types(run: HeadsRun, types: Any) -> Display:
 
 def _caption(run: HeadsRun, found: Types) -> str:
     n = found.given.texts.shape[1] // 2
-    which = "tokens, special ones too," if found.given.all_ids else "tokens, none of them special"
+    which = "tokens, special ones too" if found.given.all_ids else "tokens, none of them special"
     null = run.options.null
     test = f"q < {LEVEL} against {null} fresh checkpoints of the same config" if null else ""
     control = "where the 95 % bootstrap interval over texts of the difference from the control is above 0"
