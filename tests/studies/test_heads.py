@@ -189,7 +189,7 @@ def test_types_without_a_tokenizer(tmp_path, capsys):
     line = ["figures", "heads", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
     assert main([*line, "--text", " w3 w5"]) == 2  # which nothing can read
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"jaxqkv: --text: {folder}: has no tokenizer.json")
+    assert error.startswith(f"jaxqkv: error: --text: {folder}: has no tokenizer.json")
 
 
 def test_a_model_of_few_positions(tmp_path):

@@ -26,7 +26,7 @@ from jaxqkv.studies.significance import LEVEL
 from jaxqkv.typing import AnyArray
 
 # Raised when copying scores are computed otherwise, so that those of fresh checkpoints are computed again.
-VERSION = 1
+VERSION = 2
 # Rows of the token embedding that are multiplied at a time.
 ROWS = 8192
 # Share of the differences from the baseline that colours tell apart, and how many pairs of heads the caption names.
