@@ -79,7 +79,8 @@ def attention_statistics(
       causal: whether later keys are hidden from a query.
 
     Returns:
-      Float32. For a query that sees no key, logsumexp is −∞ and the others are 0.
+      Float32. For a query that sees no key, logsumexp is −∞ and the others are 0. For one that sees a score of NaN or
+      +∞ all are NaN, but for a logsumexp of +∞.
     """
     q, k = (jnp.asarray(each, jnp.float32) for each in (q, k))
     batch, n_head, pos, head_dim = q.shape
@@ -145,10 +146,13 @@ def _of_queries(
 
     zero = jnp.zeros(q.shape[0], jnp.float32)
     sums, _ = jax.lax.scan(step, _Sums(zero - np.inf, zero, zero, zero, zero), blocks)
-    sees = sums.total > 0
-    total = jnp.where(sees, sums.total, 1)
+    sees = sums.total != 0
+    # Of a score of +∞ the sums may be infinite.
+    total = jnp.where(sees, jnp.where(jnp.isposinf(sums.largest), jnp.nan, sums.total), 1)
     return AttentionStatistics(
-        logsumexp=jnp.where(sees, sums.largest + jnp.log(total), -jnp.inf),
+        logsumexp=jnp.where(
+            jnp.isposinf(sums.largest), jnp.inf, jnp.where(sees, sums.largest + jnp.log(total), -jnp.inf)
+        ),
         entropy=jnp.where(sees, jnp.log(total) - sums.tilted / total, 0),
         largest=jnp.where(sees, 1 / total, 0),
         distance=sums.distance / total,

@@ -34,8 +34,10 @@ def kernel(
 
     Args:
       compiled: whether to compile by `jit`; otherwise the function runs on the host, or calls compiled ones.
-      options: options of `jax.jit`.
+      options: options of `jax.jit`; settings that are static may be given as arrays of one number.
     """
+    named = options.get("static_argnames", ())
+    settings = (named,) if isinstance(named, str) else tuple(named)
 
     def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         run: Callable[..., Any] = jit(function, **options) if compiled else function
@@ -50,6 +52,7 @@ def kernel(
             arrays = {name: _array(given[name], name, annotations[name]) for name in annotations if name in given}
             _check_axes(function.__name__, arrays, annotations)
             given.update(arrays)
+            given.update({name: _setting(given[name], name) for name in settings if name in given})
             return run(*bound.args, **bound.kwargs)
 
         return call
@@ -84,6 +87,21 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
             raise KernelError(f"{name} must be boolean, True at the values that count, or 1 and 0; not {value.dtype}")
         value = value.astype(bool)
     return snapshot(value) if isinstance(value, np.ndarray) and value.flags.writeable else value
+
+
+def _setting(value: Any, name: str) -> Any:
+    """Returns a setting as it is hashed: an array of one number as that number.
+
+    Raises:
+      KernelError: for one that JAX traces, or of several numbers.
+    """
+    if not is_concrete(value):
+        raise KernelError(f"{name} is a setting of the program, a number that is known before it is traced")
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if np.ndim(value):
+            raise KernelError(f"{name} is one number, not an array of shape {list(value.shape)}")
+        return value.item()
+    return value
 
 
 def _check_axes(kernel: str, arrays: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ A circuit is an [embed, embed] matrix of rank head_dim, which is kept as its two
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,22 @@ from jaxtyping import Array, Float
 
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.factors import (
+    basis,
+    block_inner,
+    block_norms,
+    block_overlaps,
+    joined,
+    one_sides,
+    root_of_gram,
+    rotated,
+    scaled,
+    unit_factors,
+    wide,
+)
+from jaxqkv.runtime.arrays import is_concrete
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
-
-# Of eigenvalues, relative to the largest, what is known of them in float32.
-EPSILON = 2.0**-23
 
 
 class Circuit(NamedTuple):
@@ -40,6 +51,8 @@ def _readers(
     weights: tuple[Float[AnyArray, "head embed head_dim"], ...], gamma: Float[AnyArray, "embed"] | None, folded: bool
 ) -> tuple[Float[Array, "head embed head_dim"], ...]:
     if not folded:
+        if gamma is not None:
+            raise KernelError("gamma is the scale of a norm that is folded in; with folded=False leave it out")
         return tuple(jnp.asarray(each, jnp.float32) for each in weights)
     if gamma is None:
         raise KernelError(
@@ -67,7 +80,7 @@ def qk_circuit(
 
     Args:
       w_q, w_k: x @ w gives a head's queries and keys.
-      gamma: scale γ of the norm before attention.
+      gamma: scale γ of the norm before attention; only if folded.
       scale: in the place of 1/√head_dim.
       folded: with the norm; False for the weights as they are.
 
@@ -95,7 +108,7 @@ def ov_circuit(
 
     Args:
       w_v, w_o: x @ w_v gives a head's values, z @ w_o what it writes.
-      gamma: scale γ of the norm before attention.
+      gamma: scale γ of the norm before attention; only if folded.
       folded: with the norms; False for the weights as they are.
 
     Returns:
@@ -112,82 +125,22 @@ def circuit_singular_values(
 ) -> Float[Array, "head head_dim"]:
     """Singular values of left · rightᵀ that may differ from 0, falling, of every head.
 
-    Those of S_left S_rightᵀ, [head_dim, head_dim], where SᵀS is a factor's Gram matrix. S comes from two rounds of
-    `eigh` of [head_dim, head_dim], the second of columns that the first has made nearly orthonormal, so that small
-    values are not lost in the rounding of squares. QR of the tall factors took 2 to 80 times as long on the CPU that
-    this was measured on, the most on busy cores; the SVD of the small matrices took some milliseconds a layer.
+    Those of S_left S_rightᵀ, [head_dim, head_dim], where factors are Q S with orthonormal Q, from two rounds of `eigh`.
+    The SVD of the small matrices took some milliseconds a layer on the CPU that this was measured on.
 
     Args:
       left, right: of a `Circuit`.
 
     Returns:
-      float32, to some 1e-6 of the largest.
+      float32, to some 1e-6 of the largest, at any scale of the factors. Derivatives are right where the values are
+      distinct and not 0.
     """
-    one, two = jnp.split(_rotated(_joined(left, right))[1], 2)
-    return jnp.linalg.svd(one @ two.swapaxes(1, 2), compute_uv=False)
-
-
-def _joined(*factors: Float[AnyArray, "_ embed head_dim"]) -> Float[Array, "all_heads embed head_dim"]:
-    """Returns the heads of several factors as one array.
-
-    What needs eigenvectors is given all of it at once: on a CPU, two batched `eigh` that may run at the same time in
-    one program wait for each other's threads, on a machine with two for ever.
-    """
-    return jnp.concatenate([jnp.asarray(each, jnp.float32) for each in factors])
-
-
-def _root(
-    x: Float[Array, "head embed head_dim"],
-) -> tuple[Float[Array, "head embed head_dim"], Float[Array, "head a b"]]:
-    """Returns factors of x = U S with UᵀU near the identity, by the eigenvectors of xᵀx."""
-    values, vectors = jnp.linalg.eigh(x.swapaxes(1, 2) @ x)
-    # What is smaller is rounding.
-    roots = jnp.sqrt(jnp.maximum(values, EPSILON * values[:, -1:]))
-    return x @ (vectors / jnp.where(roots > 0, roots, 1)[:, None, :]), roots[:, :, None] * vectors.swapaxes(1, 2)
-
-
-def _rotated(
-    x: Float[Array, "head embed head_dim"],
-) -> tuple[Float[Array, "head embed head_dim"], Float[Array, "head a b"]]:
-    """Returns Q with orthonormal columns and a square S, x = Q S, of every head."""
-    near, first = _root(x)
-    directions, second = _root(near)
-    return directions, second @ first
-
-
-def one_sides(*circuits: tuple[Any, Any]) -> list[Float[Array, "_ embed head_dim"]]:
-    """Returns Z with Z Zᵀ = W Wᵀ / ‖W‖², W = left · rightᵀ, of every head: all that the norm of a product Vᵀ W needs.
-
-    Z = left Sᵀ / ‖left Sᵀ‖, with SᵀS = rightᵀ right by its eigenvectors; NaN for W = 0.
-
-    Args:
-      circuits: left and right factors of each, all of the same embed and head_dim.
-    """
-    left, right = (_joined(*factors) for factors in zip(*circuits, strict=True))
-    values, vectors = jnp.linalg.eigh(right.swapaxes(1, 2) @ right)
-    sides = left @ (vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :])
-    sides /= jnp.sqrt((sides**2).sum(axis=(1, 2), keepdims=True))
-    return jnp.split(sides, np.cumsum([len(one) for one, _ in circuits])[:-1])
-
-
-def wide(factors: Float[Array, "head embed head_dim"]) -> Float[Array, "inner embed"]:
-    """Returns the columns of all heads, one after another, as rows."""
-    return factors.swapaxes(1, 2).reshape(-1, factors.shape[1])
-
-
-def _sums_by_head(
-    blocks: Float[Array, "inner other_inner"], n_head: int, n_other: int
-) -> Float[Array, "head other_head"]:
-    """Returns the sum of each pair of heads' block."""
-    rows = blocks.reshape(blocks.shape[0], n_other, -1).sum(axis=2)
-    return rows.reshape(n_head, -1, n_other).sum(axis=1)
-
-
-def block_norms(
-    one: Float[Array, "inner embed"], other: Float[Array, "other_inner embed"], *, n_head: int, n_other: int
-) -> Float[Array, "head other_head"]:
-    """Returns ‖Z_aᵀ Z_b‖² (Frobenius) of all pairs of heads, from their `wide` columns: one matrix product."""
-    return _sums_by_head((one @ other.T) ** 2, n_head, n_other)
+    x, sizes = scaled(joined(left, right))
+    q, s = rotated(x)
+    one, two = jnp.split(root_of_gram(q) @ s, 2)
+    values = jnp.linalg.svd(one @ two.swapaxes(1, 2), compute_uv=False)
+    small, large = jnp.sort(jnp.stack(jnp.split(sizes[:, :, 0], 2)), axis=0)
+    return values * small * large
 
 
 @kernel()
@@ -205,7 +158,9 @@ def composition(
     factors exchanged; V-composition with W_OV. Random directions have a root mean square of 1/√embed, or of
     1/√(embed − 1) where both are folded.
     Nothing larger than the product of all heads' factors, [head · head_dim, other_head · head_dim], is made: W_bW_bᵀ is
-    Z Zᵀ with Z of the shape of a factor, from the `eigh` of a [head_dim, head_dim] Gram matrix.
+    Z Zᵀ with Z of the shape of a factor, from two rounds of `eigh` of a [head_dim, head_dim] Gram matrix. The scale
+    of a factor has no effect, nor has the basis inside a head, left R and right R⁻ᵀ, but for what the rounding of such
+    factors has lost: some 1e-7 times the condition of R.
 
     Args:
       left, right: of a `Circuit` of the earlier layer.
@@ -224,9 +179,9 @@ def _through(
     right: Float[AnyArray, "head embed head_dim"],
     readout: Float[AnyArray, "embed embed"],
 ) -> Float[Array, "head head_dim head_dim"]:
-    """Returns rightᵀ · readout · left of every head."""
-    left, right, readout = (jnp.asarray(each, jnp.float32) for each in (left, right, readout))
-    return jnp.einsum("hed,ef,hfg->hdg", right, readout, left)
+    """Returns rightᵀ · readout · left of every head in an orthonormal basis, times a positive number; NaN for W = 0."""
+    ((left, right),) = unit_factors((left, right))
+    return jnp.einsum("hed,ef,hfg->hdg", right, scaled(jnp.asarray(readout)[None])[0][0], left)
 
 
 @kernel(compiled=False)
@@ -241,7 +196,7 @@ def copying_score(
 
     which has the same non-zero eigenvalues as the [head_dim, head_dim] matrix rightᵀ · diag(γ_f) W_U W_E · left. That
     is float32 and the device's; its eigenvalues are NumPy's in float64, on the host, for accelerators have none of
-    matrices that are not symmetric.
+    matrices that are not symmetric. So it is not for the inside of `jit`, `vmap` or `grad`.
 
     Args:
       left, right: of a `Circuit` of W_OV; right may be W_Oᵀ as it is.
@@ -249,7 +204,12 @@ def copying_score(
 
     Returns:
       float32 on the host; NaN where all eigenvalues are 0, and where a value is NaN or infinite.
+
+    Raises:
+      KernelError: for arrays that JAX traces.
     """
+    if not all(map(is_concrete, (left, right, readout))):
+        raise KernelError("copying_score runs on the host: call it outside of jit, vmap and grad")
     matrices = np.asarray(_through(left, right, readout), np.float64)
     scores = np.full(len(matrices), np.nan, np.float32)
     for head, matrix in enumerate(matrices):
@@ -271,8 +231,9 @@ def head_similarity(
 
         tr(W_aᵀ W_b) / (‖W_a‖ ‖W_b‖),    tr(W_aᵀ W_b) = Σ (left_aᵀ left_b) ⊙ (right_aᵀ right_b)
 
-    through the [head_dim, head_dim] products of the factors. It does not depend on the basis inside a head: left R and
-    right R⁻ᵀ give the same. The cosines of `column_cosine` do.
+    through the [head_dim, head_dim] products of the factors, the left ones made orthonormal. It does not depend on
+    scales, nor on the basis inside a head: left R and right R⁻ᵀ give the same, but for what the rounding of such
+    factors has lost, some 1e-7 times the condition of R. The cosines of `column_cosine` do.
 
     Args:
       left, right: of a `Circuit`.
@@ -281,38 +242,8 @@ def head_similarity(
     Returns:
       float32; NaN where a matrix is 0.
     """
-    one, other = unit_circuit(left, right), unit_circuit(other_left, other_right)
+    one, other = unit_factors((left, right), (other_left, other_right))
     return block_inner(*map(wide, one), *map(wide, other), n_head=len(left), n_other=len(other_left))
-
-
-def block_inner(
-    left: Float[Array, "inner embed"],
-    right: Float[Array, "inner embed"],
-    other_left: Float[Array, "other_inner embed"],
-    other_right: Float[Array, "other_inner embed"],
-    *,
-    n_head: int,
-    n_other: int,
-) -> Float[Array, "head other_head"]:
-    """Returns the inner products of all pairs of `unit_circuit`s, from their `wide` factors."""
-    products = (left @ other_left.T) * (right @ other_right.T)
-    return jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
-
-
-def unit_circuit(
-    left: Float[AnyArray, "head embed head_dim"], right: Float[AnyArray, "head embed head_dim"]
-) -> Circuit:
-    """Returns factors of left · rightᵀ divided by its Frobenius norm; NaN for 0."""
-    left, right = (jnp.asarray(each, jnp.float32) for each in (left, right))
-    one, two = (each.swapaxes(1, 2) @ each for each in (left, right))
-    norms = jnp.sqrt(jnp.maximum((one * two).sum(axis=(1, 2)), 0))
-    return Circuit(left / norms[:, None, None], right)
-
-
-def basis(weights: Float[AnyArray, "head embed head_dim"]) -> Float[Array, "head embed head_dim"]:
-    """Returns an orthonormal basis of the columns of every head's weights; NaN for weights of 0."""
-    weights = jnp.asarray(weights, jnp.float32)
-    return jnp.where((weights != 0).any(axis=(1, 2), keepdims=True), _rotated(weights)[0], jnp.nan)
 
 
 @kernel()
@@ -324,14 +255,15 @@ def subspace_overlap(
         ‖Q_aᵀ Q_b‖² / head_dim,  Frobenius,  Q an orthonormal basis of the head's columns
 
     The mean of the squared cosines of the angles between the two subspaces: 1 for the same subspace, head_dim/embed
-    for random ones.
+    for random ones. Where the columns are not independent, Q is a basis of what they span, and head_dim becomes
+    √(rank_a · rank_b): still 1 for the same subspace alone. Directions smaller than some 1e-6 of a head's largest are
+    rounding and count as none; so folded W_Q of as many columns as rows have one less.
 
     Args:
-      weights, other: of independent columns, such as folded W_Q.
+      weights, other: such as folded W_Q, at any scale.
 
     Returns:
       float32; NaN for weights of 0.
     """
-    one, two = jnp.split(basis(_joined(weights, other)), [len(weights)])
-    overlap = block_norms(wide(one), wide(two), n_head=len(one), n_other=len(two)) / one.shape[-1]
-    return jnp.minimum(overlap, 1)
+    one, two = basis(weights, other)
+    return block_overlaps(wide(one), wide(two), n_head=len(one), n_other=len(two))

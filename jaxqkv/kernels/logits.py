@@ -7,6 +7,7 @@ GPT: the logit lens".
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
@@ -68,7 +69,12 @@ def logit_lens(
 
     Returns:
       The token, and its probability in 1/vocab…1.
+
+    Raises:
+      KernelError: for an output embedding of no token.
     """
+    if not unembedding.shape[0]:
+        raise KernelError("the output embedding has no token to predict")
     residual, scale, bias, unembedding = (jnp.asarray(x, jnp.float32) for x in (residual, scale, bias, unembedding))
     centred = residual - residual.mean(axis=-1, keepdims=True)
     normed = centred / jnp.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.factors import scaled
 from jaxqkv.typing import AnyArray
 
 
@@ -48,12 +49,15 @@ def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
       pattern: patterns of one layer, with an even number of positions, at least 4.
 
     Returns:
-      Float32, for each text and head; probabilities in 0…1, the entropy in 0…ln(2n).
+      Float32, for each text and head; probabilities in 0…1, the entropy in 0…ln(2n). NaN in a pattern makes the means
+      that it is part of NaN.
 
     Raises:
-      KernelError: for a number of positions that is odd or below 4.
+      KernelError: for patterns that are not square, and a number of positions that is odd or below 4.
     """
-    pos = pattern.shape[-1]
+    query, pos = pattern.shape[-2:]
+    if query != pos:
+        raise KernelError(f"patterns of a whole text are square, [pos, pos], not [{query}, {pos}]")
     if pos % 2 or pos < 4:
         raise KernelError(f"a repeated text has an even number of positions, at least 4, not {pos}")
     pattern, n = jnp.asarray(pattern, jnp.float32), pos // 2
@@ -64,7 +68,7 @@ def head_types(pattern: Float[AnyArray, "batch head query key"]) -> HeadTypes:
         return values[..., start - steps :].mean(axis=-1)
 
     later = pattern[:, :, 1:]
-    entropy = -jnp.where(later > 0, later * jnp.log(jnp.where(later > 0, later, 1)), 0).sum(axis=-1)
+    entropy = -(later * jnp.log(jnp.where(later == 0, 1, later))).sum(axis=-1)
     return HeadTypes(
         previous=back(1, 2),
         duplicate=back(n, n + 1),
@@ -96,6 +100,7 @@ def weighted_attention(
       Float32, not negative, in the unit of the residual stream.
     """
     pattern, v, output = (jnp.asarray(each, jnp.float32) for each in (pattern, v, output))
+    (v, of_v), (output, of_output) = scaled(v), scaled(output)
     gram = jnp.einsum("hde,hfe->hdf", output, output)
     squares = jnp.einsum("hkd,hdf,hkf->hk", v, gram, v)
-    return pattern * jnp.sqrt(jnp.maximum(squares, 0))[:, None]
+    return pattern * (jnp.sqrt(jnp.maximum(squares, 0))[:, None] * of_v * of_output)

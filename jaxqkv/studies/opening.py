@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxqkv.architectures import open_checkpoint
-from jaxqkv.checkpoints.checkpoint import Checkpoint
+from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint, as_path, is_path
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.model import Model, load
@@ -44,6 +44,13 @@ def refuse_decided(model: Any, given: Mapping[str, Any]) -> None:
 def chosen(options: Options, study: Defaults) -> tuple[Any, ...]:
     """Returns the checkpoints to draw, as names or open: those given, the bundled one, or the study's own."""
     return (study.demo,) if options.demo else options.model or study.models
+
+
+def is_demo(checkpoint: Checkpoint, study: Defaults) -> bool:
+    """Tells whether a checkpoint is the bundled one of a study, or a fresh one like it, however it is named."""
+    base = checkpoint.spec.removeprefix("random:")
+    folder = BUNDLED[study.demo].resolve()
+    return base == study.demo or (base not in BUNDLED and is_path(base) and as_path(base).resolve() == folder)
 
 
 def open_weights(options: Options, study: Defaults) -> list[Weights]:
@@ -91,6 +98,13 @@ def wide_weights(model: Model) -> Weights:
     """Returns the weights of a model in float32: its own, if that is its dtype."""
     own = model.weights
     return own if own.dtype == np.float32 else Weights(model.checkpoint)
+
+
+def wide_model(model: Model) -> Model:
+    """Returns a model that runs in float32: itself, where that is its dtype."""
+    if model.weights.dtype == np.float32:
+        return model
+    return Model(model.checkpoint, dtype=np.float32, stream=True, mesh=model.mesh)
 
 
 def _mesh(options: Any) -> Mesh | None:

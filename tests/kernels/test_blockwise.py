@@ -65,6 +65,25 @@ def test_queries_that_see_nothing():
     assert np.isfinite(found.logsumexp[1, :, 4:]).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_without_a_pattern(causal, value):
+    """A query sees them, or is one: no numbers of it; of other queries the same as without."""
+    q, k = np.abs(Q[:1, :1]), np.abs(K[:1, :1]).copy()
+    plain = kernels.attention_statistics(q, k, MASK[:1], causal=causal)
+    k[0, 0, 9, 2] = value
+    found = kernels.attention_statistics(q, k, MASK[:1], causal=causal)
+    sees = (np.arange(POS) >= 9) | (not causal)
+    for name, actual, expected in zip(found._fields, found, plain, strict=True):
+        np.testing.assert_array_equal(actual[0, 0, ~sees], expected[0, 0, ~sees])
+        broken = np.asarray(actual[0, 0, sees])
+        assert (np.isposinf(broken) if name == "logsumexp" and value == np.inf else np.isnan(broken)).all(), name
+    q = np.where(np.arange(POS)[:, None] == 3, np.float32(np.nan), q)
+    found = kernels.attention_statistics(q, K[:1, :1], MASK[:1], causal=causal)
+    for actual in found:
+        assert np.flatnonzero(np.isnan(actual[0, 0])).tolist() == [3]
+
+
 def test_the_mass_is_of_the_first_real_token_unless_others_are_given():
     found = kernels.attention_statistics(Q, K, MASK, causal=False)
     first = np.arange(POS) == np.array([[0], [4]])

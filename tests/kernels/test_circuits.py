@@ -45,11 +45,11 @@ def close(actual, expected, limit=LIMIT):
 
 
 def qk(fold=True, q=W_Q, k=W_K):
-    return kernels.qk_circuit(q, k, GAMMA, folded=fold)
+    return kernels.qk_circuit(q, k, GAMMA if fold else None, folded=fold)
 
 
 def ov(fold=True, v=W_V, o=W_O):
-    return kernels.ov_circuit(v, o, GAMMA, folded=fold)
+    return kernels.ov_circuit(v, o, GAMMA if fold else None, folded=fold)
 
 
 def test_factors_are_the_definitions():
@@ -65,6 +65,9 @@ def test_factors_are_the_definitions():
     for call in (lambda: kernels.qk_circuit(W_Q, W_K), lambda: kernels.ov_circuit(W_V, W_O)):
         with pytest.raises(KernelError, match="folded weights take gamma, the scale of the norm before attention"):
             call()
+    for kernel, weights in ((kernels.qk_circuit, (W_Q, W_K)), (kernels.ov_circuit, (W_V, W_O))):
+        with pytest.raises(KernelError, match="with folded=False leave it out"):
+            kernel(*weights, GAMMA, folded=False)
 
 
 def test_scores_are_those_of_the_circuit_but_for_a_term_a_query_and_a_term_a_key():
@@ -123,8 +126,8 @@ def test_the_mean_square_of_random_compositions_is_the_baseline():
     """Of 23 · 29 pairs of heads of rank one, whose squared cosine in n dimensions has mean 1/n and variance 2/n²."""
     one, two, unit = GENERATOR.normal(size=(23, EMBED, 1)), GENERATOR.normal(size=(29, EMBED, 1)), np.ones(EMBED)
     for fold, free in ((True, EMBED - 1), (False, EMBED)):
-        earlier = kernels.ov_circuit(one, one.swapaxes(1, 2), unit, folded=fold)
-        later = kernels.qk_circuit(two, two, unit, folded=fold)
+        earlier = kernels.ov_circuit(one, one.swapaxes(1, 2), unit if fold else None, folded=fold)
+        later = kernels.qk_circuit(two, two, unit if fold else None, folded=fold)
         squares = np.asarray(kernels.composition(*earlier, *later), np.float64) ** 2
         # Rows and columns share their heads, so that the smaller number of heads counts.
         assert abs(squares.mean() * free - 1) < 4 * (2 / 23) ** 0.5
@@ -243,10 +246,10 @@ def test_eigenvectors_are_asked_for_once_at_a_time(monkeypatch):
     wide, eigh, calls = jax.ShapeDtypeStruct((2, 83, 3), np.float32), jax.numpy.linalg.eigh, []
     monkeypatch.setattr(jax.numpy.linalg, "eigh", lambda gram: calls.append(gram.shape) or eigh(gram))
     for function, count, expected in (
-        (kernels.composition, 4, 1),
-        (kernels.circuit_singular_values, 2, 2),  # the second of what the first gives
+        (kernels.composition, 4, 2),  # the second of what the first gives, here and below
+        (kernels.circuit_singular_values, 2, 2),
         (kernels.subspace_overlap, 2, 2),
-        (kernels.head_similarity, 4, 0),
+        (kernels.head_similarity, 4, 2),
     ):
         calls.clear()
         jax.eval_shape(function, *[wide] * count)
@@ -258,3 +261,131 @@ def test_circuits_vmap_over_layers():
     together = jax.vmap(kernels.composition)(*layers, *layers)
     alone = [kernels.composition(q, k, q, k) for q, k in zip(*layers, strict=True)]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+# --- scale, basis and rank ---
+
+PAIRED = (kernels.composition, kernels.head_similarity)
+
+
+@pytest.mark.parametrize(("one", "two"), [(1e-15, 1e-15), (1e-15, 1e15), (1e12, 1e15), (1e-30, 1e30)])
+def test_the_scale_of_a_factor_changes_nothing(one, two):
+    """Squares of such numbers are no float32, nor are the squares of these."""
+    left, right, later = *map(np.asarray, qk()), qk(q=LATER_Q, k=LATER_K)
+    given = np.float32(one) * left, np.float32(two) * right
+    for kernel in PAIRED:
+        close(kernel(*given, *later), kernel(left, right, *later))
+        close(kernel(*later, *given), kernel(*later, left, right))
+    close(kernels.subspace_overlap(given[0], later[0]), kernels.subspace_overlap(left, later[0]))
+    close(kernels.copying_score(*given, np.float32(two) * CENTRE), kernels.copying_score(left, right, CENTRE))
+    if 1e-30 < one * two < 1e20:
+        expected = one * two * np.asarray(kernels.circuit_singular_values(left, right), np.float64)
+        close(kernels.circuit_singular_values(*given), expected)
+
+
+def test_each_head_has_its_own_scale():
+    scale = np.array([1e-14, 1, 1e14], np.float32)[:, None, None]
+    left, right = map(np.asarray, qk())
+    for kernel in PAIRED:
+        close(kernel(scale * left, right, *qk(q=LATER_Q, k=LATER_K)), kernel(left, right, *qk(q=LATER_Q, k=LATER_K)))
+    left = left.copy()
+    left[1] = 0
+    for kernel in PAIRED:
+        found = np.asarray(kernel(left, right, *qk(q=LATER_Q, k=LATER_K)))
+        assert np.isnan(found[1]).all()
+        assert np.isfinite(found[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e4])
+def test_an_ill_conditioned_basis_inside_a_head(condition):
+    """The rounding of the factors themselves moves W by `condition` roundings; nothing is to be lost beside."""
+    turns = np.linalg.qr(GENERATOR.normal(size=(2, HEADS, DIM, DIM)))[0]
+    change = turns[0] * np.geomspace(1, 1 / condition, DIM) @ turns[1]
+    back = np.linalg.inv(change).swapaxes(1, 2)
+    one = [np.float32(each) for each in (W_Q @ change, W_K @ back)]
+    later = [np.float32(each) for each in (LATER_Q, LATER_K)]
+    of_one, of_later = whole(one), whole(later)
+    cosine = [[(a * b).sum() / norm(a) / norm(b) for b in of_later] for a in of_one]
+    both_ways = [(a @ b, b @ a, norm(a) * norm(b)) for a, b in itertools.product(of_one, of_later)]
+    writes, reads = (np.reshape([norm(each[way]) / each[2] for each in both_ways], (HEADS, OTHERS)) for way in (0, 1))
+    bases = [[np.linalg.qr(each.astype(np.float64))[0] for each in factors[0]] for factors in (one, later)]
+    overlap = [[norm(a.T @ b) ** 2 / DIM for b in bases[1]] for a in bases[0]]
+    limit = 2 * condition * ROUNDING * DIM
+    np.testing.assert_allclose(kernels.head_similarity(*one, *later), cosine, rtol=0, atol=limit)
+    np.testing.assert_allclose(kernels.composition(*one, *later), writes, rtol=0, atol=limit)
+    np.testing.assert_allclose(kernels.composition(*later, *one), reads.T, rtol=0, atol=limit)
+    np.testing.assert_allclose(kernels.subspace_overlap(one[0], later[0]), overlap, rtol=0, atol=limit)
+    values = [np.linalg.svd(matrix, compute_uv=False)[:DIM] for matrix in of_one]
+    close(kernels.circuit_singular_values(*one), values, limit)
+    expected = []
+    for a in of_one:
+        found = np.linalg.eigvals(CENTRE @ a)
+        expected.append(found.real.sum() / np.abs(found).sum())
+    np.testing.assert_allclose(kernels.copying_score(*one, CENTRE), expected, rtol=0, atol=10 * limit)
+
+
+def test_overlap_of_columns_that_are_not_independent():
+    """Of what they span, with the ranks in the place of head_dim; a folded square W_Q has one dimension less."""
+    square, unit = GENERATOR.normal(size=(2, 13, 13)), np.ones(13)
+    read = np.asarray(kernels.qk_circuit(square, square, unit).left)
+    np.testing.assert_allclose(np.diagonal(kernels.subspace_overlap(read, read)), 1, rtol=0, atol=LIMIT)
+    np.testing.assert_allclose(kernels.subspace_overlap(read, read), 1, rtol=0, atol=LIMIT)  # all that is centred
+    low = W_Q[:2, :, :4] @ GENERATOR.normal(size=(2, 4, DIM))  # of rank 4 in 7 columns
+    bases = [np.linalg.qr(each[:, :4])[0] for each in W_Q[:2]], [np.linalg.qr(each)[0] for each in LATER_Q]
+    expected = [[norm(a.T @ b) ** 2 / (4 * DIM) ** 0.5 for b in bases[1]] for a in bases[0]]
+    close(kernels.subspace_overlap(low, LATER_Q), expected)
+    close(np.diagonal(kernels.subspace_overlap(low, low)), [1, 1])
+
+
+def test_no_heads():
+    """Kernels of pairs of heads, of none on either side."""
+    none, some = np.zeros((0, EMBED, DIM)), W_Q
+    for kernel in PAIRED:
+        assert kernel(none, none, some, some).shape == (0, HEADS)
+        assert kernel(some, some, none, none).shape == (HEADS, 0)
+        assert kernel(none, none, none, none).shape == (0, 0)
+    assert kernels.subspace_overlap(none, some).shape == (0, HEADS)
+    assert kernels.subspace_overlap(some, none).shape == (HEADS, 0)
+    assert kernels.circuit_singular_values(none, none).shape == (0, DIM)
+    assert kernels.copying_score(none, none, CENTRE).shape == (0,)
+
+
+def test_derivatives():
+    """Along a direction, against differences of the definitions in float64."""
+
+    def overlap(x, y):
+        a, b = (np.linalg.qr(each)[0] for each in (x, y))
+        return np.linalg.norm(a.T @ b) ** 2 / DIM
+
+    def cosine(a, b, c, d):
+        one, two = a @ b.T, c @ d.T
+        return (one * two).sum() / norm(one) / norm(two)
+
+    def composed(a, b, c, d):
+        one, two = a @ b.T, c @ d.T
+        return norm(one @ two) / norm(one) / norm(two)
+
+    def values(a, b):
+        return np.linalg.svd(a @ b.T, compute_uv=False)[:DIM] @ np.arange(1, DIM + 1)
+
+    factors = np.stack([W_Q[0], W_K[0], LATER_Q[0], LATER_K[0]])
+    direction, step = GENERATOR.normal(size=factors.shape), 1e-5
+    for kernel, count, definition in (
+        (kernels.subspace_overlap, 2, overlap),
+        (kernels.head_similarity, 4, cosine),
+        (kernels.composition, 4, composed),
+        (kernels.circuit_singular_values, 2, values),
+    ):
+        weights = np.arange(1, DIM + 1, dtype=np.float32) if kernel is kernels.circuit_singular_values else np.ones(1)
+        given = [np.float32(each)[None] for each in factors[:count]]
+        slopes = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))(*given)
+        actual = sum((np.asarray(slope, np.float64)[0] * d).sum() for slope, d in zip(slopes, direction, strict=False))
+        ends = [definition(*(factors + sign * step * direction)[:count]) for sign in (1, -1)]
+        assert actual == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def test_copying_is_not_for_the_inside_of_jit():
+    by_readout = jax.vmap(kernels.copying_score, in_axes=(None, None, 0))
+    for transformed, readout in ((jax.jit(kernels.copying_score), CENTRE), (by_readout, CENTRE[None])):
+        with pytest.raises(KernelError, match="copying_score runs on the host: call it outside of jit, vmap and grad"):
+            transformed(W_Q, W_K, readout)

@@ -67,6 +67,17 @@ class TestHeadTypes:
         with pytest.raises(KernelError, match=f"an even number of positions, at least 4, not {pos}"):
             kernels.head_types(np.ones((1, 1, pos, pos), np.float32))
 
+    def test_patterns_that_are_not_square(self):
+        with pytest.raises(KernelError, match=r"patterns of a whole text are square, \[pos, pos\], not \[7, 8\]"):
+            kernels.head_types(np.ones((1, 1, 7, 8), np.float32))
+
+    def test_nan_is_nan(self):
+        pattern = pattern_of(1, 3, 10, True)
+        pattern[0, 1] = np.nan
+        pattern[0, 2, 9, 9] = np.nan  # of no mean but the entropy
+        for name, values in kernels.head_types(pattern)._asdict().items():
+            assert np.isnan(values[0]).tolist() == [False, True, name == "entropy"]
+
 
 class TestWeightedAttention:
     def test_definition(self):
@@ -87,6 +98,14 @@ class TestWeightedAttention:
     def test_values_without_an_effect(self):
         zero = kernels.weighted_attention(np.ones((1, 2, 2)), np.ones((1, 2, 3)), np.zeros((1, 3, 5)))
         assert zero.tolist() == [[[0, 0], [0, 0]]]
+
+    @pytest.mark.parametrize(("of_v", "of_output"), [(1e-12, 1e-12), (1e15, 1e10), (1e-30, 1e30)])
+    def test_any_scale(self, of_v, of_output):
+        pattern = pattern_of(1, 3, 11, True)[0]
+        v, output = (GENERATOR.normal(size=shape).astype(np.float32) for shape in ((3, 11, 7), (3, 7, 23)))
+        expected = of_v * of_output * np.asarray(kernels.weighted_attention(pattern, v, output), np.float64)
+        found = kernels.weighted_attention(pattern, np.float32(of_v) * v, np.float32(of_output) * output)
+        np.testing.assert_allclose(found, expected, rtol=80 * ROUNDING)
 
 
 def _values(jaxpr):
@@ -131,3 +150,19 @@ class TestLogitLens:
         np.testing.assert_array_equal(token, logits.argmax(-1))
         # A logit is a sum of 29 products of up to 10; a probability is off by twice a logit's error.
         np.testing.assert_allclose(probability, probabilities.max(-1), rtol=2 * 29 * 10 * ROUNDING)
+
+    def test_no_token_to_predict(self):
+        with pytest.raises(KernelError, match="the output embedding has no token"):
+            kernels.logit_lens(np.ones((2, 3)), np.ones(3), np.ones(3), np.ones((0, 3)), epsilon=1e-5)
+
+
+def test_a_setting_as_an_array_of_one_number():
+    """ε as JAX and NumPy have it: the same number; a traced one is refused."""
+    parts, scale = GENERATOR.normal(size=(2, 29)).astype(np.float32), np.ones(29, np.float32)
+    expected = kernels.attribution(parts, parts[0], scale, parts[1], epsilon=0.5)
+    for epsilon in (jax.numpy.float32(0.5), np.float32(0.5), np.array(0.5)):
+        np.testing.assert_array_equal(kernels.attribution(parts, parts[0], scale, parts[1], epsilon=epsilon), expected)
+    with pytest.raises(KernelError, match="epsilon is a setting of the program"):
+        jax.jit(lambda e: kernels.attribution(parts, parts[0], scale, parts[1], epsilon=e))(0.5)
+    with pytest.raises(KernelError, match=r"epsilon is one number, not an array of shape \[2\]"):
+        kernels.attribution(parts, parts[0], scale, parts[1], epsilon=np.ones(2))

@@ -161,6 +161,12 @@ def test_each_position(one, both, run):
     np.testing.assert_allclose(both["5-positions"]["delta"][:, :, 3], mean, atol=1e-4)
 
 
+def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named():
+    asked, named = (head_patching.figure("1", **given) for given in ({"demo": True}, {"model": "demo-gpt2"}))
+    assert asked.caption == named.caption
+    np.testing.assert_array_equal(asked.arrays["clean"], named.arrays["clean"])
+
+
 def test_refusals(folder, tmp_path, capsys):
     def refuse(message, id="5", **options):
         given = {"clean": PAIRS[0][0], "donor": PAIRS[0][1], "answers": PAIRS[0][2:]} | options
@@ -171,9 +177,15 @@ def test_refusals(folder, tmp_path, capsys):
     refuse("--answers are two words, not 1", answers=[" her"])
     refuse("' her home' is not one token", answers=[" her home", " cat"])
     refuse("must have the token ' a' twice, and has it not at all", "4", answers=[" a", " cat"])
+    refuse("the answers ' her' and ' her' are the same token; they must be two", answers=[" her", " her"])
     (tmp_path / "pairs.tsv").write_text("a cat\ta her\t her\n")
     refuse("line 1 has 3 columns", pairs=tmp_path / "pairs.tsv", clean=None, donor=None, answers=None)
     refuse("--pairs excludes", pairs=tmp_path / "pairs.tsv")
+    for name in ("clean", "donor"):
+        with pytest.raises(JaxqkvError, match=f"--{name} is empty; give a text, or leave it out for the study's own"):
+            head_patching.figure("5", model=folder, **{name: ""}, answers=PAIRS[0][2:])
+        with pytest.raises(JaxqkvError, match="--pairs excludes"):
+            head_patching.figure("5", model=folder, **{name: ""}, pairs=tmp_path / "pairs.tsv")
     bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
     line = ["figures", "head-patching", "--model", str(bert), "--clean", PAIRS[0][0], "--donor", PAIRS[0][1]]
     main([*line, "--answers", *PAIRS[0][2:], "--arrays-only", "--out", str(tmp_path)])

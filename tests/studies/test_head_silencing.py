@@ -10,7 +10,7 @@ from helpers.checkpoints import WORDS
 import jaxqkv
 from jaxqkv import edits
 from jaxqkv.cli.main import main
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies import head_silencing
 from jaxqkv.studies.registry import study
 
@@ -162,6 +162,13 @@ def test_the_gradient_is_that_of_a_gate(folder, arrays, kind):
         assert arrays["5c"]["attribution"][layer, head] == pytest.approx(-(up - down) / (2 * step), abs=2e-3)
 
 
+def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named():
+    asked, named = (head_silencing.figure("4c", **given) for given in ({"demo": True}, {"model": "demo-gpt2"}))
+    assert asked.caption == named.caption
+    for key, values in asked.arrays.items():
+        np.testing.assert_array_equal(named.arrays[key], values)
+
+
 def test_a_target_and_models_without_next_tokens(folder, tmp_path, capsys):
     figure = head_silencing.figure("5a", model=folder, text=TEXT, target=" home")
     log_p = scipy.special.log_softmax(np.asarray(jaxqkv.load(folder).logits(jaxqkv.load(folder).tokenize(TEXT)))[0, -1])
@@ -169,8 +176,14 @@ def test_a_target_and_models_without_next_tokens(folder, tmp_path, capsys):
     assert "' home'" in figure.caption
     with pytest.raises(JaxqkvError, match="--head 5: the heads of tiny are 0 to 4"):
         head_silencing.figure("2", model=folder, head=5)
-    with pytest.raises(JaxqkvError, match="choose --fact"):
-        head_silencing.figure("4c", model=folder, text=TEXT, answer=" her home")
+    for given, message in (
+        ({"answer": " her home"}, "' her home' is not one token .*choose --fact"),
+        ({"answer": ""}, "'' is not one token .*choose --fact"),
+        ({"fact": ""}, "--fact is empty; give a text, or leave it out for the study's own"),
+    ):
+        with pytest.raises(JaxqkvError, match=message) as caught:
+            head_silencing.figure("4c", model=folder, text=TEXT, **given)
+        assert not isinstance(caught.value, NotDrawable)
     with pytest.raises(JaxqkvError, match="a text of 3 tokens or more, not 2"):
         head_silencing.figure("2", model=folder, text="a cat")
     bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)

@@ -11,8 +11,9 @@ from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
 from helpers.induction import INDUCTION, PREVIOUS, write_induction
 
 import jaxqkv
+from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
-from jaxqkv.errors import JaxqkvError, NotDrawable
+from jaxqkv.errors import JaxqkvError, JaxqkvWarning, NotDrawable
 from jaxqkv.kernels import HeadTypes
 from jaxqkv.studies import heads
 from jaxqkv.studies.heads import null, summary
@@ -170,19 +171,29 @@ def test_types_without_a_null(gpt2):
     np.testing.assert_array_equal(found.marked("induction"), figure.arrays["low_induction"] > 0)
 
 
-def test_types_without_a_tokenizer(tmp_path):
+def test_types_without_a_tokenizer(tmp_path, capsys):
     """All tokens may be drawn, and the caption does not say that none is special; figures of a text are left out."""
     folder = write_folder(tmp_path / "tiny", TINY["gpt2"])
-    figure = heads.figure("types", model=folder, null=0)
+    warning = r"tiny has no tokenizer .* drawn from all 43 ids, special ones too; --tokenizer FOLDER names them"
+    with pytest.warns(JaxqkvWarning, match=warning):
+        figure = heads.figure("types", model=folder, null=0)
     assert "none of them special" not in figure.caption
-    assert repeated_texts(jaxqkv.load(folder), 0).all_ids
+    assert "random tokens, special ones too, said twice" in figure.caption
+    with pytest.warns(JaxqkvWarning, match=warning):
+        assert repeated_texts(jaxqkv.load(folder), 0).all_ids
+    assert main(["info", str(folder), "--heads"]) == 0
+    assert "jaxqkv: warning: tiny has no tokenizer" in capsys.readouterr().err
     for id in ("lens", "norms", "attribution"):
         with pytest.raises(NotDrawable, match=r"has no tokenizer\.json"):
             heads.figure(id, model=folder)
+    line = ["figures", "heads", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
+    assert main([*line, "--text", " w3 w5"]) == 2  # which nothing can read
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"jaxqkv: error: --text: {folder}: has no tokenizer.json")
 
 
 def test_a_model_of_few_positions(tmp_path):
-    folder = write_folder(tmp_path / "tiny", changed(GPT2, n_positions=3))
+    folder = write_checkpoint_of_words(tmp_path / "tiny", changed(GPT2, n_positions=3))
     with pytest.raises(NotDrawable, match=r"needs 4 positions and 4 tokens; .* has 3 and 43"):
         heads.figure("types", model=folder)
 
@@ -389,17 +400,72 @@ def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):
     """An error about what the user has given is an error."""
     with pytest.raises(NotDrawable, match=r"the model's 17 positions; .*; choose --text"):
         heads.figure("norms", model=gpt2)
-    with pytest.raises(NotDrawable, match=r"' Mike' is not one token .*; choose --answers"):
-        heads.figure("attribution", model="demo-gpt2")
+    with pytest.raises(NotDrawable, match=r"' Mike' and ' Emma' are the same token.*; choose --answers"):
+        heads.figure("attribution", model=gpt2, clean=CLEAN, donor=DONOR)  # whose unknown words are one
+    with pytest.raises(JaxqkvError, match="--answers: ' Mike' is not one token"):
+        heads.figure("attribution", model="demo-gpt2", answers=(" Mike", " Emma"))
     with pytest.raises(JaxqkvError, match="the model's 17 positions") as caught:
         heads.figure("norms", model=gpt2, text=" w1" * 18)
     assert not isinstance(caught.value, NotDrawable)
-    with pytest.raises(NotDrawable, match="2 tokens or more"):
+    with pytest.raises(NotDrawable, match="2 tokens or more; choose a longer one with --text"):
         heads.figure("norms", model=gpt2, text=" w1")
+    pair = {"clean": CLEAN, "donor": DONOR, "answers": ANSWERS}
+    for id, given, message in (
+        ("norms", {"text": ""}, "--text: text 0 is empty"),
+        ("attribution", {"clean": ""}, "--clean is empty; give a text, or leave it out"),
+        ("attribution", {"donor": ""}, "--donor is empty; give a text, or leave it out"),
+        ("attribution", {"answers": (" w3", " w3")}, "--answers: the answers ' w3' and ' w3' are the same token"),
+        ("attribution", {"answers": (" w3", "")}, "--answers: '' is not one token"),
+    ):
+        with pytest.raises(JaxqkvError, match=message) as caught:
+            heads.figure(id, model=gpt2, **pair | given)
+        assert not isinstance(caught.value, NotDrawable)
     with pytest.raises(JaxqkvError, match="--answers are two words, not 1"):
         heads.figure("attribution", model=gpt2, answers=[" w1"])
     with pytest.raises(JaxqkvError, match="--layer 3: the layers of tiny are 0 to 2"):
         heads.figure("norms", model=gpt2, layer=3)
+
+
+def test_an_unusable_text_that_is_given_ends_the_command(gpt2, tmp_path, capsys):
+    """With nothing written, though other figures could be drawn."""
+    line = ["figures", "heads", "--model", str(gpt2), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
+    for given, message in (
+        (["--text", ""], "--text: text 0 is empty: it gives no token"),
+        (["--clean", ""], "--clean is empty; give a text, or leave it out for the study's own"),
+        (["--answers", " w3", " w3"], "the answers ' w3' and ' w3' are the same token; they must be two"),
+    ):
+        text = [] if given[0] == "--text" else ["--text", MANY_TEXT.strip()]
+        assert main([*line, *text, "--clean", CLEAN, "--donor", DONOR, *given]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("name", ["demo-gpt2", str(BUNDLED["demo-gpt2"])])
+def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named(name):
+    asked, named = (heads.figure("attribution", **given) for given in ({"demo": True}, {"model": name}))
+    assert "' John' minus that of ' Mary'" in named.caption
+    for key, values in asked.arrays.items():
+        np.testing.assert_array_equal(named.arrays[key], values)
+
+
+def test_parts_add_up_whatever_the_dtype_of_the_model(gpt2):
+    """They are computed in float32, and the caption says so."""
+    given = {"clean": CLEAN, "donor": DONOR, "answers": ANSWERS}
+    narrow, wide = (heads.figure("attribution", model=gpt2, dtype=dtype, **given) for dtype in ("bfloat16", "float32"))
+    for name, values in wide.arrays.items():
+        np.testing.assert_array_equal(narrow.arrays[name], values)
+    assert "all in float32, for in bfloat16 they would not" in narrow.caption
+    assert "bfloat16" not in wide.caption
+
+
+def test_heads_that_write_nothing_have_no_share_of_the_norms(tmp_path):
+    tensors = random_tensors(TINY["gpt2"])
+    tensors["h.1.attn.c_proj.weight"][14:21] = 0  # W_O of head 2
+    folder = write_checkpoint_of_words(tmp_path / "tiny", TINY["gpt2"], tensors)
+    figure = heads.figure("norms", model=folder, text=MANY_TEXT.strip())
+    assert np.argwhere(np.isnan(figure.arrays["first_norm"])).tolist() == [[1, 2]]
+    assert np.isfinite(figure.arrays["first_weight"]).all()
+    assert "A head that writes nothing has no share of the norms (NaN)." in figure.caption
 
 
 def test_weights_are_not_read_before_they_are_needed(gpt2, monkeypatch):
@@ -409,6 +475,21 @@ def test_weights_are_not_read_before_they_are_needed(gpt2, monkeypatch):
     monkeypatch.setattr(FolderCheckpoint, "tensor", lambda self, key: pytest.fail(f"{key} is read"))
     with heads.STUDY.start(heads.HeadsOptions(model=(str(gpt2),))) as run:
         assert run.describe()["null"] == 20
+
+
+def test_heads_without_a_value_are_of_no_kind(tmp_path, capsys):
+    """With W_O of 0 in all heads but two, which alone have a copying score; or in all."""
+    for nothing, expected in ((13, 2), (15, 0)):
+        tensors = random_tensors(TINY["gpt2"])
+        for layer, head in list(np.ndindex(SHAPE))[:nothing]:
+            tensors[f"h.{layer}.attn.c_proj.weight"][7 * head : 7 * head + 7] = 0
+        folder = write_checkpoint_of_words(tmp_path / f"tiny{nothing}", TINY["gpt2"], tensors)
+        assert main(["info", str(folder), "--heads", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["heads"]
+        copying = [row for row in rows if row["kind"] == "copying"]
+        assert sorted((row["layer"], row["head"]) for row in copying) == [(2, 3), (2, 4)][:expected]
+        assert all(np.isfinite(row["value"]) for row in rows)
+        assert len(rows) == 15 + expected
 
 
 def test_typical_heads(gpt2, capsys):

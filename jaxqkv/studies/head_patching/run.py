@@ -14,8 +14,8 @@ from jaxqkv.architectures.activations import Activations
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies.head_patching import STUDY, HeadPatchingOptions
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
-from jaxqkv.studies.opening import load_model
-from jaxqkv.studies.pairs import Pair, chosen_pair
+from jaxqkv.studies.opening import is_demo, load_model
+from jaxqkv.studies.pairs import Pair, answer_tokens, chosen_pair
 from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
 from jaxqkv.text.reading import read_text
@@ -48,9 +48,8 @@ class HeadPatchingRun(OfOneLayer, Run):
         self.config = self.model.config
         self.name = self.model.checkpoint.name
         self.layer, self.layer_note = pick_layer(options, LAYER, self.config.n_layer, self.name)
-        self.pairs = _pairs(options)
-        tokenizer = self.model.tokenizer
-        self.answers = np.array([[tokenizer.single_token(word) for word in pair.answers] for pair in self.pairs])
+        self.pairs = _pairs(options, is_demo(self.model.checkpoint, STUDY))
+        self.answers = np.array([answer_tokens(self.model.tokenizer, pair.answers) for pair in self.pairs])
         self.clean, self.donor = (
             self.model.tokenize([pair[side] for pair in self.pairs], special_tokens=not self.config.causal)
             for side in (0, 1)
@@ -167,14 +166,14 @@ class HeadPatchingRun(OfOneLayer, Run):
         return f" Mean over {len(self.pairs)} pairs of sentences."
 
 
-def _pairs(options: HeadPatchingOptions) -> list[Pair]:
+def _pairs(options: HeadPatchingOptions, demo: bool) -> list[Pair]:
     """Returns the pairs that the options give, or the study's own.
 
     Raises:
       JaxqkvError: for a file whose lines are not pairs, and unless there are two answers.
     """
     if options.pairs is not None:
-        if options.clean or options.donor or options.answers:
+        if options.clean is not None or options.donor is not None or options.answers:
             raise JaxqkvError("--pairs excludes --clean, --donor and --answers")
         pairs = []
         for number, line in enumerate(read_text(options.pairs).splitlines(), 1):
@@ -189,4 +188,4 @@ def _pairs(options: HeadPatchingOptions) -> list[Pair]:
         if not pairs:
             raise JaxqkvError(f"{options.pairs}: no pair of texts in it")
         return pairs
-    return [chosen_pair(options, options.demo)]
+    return [chosen_pair(options, demo)]

@@ -18,7 +18,7 @@ from jaxqkv.model.model import Model
 from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.head_silencing import STUDY, HeadSilencingOptions
 from jaxqkv.studies.layers import OfOneLayer, nearest_index, pick_layer
-from jaxqkv.studies.opening import load_model
+from jaxqkv.studies.opening import is_demo, load_model
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
@@ -120,16 +120,18 @@ class HeadSilencingRun(OfOneLayer, Run):
         given = self.options
         own = given.model or given.demo
         model = self.model if own else load_model(dataclasses.replace(given, model=(FACT_MODEL,)), STUDY)
-        text, answer, against = (
-            wanted or default
-            for wanted, default in zip(
-                (given.fact, given.answer, given.against), DEMO_FACT if given.demo else FACT, strict=True
-            )
-        )
+        default = DEMO_FACT if is_demo(model.checkpoint, STUDY) else FACT
+        wanted = (given.fact, given.answer, given.against)
+        if given.fact == "":
+            raise JaxqkvError("--fact is empty; give a text, or leave it out for the study's own")
+        text, answer, against = (own if each is None else each for each, own in zip(wanted, default, strict=True))
         try:
             tokens = [model.tokenizer.single_token(word) for word in (answer, against)]
         except JaxqkvError as error:
-            return NotDrawable(f"figure 4c: {error}; choose --fact, --answer and --against")
+            message = f"figure 4c: {error}; choose --fact, --answer and --against"
+            if any(each is not None for each in wanted):
+                raise JaxqkvError(message) from None
+            return NotDrawable(message)
         layer = nearest_index(FACT_LAYER, model.config.n_layer, 12) if given.layer is None else given.layer
         batch = model.tokenize(text)
         clean = np.asarray(model.measure(batch, _log_probabilities))

@@ -17,7 +17,7 @@ from jaxqkv.kernels import attribution as attribution_kernel
 from jaxqkv.model.model import Model
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
-from jaxqkv.studies.opening import wide_weights
+from jaxqkv.studies.opening import wide_model
 from jaxqkv.text.batches import Batch
 
 TEXTS = ("clean", "donor")
@@ -54,13 +54,15 @@ def _of_last(attention: Attention, mask: Bool[Array, "batch pos"], last: Int[Arr
 def contributions(model: Model, batch: Batch, answers: Sequence[int]) -> Contributions:
     """Returns what every part of the model adds to logit(first answer) − logit(second) after each text.
 
-    One pass over the layers; W_O is read one layer at a time.
+    One pass over the layers, in float32 whatever the model's dtype, so that the parts add up; W_O is read one layer at
+    a time.
 
     Raises:
       NotDrawable: where logits do not follow from one final norm of a sum, naming the architecture.
     """
-    config, weights = model.config, wide_weights(model)
     check_final_norm(model)
+    model = wide_model(model)
+    config, weights = model.config, model.weights
     final = weights.final(unembedding=False)
     scale, shift = config.final_norm(final)
     first, second = answers
@@ -131,9 +133,15 @@ def figure_attribution(run: HeadsRun, attribution: Any) -> Display:
         caption=f"What each part of {run.name} adds to the logit of {one!r} minus that of {two!r} at the last position "
         f"of two texts ({said}): every head, every MLP, the embedding of token and position, and what does not depend "
         "on the text. The parts are divided by the standard deviation of the whole final residual, so that they add "
-        "up to the difference. Colours to ± twice the mean of absolute values.",
+        f"up to the difference{_dtype(run)}. Colours to ± twice the mean of absolute values.",
         size=(11, 8),
     )
+
+
+def _dtype(run: HeadsRun) -> str:
+    """How a caption says that another dtype was asked for."""
+    asked = run.model.weights.dtype
+    return "" if asked == np.float32 else f"; all in float32, for in {asked} they would not"
 
 
 def _all_parts(found: Contributions) -> Lines:

@@ -26,7 +26,7 @@ from jaxqkv.studies.significance import LEVEL
 from jaxqkv.typing import AnyArray
 
 # Raised when copying scores are computed otherwise, so that those of fresh checkpoints are computed again.
-VERSION = 1
+VERSION = 2
 # Rows of the token embedding that are multiplied at a time.
 ROWS = 8192
 # Share of the differences from the baseline that colours tell apart, and how many pairs of heads the caption names.
@@ -84,7 +84,10 @@ def copying(run: HeadsRun) -> Copying:
       NotDrawable: for an architecture whose logits are no linear map of a sum of what heads write.
     """
     if not (run.config.has_logits and run.config.has_final_norm):
-        raise NotDrawable(f"copying needs next-token logits, which {run.config.model_type} does not have")
+        raise NotDrawable(
+            f"copying needs next-token logits that follow from one final norm of a sum, which {run.config.model_type} "
+            "does not have; take a GPT-2"
+        )
     raw, count = run.options.raw, run.options.null
     scores = copying_scores(run.model.checkpoint, raw)["copying"]
     if not count:

@@ -59,7 +59,9 @@ def measure_norms(model: Model, batch: Batch) -> Norms:
       NotDrawable: for a text of one token.
     """
     if batch.ids.shape[1] < 2:
-        raise NotDrawable("what later tokens take from the first needs a text of 2 tokens or more")
+        raise NotDrawable(
+            "what later tokens take from the first needs a text of 2 tokens or more; choose a longer one with --text"
+        )
     weights, layers = wide_weights(model), model.layerwise(batch, {"pattern", "v"})
     rows = []
     for layer, attention in console.bar(layers, total=model.config.n_layer, desc="layers", unit="layer"):
@@ -110,7 +112,7 @@ def figure_norms(run: HeadsRun, norms: Any) -> Display:
         caption=f"Weights of attention α, and Euclidean norms of what they move, ‖α v W_O‖, mean over the heads of "
         f"{run.name}, by query and key of {run.text!r}; colours to the {LARGEST}th percentile. Below, the share of the "
         "first token in both in every head, mean over queries from 1 on: under the diagonal, a large weight moves "
-        "little.",
+        "little. A head that writes nothing has no share of the norms (NaN).",
         size=(3.6 * max(len(layers), 3), 10.5),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxqkv.kernels import Circuit, pattern_divergence
-from jaxqkv.kernels.circuits import basis, block_inner, block_norms, one_sides, unit_circuit, wide
+from jaxqkv.kernels.factors import block_inner, block_norms, block_overlaps, one_sides, unit_factors, wide
 from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import jit
@@ -77,17 +77,17 @@ class Similarity(NamedTuple):
 
 @jit
 def _units(heads: Heads) -> tuple[Rows, ...]:
-    units = (*unit_circuit(*heads.qk), *unit_circuit(*heads.ov), basis(heads.qk.left))
-    return tuple(map(wide, units))
+    """Returns the `wide` unit factors of W_QK and of W_OV; the first are a basis of what W_Q reads."""
+    (queries, keys), (values, outputs) = unit_factors(heads.qk, heads.ov)
+    return tuple(map(wide, (queries, keys, values, outputs)))
 
 
 @jit(static_argnames="n_head")
 def _similarities(one: tuple[Rows, ...], other: tuple[Rows, ...], *, n_head: int) -> Float[Array, "three head head"]:
     how = {"n_head": n_head, "n_other": n_head}
-    head_dim = one[0].shape[0] // n_head
     qk = block_inner(one[0], one[1], other[0], other[1], **how)
     ov = block_inner(one[2], one[3], other[2], other[3], **how)
-    return jnp.stack([qk, ov, jnp.minimum(block_norms(one[4], other[4], **how) / head_dim, 1)])
+    return jnp.stack([qk, ov, block_overlaps(one[0], other[0], **how)])
 
 
 def similarities(layers: Layers, limit: int = KEEP_BYTES) -> Similarity:

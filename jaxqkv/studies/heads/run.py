@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from jaxqkv.errors import CheckpointError, JaxqkvError, NotDrawable, NoTokenizer
 from jaxqkv.figures.panels import plain
 from jaxqkv.studies.heads import STUDY, HeadsOptions
-from jaxqkv.studies.opening import load_model, wide_weights
-from jaxqkv.studies.pairs import Pair, chosen_pair
+from jaxqkv.studies.opening import is_demo, load_model, wide_weights
+from jaxqkv.studies.pairs import Pair, answer_tokens, chosen_pair
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.studies.study import Run
 from jaxqkv.text.batches import Batch
@@ -59,7 +59,7 @@ class HeadsRun(Run):
         self.name = self.model.checkpoint.name
         if options.layer is not None and not 0 <= options.layer < self.config.n_layer:
             raise JaxqkvError(f"--layer {options.layer}: the layers of {self.name} are 0 to {self.config.n_layer - 1}")
-        self.pair: Pair = chosen_pair(options, options.demo)
+        self.pair: Pair = chosen_pair(options, is_demo(self.model.checkpoint, STUDY))
 
     def describe(self) -> dict[str, Any]:
         """Returns what the manifest says of this run."""
@@ -94,7 +94,7 @@ class HeadsRun(Run):
         Raises:
           NotDrawable: if the study's own text does not fit the model.
         """
-        return self._fitting(self.options.text, lambda: self.tokenize(self.text), "--text")
+        return self._fitting(self.options.text is not None, lambda: self.tokenize(self.text), "--text")
 
     @cached_property
     def pair_batch(self) -> Batch:
@@ -103,7 +103,7 @@ class HeadsRun(Run):
         Raises:
           NotDrawable: if the study's own do not fit the model.
         """
-        given = self.options.clean or self.options.donor
+        given = self.options.clean is not None or self.options.donor is not None
         return self._fitting(given, lambda: self.tokenize(self.pair.clean, self.pair.donor), "--clean and --donor")
 
     @cached_property
@@ -113,26 +113,30 @@ class HeadsRun(Run):
         Raises:
           NotDrawable: if the study's own are not one token each.
         """
-        one, two = self.pair.answers
-        single = self.model.tokenizer.single_token
-        return self._fitting(self.options.answers, lambda: (single(one), single(two)), "--answers")
+        given = bool(self.options.answers)
+        return self._fitting(given, lambda: answer_tokens(self.model.tokenizer, self.pair.answers), "--answers")
 
     def tokenize(self, *texts: str) -> Batch:
         """Returns texts as a batch; for a model that sees both ways, with the tokenizer's special tokens."""
         return self.model.tokenize(texts, special_tokens=not self.config.causal)
 
     @staticmethod
-    def _fitting(given: Any, make: Callable[[], Value], options: str) -> Value:
+    def _fitting(given: bool, make: Callable[[], Value], options: str) -> Value:
         """Returns `make()` of a stimulus, `given` by options or the study's own.
 
         Raises:
-          NotDrawable: in the place of an error about the study's own, naming the options; else the error itself.
+          JaxqkvError: about a stimulus that is given, naming the options; it ends the run.
+          NotDrawable, NoTokenizer: about the study's own, which leave figures out.
         """
         try:
             return make()
+        except NoTokenizer as error:
+            if given:
+                raise CheckpointError(f"{options}: {error}") from None
+            raise
         except CheckpointError:
             raise
         except JaxqkvError as error:
             if given:
-                raise
+                raise JaxqkvError(f"{options}: {error}") from None
             raise NotDrawable(f"{error}; choose {options}") from None

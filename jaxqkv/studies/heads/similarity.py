@@ -32,7 +32,10 @@ def similarity(run: HeadsRun) -> Similarities:
       NotDrawable: for a text of one token.
     """
     if run.batch.ids.shape[1] < 2:
-        raise NotDrawable("the divergence of patterns needs a text of 2 tokens or more")
+        raise NotDrawable(
+            "the divergence of patterns, a panel of this figure, needs a text of 2 tokens or more; choose a longer one "
+            "with --text"
+        )
     return Similarities(similarities(Layers(run.weights, run.options.raw)), divergences(run.model, run.batch))
 
 
@@ -80,7 +83,8 @@ def figure_similarity(run: HeadsRun, similarity: Any) -> Display:
         heights=(12, 12, 1),
         title=f"Similarity of the heads of {run.label}",
         caption=f"All pairs of heads of {run.name}: cosines of W_QK and of W_OV, overlap of the subspaces that W_Q "
-        f"reads (1 the same, {run.config.head_dim / run.config.n_embd:.3f} random), and Jensen–Shannon divergence of "
+        f"reads (1 the same, {run.config.head_dim / run.config.n_embd:.3f} random; where a W_Q has not full rank, of "
+        "what its columns span, over the root of the product of the ranks), and Jensen–Shannon divergence of "
         f"attention patterns on the text, mean over queries from 1 on. Weights {layers.words}. Heads in the order of "
         "Ward's clustering by W_QK, with their layers below; colours to the largest value of two different heads. None "
         "of these depends on the basis inside a head, or on b_K, as the cosines of single columns do.",

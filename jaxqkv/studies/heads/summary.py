@@ -35,7 +35,8 @@ def typical_heads(model: Model, seed: int = 0) -> list[dict[str, Any]]:
     Kinds that are about a repetition are ordered by how much more than the control they attend.
 
     Returns:
-      For each head its kind, layer, head, value, and the value of the control; None where a kind has none.
+      For each head its kind, layer, head, value, and the value of the control; None where a kind has none. Heads whose
+      value is NaN are in no kind.
 
     Raises:
       NotDrawable: for a model of too few positions or tokens.
@@ -43,7 +44,8 @@ def typical_heads(model: Model, seed: int = 0) -> list[dict[str, Any]]:
     rows = []
     for kind, (value, control) in _values(model, measure_types(model, seed, null=0)).items():
         by = value - control if kind in REPEATING and control is not None else value
-        for layer, head in zip(*np.unravel_index(np.argsort(-by, axis=None)[:MOST], value.shape), strict=True):
+        order = np.argsort(-by, axis=None)[: min(MOST, np.count_nonzero(~np.isnan(by)))]  # NaN is last
+        for layer, head in zip(*np.unravel_index(order, value.shape), strict=True):
             numbers = [None if each is None else float(each[layer, head]) for each in (value, control)]
             place = {"kind": kind, "layer": int(layer), "head": int(head)}
             rows.append(place | dict(zip(("value", "control"), numbers, strict=True)))

@@ -1,5 +1,6 @@
 """What heads attend to in random tokens that are said twice: figure `types`."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.checkpoints.checkpoint import Checkpoint
-from jaxqkv.errors import NotDrawable, NoTokenizer
+from jaxqkv.errors import JaxqkvWarning, NotDrawable, NoTokenizer
 from jaxqkv.figures import style
 from jaxqkv.figures.displays import Display
 from jaxqkv.figures.panels import Image, Line, Lines, extremes
@@ -49,12 +50,20 @@ def repeated_texts(run_model: Model, seed: int) -> Repeated:
 
     Raises:
       NotDrawable: for a model of too few positions or tokens.
+
+    Warns:
+      JaxqkvWarning: of a model without a tokenizer, whose texts may have special tokens.
     """
     config = run_model.config
     try:
         ids, all_ids = run_model.tokenizer.ordinary_ids, False
     except NoTokenizer:
         ids, all_ids = np.arange(config.vocab_size, dtype=np.int32), True
+        message = (
+            f"{run_model.checkpoint.name} has no tokenizer that names special tokens: the random tokens are drawn from "
+            f"all {config.vocab_size} ids, special ones too; --tokenizer FOLDER names them"
+        )
+        warnings.warn(JaxqkvWarning(message), stacklevel=2)
     n = min(TOKENS, config.n_positions // 2, len(ids) // 2)
     if n < 2:
         raise NotDrawable(f"a text that is said twice needs 4 positions and 4 tokens; {run_model.checkpoint.name} has "
@@ -216,7 +225,7 @@ def figure_types(run: HeadsRun, types: Any) -> Display:
 
 def _caption(run: HeadsRun, found: Types) -> str:
     n = found.given.texts.shape[1] // 2
-    which = "tokens" if found.given.all_ids else "tokens, none of them special"
+    which = "tokens, special ones too" if found.given.all_ids else "tokens, none of them special"
     null = run.options.null
     test = f"q < {LEVEL} against {null} fresh checkpoints of the same config" if null else ""
     control = "where the 95 % bootstrap interval over texts of the difference from the control is above 0"
