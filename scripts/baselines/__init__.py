@@ -10,7 +10,7 @@ CORRELATION_EDGES = np.linspace(-1, 1, 101)
 
 
 def hook_everything(blocks, keep):
-    """Hooks GPT-2's blocks to call `keep(name, tensor)` with everything in a cache but the patterns, an output."""
+    """Hooks GPT-2's blocks to call `keep(name, tensor)` with all that a cache has but patterns, which are outputs."""
 
     def output_of(module, *names):
         def hook(module, inputs, output):

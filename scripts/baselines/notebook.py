@@ -65,7 +65,7 @@ def each_head_edited(model, ids, edit):
 
 
 def silence(head_dim):
-    """Sets a head to 0, as an edit."""
+    """Returns an edit that sets a head to 0."""
 
     def edit(layer, head, z):
         z[:, :, head * head_dim : (head + 1) * head_dim] = 0

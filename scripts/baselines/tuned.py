@@ -75,7 +75,7 @@ def branch_ends(model, ids, edit, size):
 
 
 def each_head_from(z, other):
-    """Returns `[head, pos, embed]`: z `[1, pos, embed]` with each head, alone, from `other`, which has an axis of heads."""
+    """Returns `[head, pos, embed]`: z `[1, pos, embed]` with each head, alone, from `other`, whose heads are apart."""
     n_head = other.shape[-2]
     chosen = torch.eye(n_head, dtype=torch.bool, device=z.device)[:, None, :, None]
     return torch.where(chosen, other, z.unflatten(-1, (n_head, -1))).flatten(2)
@@ -137,7 +137,7 @@ def qkv(model, ids, mask):
 
 @torch.inference_mode()
 def qkv_norms(model, ids, mask):
-    """Returns the norms of each token's Q, K and V over all heads of BERT, `[layer, 3, batch, pos]`, in microbatches."""
+    """Returns norms of each token's Q, K and V over all heads of BERT, `[layer, 3, batch, pos]`, in microbatches."""
 
     def norm(output):
         return torch.linalg.vector_norm(output, dim=-1)
@@ -247,7 +247,7 @@ def binned_moments(sums, scores, edges):
 
 @torch.inference_mode()
 def component_shares_and_scores(w):
-    """Returns principal components through the smaller Gram matrix; the largest loading is positive, as in scikit-learn."""
+    """Returns principal components from the smaller Gram matrix; largest loadings are positive, as in scikit-learn."""
     z = (w - w.mean(dim=0)) / w.std(dim=0, correction=0)
     squares, left = torch.linalg.eigh(z @ z.T)
     squares, left = squares.flip(0).clamp(min=0), left.flip(1)[:, :2]
