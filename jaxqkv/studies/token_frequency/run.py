@@ -211,7 +211,7 @@ class TokenFrequencyRun(Run):
 
     @property
     def in_parts(self) -> bool:
-        """Whether the batch takes more than a chunk in each process, so that its state is saved."""
+        """Returns whether the batch takes more than a chunk in each process, so that its state is saved."""
         return self.batch_size > self.together * distributed.count()
 
     def _run_batch(self, rows: Iterator[Row], counts: TokenCounts | None, reductions: tuple[str, ...]) -> None:
