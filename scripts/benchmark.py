@@ -1,8 +1,8 @@
 """Times jaxqkv against PyTorch, side by side: `python scripts/benchmark.py --help`, or `jaxqkv bench`.
 
 Two baselines (`baselines/`) get the same weights, texts, threads and float32: "notebook", as the
-studies were published, and "tuned", as somebody who knows PyTorch well would write it. Each side
-runs in a process of its own, the runs of a case are interleaved, and what is printed are medians.
+studies were published, and "tuned", as an expert in PyTorch would write it. Each side
+runs in a process of its own, the runs of a case are interleaved, and medians are printed.
 Results are compared too, so that a fast wrong answer shows.
 """
 
@@ -40,7 +40,7 @@ PUBLISHED = README.with_name("benchmark.json")
 DEVICES = ("cpu", "gpu", "tpu")
 Case = Repeated | Whole
 
-# Checkpoint, sentences, tokens of each; and what else `passes.py` is told.
+# Checkpoint, sentences, tokens of each, and further settings for `passes.py`.
 FORWARDS = {
     "quick": (("random:gpt2", 54, 24, {"padded": True}), ("random:gpt2", 4, 128, {"cache": True})),
     "full": (
@@ -59,7 +59,7 @@ FORWARDS = {
         ("demo-gpt2", 3, 19, {"cache": True}),
     ),
 }
-# An accelerator has room for these, and is not filled by the others.
+# Larger batches, which fill an accelerator.
 LARGE_FORWARDS = (
     ("random:gpt2", 540, 24, {"padded": True}),
     ("random:gpt2-medium", 64, 512, {}),
@@ -67,7 +67,7 @@ LARGE_FORWARDS = (
     ("random:bert-large-uncased", 64, 512, {}),
 )
 FIRST_USES = {"quick": ("random:gpt2",), "full": ("random:gpt2", "random:gpt2-medium"), "demo": ("demo-gpt2",)}
-# Checkpoint, and tokens of the text whose heads are silenced.
+# Checkpoint, and number of tokens of the text whose heads are silenced.
 SWEEPS = {
     "quick": (("random:gpt2", 17),),
     "full": (("random:gpt2", 17), ("random:gpt2-medium", 24)),
@@ -76,7 +76,7 @@ SWEEPS = {
 
 
 def checkpoint_folder(spec: str) -> Path:
-    """The folder that both sides read: a checkpoint's own, or random weights at its shape, made once and whole.
+    """Returns the folder that all sides read: a checkpoint's own, or random weights of its shapes, made once.
 
     Random checkpoints get the bundled tokenizer of their architecture.
     """
@@ -100,7 +100,7 @@ def checkpoint_folder(spec: str) -> Path:
 
 
 def _short(spec: str) -> str:
-    """A checkpoint in a case's name: its own, or a folder's last part."""
+    """Returns a checkpoint's name for a case: its own, or a folder's last part."""
     return Path(spec.removeprefix("random:")).name
 
 
@@ -111,12 +111,12 @@ def forward_name(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> str:
 
 
 def forward_case(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> Repeated:
-    """Q, K and V of every layer, or logits and all that a cache has, of weights that are in memory."""
+    """Returns the case of Q, K and V of every layer, or of logits and all in a cache, with weights in memory."""
     folder = checkpoint_folder(spec)
     config = REGISTRY.read(folder / "config.json")
     width, layers = config.n_embd, config.n_layer
     block = 2 * (4 * width**2 + 2 * width * config.n_inner) + 4 * pos * width
-    # Of the last layer only the projections to Q, K and V are needed.
+    # The last layer needs only the projections to Q, K and V.
     flops = batch * pos * ((layers - 1) * block + 2 * 3 * width**2)
     weights = (layers - 1) * (4 * width**2 + 2 * width * config.n_inner) + 3 * width**2
     outputs = 3 * layers * batch * pos * (1 if extra.get("norms") else width)
@@ -137,7 +137,7 @@ def sweep_name(spec: str, pos: int) -> str:
 
 
 def sweep_case(spec: str, pos: int) -> Repeated:
-    """A logit difference with each head silenced, of weights that are in memory."""
+    """Returns the case of a logit difference with each head silenced, with weights in memory."""
     spec_of = {"kind": "sweep", "folder": str(checkpoint_folder(spec)), "pos": pos}
     return Repeated(sweep_name(spec, pos), spec_of)
 
@@ -147,7 +147,7 @@ def kernel_case(name: str, small: bool) -> Repeated:
 
 
 def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Names, and what makes a case when its turn comes: checkpoints are written for those that are chosen."""
+    """Returns names and functions that make the cases; checkpoints are written only for chosen ones."""
     size = _size(options)
     forwards: Sequence[Any] = FORWARDS[size]
     sweeps: Sequence[Any] = SWEEPS[size]
@@ -202,7 +202,7 @@ def _size(options: argparse.Namespace) -> str:
 
 
 def about(options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """What is measured, the machine and the versions, for `benchmark.json`."""
+    """Returns settings, machine and versions for `benchmark.json`."""
     import jax
 
     first = jax.devices()[0]
@@ -215,7 +215,7 @@ def about(options: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def about_machine() -> dict[str, Any]:
-    """Processor, memory, system and versions."""
+    """Returns processor, memory, system and versions."""
     names = [
         name
         for name in ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
@@ -232,7 +232,7 @@ def about_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """What Linux calls it; elsewhere the architecture."""
+    """Returns the processor's name on Linux, and elsewhere the architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -245,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--list", action="store_true", help="print the names of the cases")
     sizes = top.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="run the shorter cases once each, in under three minutes")
-    sizes.add_argument("--demo", action="store_true", help="try it on small arrays and the bundled checkpoints")
+    sizes.add_argument("--demo", action="store_true", help="use small arrays and the bundled checkpoints")
     sizes.add_argument("--model", nargs="+", metavar="SPEC", help="checkpoints (hub ids, folders) for all cases")
     top.add_argument("--corpus", nargs="+", metavar="SPEC", help="corpora of token-frequency (default python-docs)")
     top.add_argument("--device", choices=DEVICES, help="compute on this device on both sides (default JAX's own)")
@@ -256,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="folder to write to (default benchmark)"
     )
-    top.add_argument("--add", action="store_true", help="keep other cases' results from this machine")
+    top.add_argument("--add", action="store_true", help="keep earlier results of other cases from this machine")
     top.add_argument("--publish", action="store_true", help="write the numbers to scripts/README.md too")
     return top
 
@@ -306,7 +306,7 @@ def _run(options: argparse.Namespace) -> int:
             others = [each for each in measured["cases"] if each["case"] != result["case"]]
             measured["cases"] = sorted([*others, result], key=lambda each: order.index(each["case"]))
             print(report.table([result]).splitlines()[-1], flush=True)
-            with replacing(options.out / "benchmark.json") as file:  # what is there is there, if it is interrupted
+            with replacing(options.out / "benchmark.json") as file:  # an interruption keeps the results so far
                 file.write(json.dumps(measured, indent=1).encode())
     report.chart(measured["cases"], options.out / "benchmark.png")
     print(f"\n{report.table(measured['cases'])}\n\nsee {options.out}")
@@ -317,7 +317,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _kept(folder: Path, now: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The cases of an earlier run with the same machine and versions."""
+    """Returns the cases of an earlier run with the same machine and versions."""
     path = folder / "benchmark.json"
     if not path.exists():
         return []

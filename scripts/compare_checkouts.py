@@ -3,7 +3,7 @@
     python scripts/compare_checkouts.py OLD NEW [--work FOLDER] [--study STUDY …]
 
 OLD and NEW are folders of checkouts (`git worktree add OLD main`). Every study is drawn by both, on bundled, fresh
-and BERT checkpoints. The status is 1 when anything differs. For a change that is to leave every figure as it is.
+and BERT checkpoints. The exit status is 1 if anything differs. Use it for a change that must not alter any figure.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 SMALL = ["--no-cache", "--batch", "8", "--length", "64", "--tokens", "30000"]
-# What each study is drawn on.
+# Checkpoints on which each study is drawn.
 RUNS: dict[str, list[list[str]]] = {
     "qkv-weights": [
         ["--demo"],
@@ -41,7 +41,7 @@ RUNS: dict[str, list[list[str]]] = {
 
 
 def draw(checkout: Path, study: str, arguments: list[str], out: Path) -> str:
-    """Draws a study with the code of a checkout, and returns what went wrong, or nothing."""
+    """Draws a study with the code of a checkout, and returns the error, or nothing."""
     line = [sys.executable, "-m", "jaxqkv.cli", "figures", study, *arguments, "--dpi", "50", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     done = subprocess.run(line, env=environment, cwd=checkout, capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def draw(checkout: Path, study: str, arguments: list[str], out: Path) -> str:
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
-    """Yields what differs between a study's folder of two runs."""
+    """Yields the differences between a study's folders of two runs."""
     names = {path.name for folder in (one, other) for path in folder.glob("*") if path.suffix in (".npz", ".png")}
     for name in sorted(names):
         if not ((one / name).exists() and (other / name).exists()):
@@ -68,7 +68,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 
 
 def _arrays(one: Path, other: Path) -> Iterator[str]:
-    """Names of the arrays that are not the same in names, order, dtype, shape and bytes."""
+    """Returns names of arrays that differ in name, order, dtype, shape or bytes."""
     with np.load(one, allow_pickle=False) as mine, np.load(other, allow_pickle=False) as theirs:
         if mine.files != theirs.files:
             yield f"arrays {mine.files}, {theirs.files}"
@@ -80,7 +80,7 @@ def _arrays(one: Path, other: Path) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draws with both checkouts, prints what differs, and returns the exit status."""
+    """Draws with both checkouts, prints the differences, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)

@@ -26,7 +26,7 @@ SIZES = {
     "n_inner": 31,
     "initializer_range": 0.25,
 }
-# Of RoBERTa: positions begin after it.
+# RoBERTa's padding index, after which positions begin.
 PAD = 2
 CONFIGS: dict[str, Architecture] = {
     "gpt2": GPT2Config(
@@ -46,7 +46,7 @@ LENGTHS = np.array([11, 2, 7, 1, 5])
 
 
 def masks() -> dict[str, np.ndarray]:
-    """Unpadded, left padded and right padded: True at real tokens."""
+    """Returns unpadded, left-padded and right-padded masks, True at real tokens."""
     pos = np.arange(POS)
     right = pos < LENGTHS[:, None]
     return {"unpadded": np.ones((BATCH, POS), bool), "left": right[:, ::-1].copy(), "right": right}

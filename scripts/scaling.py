@@ -1,9 +1,9 @@
-"""What a run over all of English Wikipedia would take on 1, 8 and 64 devices, from pieces measured on this machine.
+"""Estimates a run over all of English Wikipedia on 1, 8 and 64 devices from pieces measured on this machine.
 
     python scripts/scaling.py --model random:bert-large-uncased --tokenizer FOLDER --corpus FILE
 
 Measured are the model on a part of a batch, the tokenizer, the bins of pairs, and the bytes of each;
-all else is an assumption, and said to be one.
+everything else is assumed, and printed as such.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LONG_SHARE, DEVICES_A_MACHINE, NETWORK = 0.35, 8, 100e6
 
 
 def measure(model: jaxqkv.Model, corpus: Any, sequences: int, repeat: int) -> dict[str, float]:
-    """Seconds and bytes of each piece, a sequence or a byte of text."""
+    """Returns seconds and bytes of each piece, per sequence or per byte of text."""
     config, tokenizer = model.config, model.tokenizer
     texts = list(corpus)
     size = sum(len(text.encode()) for text in texts)
@@ -58,7 +58,7 @@ def measure(model: jaxqkv.Model, corpus: Any, sequences: int, repeat: int) -> di
     start = time.perf_counter()
     results = run()
     first = time.perf_counter() - start
-    run()  # which keeps the weights
+    run()  # keeps the weights
     running = _median(run, repeat)
     return {
         "seconds a sequence": running / sequences,
@@ -82,7 +82,7 @@ def _median(function: Callable[[], Any], repeat: int) -> float:
 
 
 def predict(pieces: dict[str, float], devices: int) -> dict[str, float]:
-    """Seconds of each piece over all of it, which run beside each other, and of the whole."""
+    """Returns seconds of each piece for the whole corpus, and of the whole, in which pieces run at the same time."""
     machines = -(-devices // DEVICES_A_MACHINE)
     sequences = ARTICLES * LONG_SHARE
     parts = {
@@ -96,7 +96,7 @@ def predict(pieces: dict[str, float], devices: int) -> dict[str, float]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The paragraph and the table of scripts/README.md."""
+    """Returns the paragraph and the table for scripts/README.md."""
     pieces = measured["pieces"]
     columns = ("model", "tokenizer and bins", "download", "whole")
     lines = [f"| devices | machines | {' | '.join(columns)} |", "|---:" * 6 + "|"]
@@ -115,7 +115,7 @@ def markdown(measured: dict[str, Any]) -> str:
 
 
 def chart(measured: dict[str, Any], path: Path) -> None:
-    """The pieces' times by number of devices."""
+    """Draws the pieces' times by number of devices."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -141,12 +141,12 @@ def chart(measured: dict[str, Any], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:bert-large-uncased", metavar="SPEC")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer files, instead of the checkpoint's")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer folder (default the checkpoint's)")
     parser.add_argument("--corpus", default=PYTHON_DOCS, metavar="SPEC", help="text to tokenise (default %(default)s)")
-    parser.add_argument("--sequences", type=int, default=8, help="run together (default %(default)s)")
+    parser.add_argument("--sequences", type=int, default=8, help="sequences run together (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each piece (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default %(default)s)")
-    parser.add_argument("--publish", action="store_true", help="put picture and numbers in scripts/README.md too")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default %(default)s)")
+    parser.add_argument("--publish", action="store_true", help="write picture and numbers to scripts/README.md too")
     options = parser.parse_args()
     try:
         model = jaxqkv.load(options.model, tokenizer=options.tokenizer)

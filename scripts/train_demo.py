@@ -1,8 +1,8 @@
-"""Trains the two bundled checkpoints on a folder of texts, or says what they can do.
+"""Trains the two bundled checkpoints on a folder of texts, or measures them.
 
-    python scripts/train_demo.py FOLDER                      both, into jaxqkv/demo
-    python scripts/train_demo.py FOLDER --resume             goes on where it was interrupted
-    python scripts/train_demo.py FOLDER --evaluate           measures those in jaxqkv/demo on what was held out
+    python scripts/train_demo.py FOLDER                      trains both into jaxqkv/demo
+    python scripts/train_demo.py FOLDER --resume             continues an interrupted training
+    python scripts/train_demo.py FOLDER --evaluate           measures those in jaxqkv/demo on held-out texts
     python scripts/train_demo.py FOLDER --only demo-bert --steps 200 --out my-demo
 
 FOLDER holds .txt files (a document each) and .jsonl files (a document a line, in the field "text");
@@ -28,12 +28,12 @@ from jaxqkv.checkpoints.checkpoint import BUNDLED
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with .txt and .jsonl files")
-    parser.add_argument("--only", choices=CONFIGS, help="this one alone")
+    parser.add_argument("--only", choices=CONFIGS, help="train only this one")
     parser.add_argument("--steps", type=int, default=20_000, help="training steps (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=BUNDLED["demo-gpt2"].parent, help="default: jaxqkv/demo")
-    parser.add_argument("--resume", action="store_true", help="go on from the state that is saved in --out")
-    parser.add_argument("--evaluate", action="store_true", help="print measures of what is in --out; no training")
+    parser.add_argument("--resume", action="store_true", help="continue from the state saved in --out")
+    parser.add_argument("--evaluate", action="store_true", help="measure the checkpoints in --out without training")
     arguments = parser.parse_args()
     documents = read_documents(arguments.folder)
     for name, config in CONFIGS.items():

@@ -1,4 +1,4 @@
-"""What jaxqkv is measured against: the same results in PyTorch, as a notebook has them and as an expert would."""
+"""The same results in PyTorch to measure jaxqkv against: as in the notebooks, and as an expert would write them."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ CORRELATION_EDGES = np.linspace(-1, 1, 101)
 
 
 def hook_everything(blocks, keep):
-    """Hooks on GPT-2's blocks for `keep(name, tensor)` of all that a cache of a pass has; patterns are an output."""
+    """Hooks GPT-2's blocks to call `keep(name, tensor)` with all that a cache has but patterns, which are outputs."""
 
     def output_of(module, *names):
         def hook(module, inputs, output):
@@ -29,12 +29,12 @@ def hook_everything(blocks, keep):
 
 
 def study(side, name):
-    """The function of a study of the notebook or the tuned side: found by its name in `baselines/studies`."""
+    """Returns a study's function for the notebook or the tuned side, found by its name in `baselines/studies`."""
     return getattr(import_module(f"baselines.studies.{name.replace('-', '_')}"), side)
 
 
 def load_tokenizer(folder):
-    """The tokenizer beside a checkpoint's weights."""
+    """Returns the tokenizer beside a checkpoint's weights."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))

@@ -1,6 +1,6 @@
 """The figures of the first five studies in plain matplotlib, from the arrays of either baseline.
 
-Both baselines draw alike: what is compared is computing. Each function takes a figure's arrays and
+Both baselines draw alike, since only computing is compared. Each function takes a figure's arrays and
 returns a matplotlib figure of the size that the package draws.
 """
 
@@ -12,7 +12,7 @@ CMAP = plt.get_cmap("plasma")
 
 
 def draw(study, figures, folder):
-    """Every figure of a study as `folder/ID.png`."""
+    """Draws every figure of a study as `folder/ID.png`."""
     for name, arrays in figures.items():
         figure = DRAWERS[study][name](arrays)
         figure.savefig(folder / f"{name}.png", dpi=DPI)
@@ -25,7 +25,7 @@ def _subplots(rows, columns, width, height, **options):
 
 
 def _images(stack, columns, width, height, titles=(), colorbar=True, **options):
-    """A panel for each of several matrices."""
+    """Draws a panel for each of several matrices."""
     rows = -(-len(stack) // columns)
     figure, axes = _subplots(rows, columns, width, height)
     for place, (ax, values) in enumerate(zip(axes.flat, stack, strict=False)):
@@ -38,7 +38,7 @@ def _images(stack, columns, width, height, titles=(), colorbar=True, **options):
 
 
 def _lines(x, rows, width=10, height=4, labels=None, errors=None, colored=False, **options):
-    """One panel with a curve for each row."""
+    """Draws one panel with a curve for each row."""
     figure, ((ax,),) = _subplots(1, 1, width, height)
     for place, row in enumerate(rows):
         color = CMAP(place / len(rows)) if colored else None
@@ -65,7 +65,7 @@ def _histograms(pairs, width=10, height=4):
 
 
 def _by_model(arrays):
-    """Means and standard deviations by layer, a row of panels a model."""
+    """Draws means and standard deviations by layer, a row of panels for each model."""
     names = [key.removeprefix("mean_") for key in arrays if key.startswith("mean_")]
     figure, axes = _subplots(len(names), 2, 10, 3 * len(names))
     for row, name in zip(axes, names, strict=True):

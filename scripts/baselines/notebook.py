@@ -1,6 +1,6 @@
-"""The PyTorch path as the studies' notebooks take it: whole models, hooks, loops over heads, NumPy concatenation.
+"""The PyTorch side as in the studies' notebooks: whole models, hooks, loops over heads, NumPy concatenation.
 
-Written from the definitions of the figures, to compare with. Nothing is slowed down: it runs in
+Written from the definitions of the figures. Nothing is slowed down on purpose: it runs in
 `no_grad` and with all threads; what notebooks repeat (a key-value cache nobody reads, norms of the
 same columns for every pair of heads) is repeated here.
 """
@@ -14,7 +14,7 @@ from baselines import hook_everything
 
 
 def load(folder):
-    """The whole model, with logits, as the studies load it; of BERT what the study of it loads."""
+    """Returns the whole model with logits, as the studies load it; for BERT the model that its study loads."""
     from transformers import AutoConfig, AutoModelForCausalLM, BertModel
 
     kind = AutoModelForCausalLM if AutoConfig.from_pretrained(folder).model_type == "gpt2" else BertModel
@@ -22,14 +22,14 @@ def load(folder):
 
 
 def load_with_logits(folder):
-    """The whole model, with attention whose patterns are there."""
+    """Returns the whole model, with attention that returns patterns."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def cached(model, ids, mask):
-    """Logits, and of everything else one NumPy array of all layers, from one pass."""
+    """Returns logits, and of everything else one NumPy array of all layers, from one pass."""
     kept = {}
 
     def keep(name, x):
@@ -45,7 +45,7 @@ def cached(model, ids, mask):
 
 
 def each_head_edited(model, ids, edit):
-    """Last token's logits with z of each head edited alone, one pass after another: yields layer, head and logits.
+    """Yields layer, head and the last token's logits with z of that head edited alone, one pass for each.
 
     `edit(layer, head, z)` gets a copy of all heads side by side, and changes it.
     """
@@ -65,7 +65,7 @@ def each_head_edited(model, ids, edit):
 
 
 def silence(head_dim):
-    """An edit that sets a head to 0."""
+    """Returns an edit that sets a head to 0."""
 
     def edit(layer, head, z):
         z[:, :, head * head_dim : (head + 1) * head_dim] = 0
@@ -74,7 +74,7 @@ def silence(head_dim):
 
 
 def head_sweep(model, ids, answers):
-    """Difference of the logits of two answers with z of each head set to 0 alone, `[layer, head]`."""
+    """Returns the logit difference of two answers with z of each head set to 0 alone, `[layer, head]`."""
     scores = np.zeros((model.config.n_layer, model.config.n_head))
     for layer, head, logits in each_head_edited(model, ids, silence(model.config.n_embd // model.config.n_head)):
         scores[layer, head] = logits[answers[0]] - logits[answers[1]]
@@ -82,7 +82,7 @@ def head_sweep(model, ids, answers):
 
 
 def _hooked(model, ids, mask, keep):
-    """`keep(output)` of what makes Q, K and V, by layer (GPT-2: side by side) or by (layer, part)."""
+    """Returns `keep(output)` of the modules that make Q, K and V, by layer (GPT-2: one module) or (layer, part)."""
     kept = {}
 
     def hook(name):
@@ -105,7 +105,7 @@ def _hooked(model, ids, mask, keep):
 
 
 def _by_layer(model, kept):
-    """`[layer][3]` tensors, Q, K and V apart."""
+    """Returns tensors `[layer][3]`, with Q, K and V separated."""
     layers = range(model.config.num_hidden_layers)
     if model.config.model_type == "gpt2":
         return [kept[layer].chunk(3, dim=-1) for layer in layers]
@@ -113,13 +113,13 @@ def _by_layer(model, kept):
 
 
 def qkv(model, ids, mask):
-    """Q, K and V of every layer, `[layer, 3, batch, pos, embed]`: hooks on the model, then one NumPy array."""
+    """Returns Q, K and V of every layer, `[layer, 3, batch, pos, embed]`, from hooks, as one NumPy array."""
     kept = _hooked(model, ids, mask, lambda output: output)
     return np.array([[part.cpu().numpy() for part in parts] for parts in _by_layer(model, kept)])
 
 
 def qkv_norms(model, ids, mask):
-    """Of BERT the lengths of every token's Q, K and V over all heads, `[layer, 3, batch, pos]`."""
+    """Returns the norms of each token's Q, K and V over all heads of BERT, `[layer, 3, batch, pos]`."""
     kept = _hooked(model, ids, mask, lambda output: np.linalg.norm(output.cpu().numpy(), axis=-1))
     return np.array([[kept[layer, part] for part in range(3)] for layer in range(model.config.num_hidden_layers)])
 
@@ -129,7 +129,7 @@ def _densities(samples, edges):
 
 
 def last_token_scores(q, k):
-    """The last token's scores within and across heads, from `[head, pos, head_dim]`."""
+    """Returns the last token's scores within and across heads, from `[head, pos, head_dim]`."""
     within, across = np.array([]), np.array([])
     for a in range(len(q)):
         for b in range(len(k)):
@@ -142,12 +142,12 @@ def last_token_scores(q, k):
 
 
 def last_token_densities(q, k, edges):
-    """`[2, bin]`."""
+    """Returns the densities of `last_token_scores`, `[2, bin]`."""
     return _densities(last_token_scores(q, k), edges)
 
 
 def causal_samples(q, k):
-    """Of a causal pattern the last row, the diagonal, and the diagonal's first place."""
+    """Returns the last row of a causal pattern, its diagonal, and the diagonal's first entry."""
     final, others, first = np.array([]), np.array([]), np.array([])
     hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
     for head in range(len(q)):
@@ -162,12 +162,12 @@ def causal_samples(q, k):
 
 
 def causal_densities(q, k, edges):
-    """`[3, bin]`."""
+    """Returns the densities of `causal_samples`, `[3, bin]`."""
     return _densities(causal_samples(q, k), edges)
 
 
 def head_pair_cosines(w, n_head):
-    """Column cosines of a matrix within and across its heads."""
+    """Returns column cosines of a matrix within and across its heads."""
     within, across = np.array([]), np.array([])
     heads = w.chunk(n_head, dim=1)
     upper = np.triu_indices(heads[0].shape[1], 1)
@@ -183,12 +183,12 @@ def head_pair_cosines(w, n_head):
 
 
 def head_pair_densities(w, n_head, edges):
-    """`[2, bin]`."""
+    """Returns the densities of `head_pair_cosines`, `[2, bin]`."""
     return _densities(head_pair_cosines(w, n_head), edges)
 
 
 def group_densities(samples, edges):
-    """`[6, bin]`: correlations of dimensions, QQ KK VV QK QV KV, picked by a mask of products."""
+    """Returns densities `[6, bin]` of the correlations of dimensions, QQ KK VV QK QV KV, selected by a mask."""
     x = samples.cpu().numpy()
     x = x - x.mean(axis=0, keepdims=True)
     x = x / np.linalg.norm(x, axis=0, keepdims=True)
@@ -199,14 +199,14 @@ def group_densities(samples, edges):
 
 
 def column_cosine_moments(w):
-    """Mean and sample standard deviation of all column cosines."""
+    """Returns mean and sample standard deviation of all column cosines."""
     unit = w / torch.linalg.norm(w, dim=0, keepdim=True)
     values = (unit.T @ unit).cpu().numpy()[np.triu_indices(w.shape[1], 1)]
     return np.array([values.mean(), values.std(ddof=1)])
 
 
 def binned_moments(sums, scores, edges):
-    """`[layer, 2, bin]`: mean and standard deviation of each layer's scores in bins of one sequence's sums."""
+    """Returns `[layer, 2, bin]`: mean and standard deviation of each layer's scores in bins of one sequence's sums."""
     from scipy.stats import binned_statistic
 
     x = sums.cpu().numpy().ravel()
@@ -215,7 +215,7 @@ def binned_moments(sums, scores, edges):
 
 
 def principal_components(w):
-    """The rows' principal components, columns standardised: explained shares, then the scores on the first two."""
+    """Returns the shares that principal components of standardised columns explain, and rows on the first two."""
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -225,7 +225,7 @@ def principal_components(w):
 
 
 def ks_normal(w):
-    """Kolmogorov and Smirnov's distance from a normal distribution of the same mean and standard deviation."""
+    """Returns the Kolmogorov–Smirnov distance from a normal distribution of the same mean and standard deviation."""
     from scipy.stats import kstest
 
     values = w.cpu().numpy().ravel()
@@ -233,7 +233,7 @@ def ks_normal(w):
 
 
 def neighbour_correlations(x):
-    """Pearson's correlation of every row with the next."""
+    """Returns Pearson's correlation of every row with the next."""
     from scipy.stats import pearsonr
 
     rows = x.cpu().numpy()
@@ -241,14 +241,14 @@ def neighbour_correlations(x):
 
 
 def spectrum(w):
-    """Effective rank and largest singular value."""
+    """Returns effective rank and largest singular value."""
     values = np.linalg.svd(w.cpu().numpy(), compute_uv=False)
     p = values / values.sum()
     return np.array([np.exp(-(p * np.log(p)).sum()), values[0]])
 
 
 def permuted_divergences(flags, values, bins):
-    """`[permutation, layer]`: divergences of each layer's values where a flag is 1 from those where it is 0."""
+    """Returns divergences `[permutation, layer]` of each layer's values where a flag is 1 from those where it is 0."""
     layers = [layer.cpu().numpy() for layer in values]
     results = np.zeros((len(flags), len(layers)))
     for row, chosen in enumerate(flags.cpu().numpy() == 1):
@@ -263,7 +263,7 @@ def permuted_divergences(flags, values, bins):
 
 
 def attention_statistics(q, k):
-    """`[statistic, head, query]` of causal attention: logsumexp, entropy, largest weight, distance, mass on token 0."""
+    """Returns logsumexp, entropy, largest weight, distance and mass on token 0, `[statistic, head, query]`."""
     place = torch.arange(q.shape[1], device=q.device)
     later = place > place[:, None]
     distance = (place[:, None] - place).abs()
@@ -278,7 +278,7 @@ def attention_statistics(q, k):
 
 
 def composition(left, right, other_left, other_right):
-    """`[head, other head]`, from the whole matrices of each pair."""
+    """Returns composition `[head, other head]`, from the whole matrices of each pair."""
     ones = [a @ b.T for a, b in zip(left, right, strict=True)]
     others = [a @ b.T for a, b in zip(other_left, other_right, strict=True)]
     return torch.stack([torch.stack([(a @ b).norm() / (a.norm() * b.norm()) for b in others]) for a in ones])

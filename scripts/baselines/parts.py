@@ -1,4 +1,4 @@
-"""What the studies' baselines share."""
+"""Functions that the studies' baselines share."""
 
 import contextlib
 import json
@@ -11,23 +11,23 @@ from baselines.tuned import Done
 
 
 def histogram(sample, bins, density=True):
-    """Heights and edges; of an empty sample zeros."""
+    """Returns heights and edges of a histogram; zeros for an empty sample."""
     heights, edges = np.histogram(sample, bins=bins, density=False)
     return (heights / max(heights.sum(), 1) / np.diff(edges) if density else heights), edges
 
 
 def nearest(index, size, seed_size):
-    """An index of GPT-2's, or the same fraction of a smaller size."""
+    """Returns an index of GPT-2's, or the same fraction of a smaller size."""
     return index if index < size else index * size // seed_size
 
 
 def shown_layer(wanted, layers):
-    """The layer that a figure shows: the study's, or the middle one of a model that has fewer."""
+    """Returns the layer that a figure shows: the study's, or the middle one of a shallower model."""
     return wanted if wanted < layers else layers // 2
 
 
 def qkv_by_layer(model, ids, mask=None):
-    """Notebook: the outputs of every layer's `c_attn` in one pass over the whole model, logits and all."""
+    """Returns the outputs of every layer's `c_attn` for the notebook side, from one pass of the whole model."""
     kept = {}
     handles = [
         block.attn.c_attn.register_forward_hook(
@@ -43,7 +43,7 @@ def qkv_by_layer(model, ids, mask=None):
 
 
 class Weights:
-    """Tuned: single tensors of a GPT-2 checkpoint, straight onto the device."""
+    """Single tensors of a GPT-2 checkpoint for the tuned side, read straight onto the device."""
 
     def __init__(self, folder, device):
         from safetensors import safe_open
@@ -65,7 +65,7 @@ class Weights:
 
 
 def host(tree):
-    """Tensors as NumPy arrays, in nested dicts and tuples."""
+    """Returns tensors as NumPy arrays, in nested dicts and tuples."""
     if isinstance(tree, dict):
         return {name: host(each) for name, each in tree.items()}
     if isinstance(tree, tuple):
@@ -74,12 +74,12 @@ def host(tree):
 
 
 def freedman_diaconis(sample, density=True):
-    """NumPy's, which has no vectorised rival for one sample."""
+    """Returns NumPy's histogram; PyTorch has nothing faster for one sample."""
     return np.histogram(sample.cpu().numpy().ravel(), bins="fd", density=density)
 
 
 def run_layers(model, modules, ids, mask, reduce):
-    """Tuned: what `reduce(layer, output)` gives in a hook on one module of each layer; the last ends the pass."""
+    """Returns `reduce(layer, output)` of one module of each layer for the tuned side; the last hook ends the pass."""
     results = [None] * len(modules)
 
     def hook(layer):

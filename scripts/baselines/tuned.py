@@ -1,4 +1,4 @@
-"""The PyTorch path as somebody who knows it well would write it: vectorised, in inference mode, no logits.
+"""The PyTorch side as an expert would write it: vectorised, in inference mode, without logits.
 
 The same functions as in `notebook.py`, with the same results.
 """
@@ -7,14 +7,14 @@ import torch
 
 from baselines import hook_everything
 
-# Sentences of 512 that are fastest together on a CPU.
+# Fastest number of sentences of 512 tokens together on a CPU.
 PIECE = 8
-# Branches of a sweep that are fastest together on a CPU, with texts of some 20 tokens.
+# Fastest number of branches of a sweep together on a CPU, for texts of some 20 tokens.
 BRANCHES = 16
 
 
 def load(folder):
-    """The base model, without logits or pooler."""
+    """Returns the base model, without logits or pooler."""
     from transformers import AutoConfig, BertModel, GPT2Model
 
     options = {"dtype": torch.float32}
@@ -24,7 +24,7 @@ def load(folder):
 
 
 def load_with_logits(folder):
-    """GPT-2 with its logits, and with attention whose patterns are there."""
+    """Returns GPT-2 with its logits, and with attention that returns patterns."""
     from transformers import GPT2LMHeadModel
 
     return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -32,7 +32,7 @@ def load_with_logits(folder):
 
 @torch.inference_mode()
 def cached(model, ids, mask):
-    """Logits, and a list by layer of everything else, from one pass: what TransformerLens' `run_with_cache` gives."""
+    """Returns logits, and lists by layer of everything else, from one pass, as TransformerLens' `run_with_cache`."""
     kept = {}
     handles = hook_everything(model.transformer.h, lambda name, x: kept.setdefault(name, []).append(x))
     output = model(ids, attention_mask=mask, use_cache=False, output_attentions=True)
@@ -50,17 +50,17 @@ def _z(block, x, n_head):
 
 
 def _after(block, x, z):
-    """The residual stream after a block in which attention gave `z`."""
+    """Returns the residual stream after a block in which attention gave `z`."""
     x = x + block.attn.c_proj(z)
     return x + block.mlp(block.ln_2(x))
 
 
 @torch.inference_mode()
 def branch_ends(model, ids, edit, size):
-    """Final hidden states of the last token with each head edited alone, `[layer · head, embed]`.
+    """Returns final hidden states of the last token with each head edited alone, `[layer · head, embed]`.
 
-    Branches begin at the layer of their head, where `edit(layer, z)` gives z of each, `[head, pos, embed]`; those of
-    all layers so far go on together, `size` at a time.
+    Branches begin at the layer of their head, where `edit(layer, z)` returns z of each, `[head, pos, embed]`; those of
+    all layers so far continue together, `size` at a time.
     """
     n_head = model.config.n_head
     clean = model.transformer.wte(ids) + model.transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
@@ -75,7 +75,7 @@ def branch_ends(model, ids, edit, size):
 
 
 def each_head_from(z, other):
-    """`[head, pos, embed]`: z `[1, pos, embed]` with one head after another from `other`, in which heads are apart."""
+    """Returns `[head, pos, embed]`: z `[1, pos, embed]` with each head, alone, from `other`, whose heads are apart."""
     n_head = other.shape[-2]
     chosen = torch.eye(n_head, dtype=torch.bool, device=z.device)[:, None, :, None]
     return torch.where(chosen, other, z.unflatten(-1, (n_head, -1))).flatten(2)
@@ -83,7 +83,7 @@ def each_head_from(z, other):
 
 @torch.inference_mode()
 def head_sweep(model, ids, answers, size=BRANCHES):
-    """The same as the notebook's, of two logits a branch."""
+    """Returns the same as the notebook's, from two logits of each branch."""
     n_head = model.config.n_head
     nothing = torch.zeros(n_head, model.config.n_embd // n_head, device=ids.device)
     ends = branch_ends(model, ids, lambda layer, z: each_head_from(z, nothing), size)
@@ -92,11 +92,11 @@ def head_sweep(model, ids, answers, size=BRANCHES):
 
 
 class Done(Exception):
-    """Raised in a hook: nothing after it is needed."""
+    """Raised in a hook to end a pass of which the rest is not needed."""
 
 
 def _hooked(model, ids, mask, keep):
-    """`keep(output)` of each layer's projections, `[layer][module]`; the model is not run beyond the last."""
+    """Returns `keep(output)` of each layer's projections, `[layer][module]`; the model is not run beyond the last."""
     if model.config.model_type == "gpt2":
         modules = [(block.attn.c_attn,) for block in model.h]
     else:
@@ -128,7 +128,7 @@ def _hooked(model, ids, mask, keep):
 
 @torch.inference_mode()
 def qkv(model, ids, mask):
-    """Q, K and V of every layer, `[layer, 3, batch, pos, embed]`."""
+    """Returns Q, K and V of every layer, `[layer, 3, batch, pos, embed]`."""
     kept = _hooked(model, ids, mask, lambda output: output)
     if model.config.model_type == "gpt2":
         return torch.stack([wide.unflatten(-1, (3, -1)).movedim(-2, 0) for (wide,) in kept])
@@ -137,7 +137,7 @@ def qkv(model, ids, mask):
 
 @torch.inference_mode()
 def qkv_norms(model, ids, mask):
-    """Of BERT the lengths of every token's Q, K and V over all heads, `[layer, 3, batch, pos]`, in pieces."""
+    """Returns norms of each token's Q, K and V over all heads of BERT, `[layer, 3, batch, pos]`, in microbatches."""
 
     def norm(output):
         return torch.linalg.vector_norm(output, dim=-1)
@@ -149,7 +149,7 @@ def qkv_norms(model, ids, mask):
 
 
 def densities(samples, edges):
-    """`[sample, bin]` on equally spaced edges. On a CPU `torch.histogram`, which has no other device."""
+    """Returns densities `[sample, bin]` on equally spaced edges; `torch.histogram` works only on a CPU."""
     bins, low, high = len(edges) - 1, float(edges[0]), float(edges[-1])
     results = []
     for sample in samples:
@@ -165,7 +165,7 @@ def densities(samples, edges):
 
 @torch.inference_mode()
 def last_token_scores(q, k):
-    """One einsum over all pairs of heads."""
+    """Returns scores within and across heads, by one einsum over all pairs of heads."""
     scores = torch.einsum("hd,gpd->hgp", q[:, -1], k)[:, :, 1:-1] / q.shape[-1] ** 0.5
     same = torch.eye(len(q), dtype=torch.bool, device=q.device)
     return scores[same], scores[~same]
@@ -178,7 +178,7 @@ def last_token_densities(q, k, edges):
 
 @torch.inference_mode()
 def causal_samples(q, k):
-    """One batched product and softmax."""
+    """Returns samples of a causal pattern, by one batched product and softmax."""
     hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
     scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
     pattern = torch.softmax(scores, dim=-1)
@@ -193,7 +193,7 @@ def causal_densities(q, k, edges):
 
 @torch.inference_mode()
 def head_pair_cosines(w, n_head):
-    """One product of all columns, and two masks."""
+    """Returns cosines within and across heads, by one product of all columns and two masks."""
     unit = w / torch.linalg.norm(w, dim=0, keepdim=True)
     cosine = unit.T @ unit
     head = torch.arange(w.shape[1], device=w.device) // (w.shape[1] // n_head)
@@ -208,7 +208,7 @@ def head_pair_densities(w, n_head, edges):
 
 @torch.inference_mode()
 def group_densities(samples, edges):
-    """One product, its blocks taken apart."""
+    """Returns densities of correlations of dimensions, from the blocks of one product."""
     x = samples - samples.mean(dim=0, keepdim=True)
     x = x / torch.linalg.norm(x, dim=0, keepdim=True)
     width = x.shape[1] // 3
@@ -220,7 +220,7 @@ def group_densities(samples, edges):
 
 @torch.inference_mode()
 def column_cosine_moments(w):
-    """Mean and sample standard deviation above the diagonal, without picking it out of one product."""
+    """Returns mean and sample standard deviation of cosines above the diagonal, without indexing the product."""
     unit = w / torch.linalg.norm(w, dim=0, keepdim=True)
     n = w.shape[1]
     pairs = n * (n - 1) / 2
@@ -233,7 +233,7 @@ def column_cosine_moments(w):
 
 @torch.inference_mode()
 def binned_moments(sums, scores, edges):
-    """Bins found once; sums and squares about each layer's mean by one product with the one-hot bins."""
+    """Returns moments in bins: bins are found once, sums of all layers are one product with the one-hot bins."""
     edges = torch.as_tensor(edges, dtype=sums.dtype, device=sums.device)
     index = (torch.searchsorted(edges, sums.flatten(), right=True) - 1).clamp(max=len(edges) - 2)
     bins = torch.nn.functional.one_hot(index, len(edges) - 1).float()
@@ -247,7 +247,7 @@ def binned_moments(sums, scores, edges):
 
 @torch.inference_mode()
 def component_shares_and_scores(w):
-    """Through the smaller Gram matrix; signs as scikit-learn has them, the largest loading positive."""
+    """Returns principal components from the smaller Gram matrix; largest loadings are positive, as in scikit-learn."""
     z = (w - w.mean(dim=0)) / w.std(dim=0, correction=0)
     squares, left = torch.linalg.eigh(z @ z.T)
     squares, left = squares.flip(0).clamp(min=0), left.flip(1)[:, :2]
@@ -264,7 +264,7 @@ def principal_components(w):
 
 @torch.inference_mode()
 def ks_normal(w):
-    """One sort."""
+    """Returns the Kolmogorov–Smirnov distance from a normal distribution, by one sort."""
     values = w.flatten().sort().values
     normal = torch.special.ndtr((values - w.mean()) / w.std(correction=0))
     step = torch.arange(len(values), dtype=torch.float32, device=w.device)
@@ -273,7 +273,7 @@ def ks_normal(w):
 
 @torch.inference_mode()
 def neighbour_correlations(x):
-    """Products of rows at unit length."""
+    """Returns correlations of neighbouring rows, by products of rows at unit length."""
     x = x - x.mean(dim=1, keepdim=True)
     x = x / torch.linalg.norm(x, dim=1, keepdim=True)
     return (x[1:] * x[:-1]).sum(dim=1)
@@ -288,7 +288,7 @@ def spectrum(w):
 
 @torch.inference_mode()
 def permuted_divergences(flags, values, bins):
-    """Bins found once; the histograms of all permutations are one product with the one-hot bins."""
+    """Returns divergences; the histograms of all permutations are one product with the one-hot bins."""
     low, high = (end[:, None].double() for end in values.aminmax(dim=1))
     edges = low + (high - low) * torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)
     index = torch.searchsorted(edges[:, 1:-1].contiguous(), values.double(), right=True)
@@ -302,7 +302,7 @@ def permuted_divergences(flags, values, bins):
 
 @torch.inference_mode()
 def attention_statistics(q, k):
-    """All heads at once, in place where that is possible."""
+    """Returns statistics of causal attention, all heads at once and in place where possible."""
     place = torch.arange(q.shape[1], device=q.device)
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5)
     scores.masked_fill_(place > place[:, None], -torch.inf)
@@ -315,7 +315,7 @@ def attention_statistics(q, k):
 
 @torch.inference_mode()
 def composition(left, right, other_left, other_right):
-    """Through traces of `[head_dim, head_dim]` products."""
+    """Returns composition scores through traces of `[head_dim, head_dim]` products."""
     grams = [each.transpose(1, 2) @ each for each in (left, right, other_left, other_right)]
     one, other = ((a * b).sum(dim=(1, 2)).sqrt() for a, b in (grams[:2], grams[2:]))
     middle = torch.einsum("aei,bej->abij", right, other_left)

@@ -1,1 +1,1 @@
-"""The parts of `scripts/benchmark.py`: what is measured (cases), where (worker), how (measuring), and what is said."""
+"""The parts of `scripts/benchmark.py`: cases, the worker of a side, measuring and the report."""

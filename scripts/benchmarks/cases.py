@@ -1,7 +1,7 @@
-"""What is timed inside a process, by kind, and the matrix product that says what the machine can do.
+"""Cases timed inside a process, by kind, and the matrix product that measures the machine.
 
-A case is described by a dict that goes to each side's process; there `work` makes it runnable. The
-sides import what they need and nothing of each other's: jaxqkv's process has no PyTorch in memory.
+A case is described by a dict that is sent to each side's process, where `work` makes it runnable. A
+side imports only what it needs itself: jaxqkv's process has no PyTorch in memory.
 """
 
 import numpy as np

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.sides import Spec, Work, jax_work, on_torch, torch_work
 
-# Case, and the function of both baselines.
+# Cases, with the name of the baselines' function.
 KERNELS = {
     "last-token scores": "last_token_densities",
     "causal samples": "causal_densities",
@@ -26,7 +26,7 @@ KERNELS = {
 
 
 def kernel_arguments(name: str, small: bool) -> tuple[Any, ...]:
-    """What the function gets: random arrays of GPT-2's shapes, or small ones, and settings."""
+    """Returns the function's arguments: random arrays of GPT-2's shapes, or small ones, and settings."""
     generator = np.random.default_rng(0)
     n_head, pos, head_dim, width = (3, 29, 8, 24) if small else (16, 115, 64, 768)
     layers, length, bins = (2, 31, 8) if small else (24, 512, 40)
@@ -74,7 +74,7 @@ def kernel(side: str, spec: Spec) -> Work:
 
 
 def _jaxqkv_kernel(name: str, *arguments: Any) -> Callable[[], Any]:
-    """The package's kernel on arrays that are on the device."""
+    """Returns the package's kernel on arrays that are on the device."""
     import jax
     import jax.numpy as jnp
 

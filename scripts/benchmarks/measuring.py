@@ -1,4 +1,4 @@
-"""Runs the sides of a case in turn, each in processes of its own, and takes time and memory.
+"""Runs the sides of a case in turn, each in processes of its own, and measures time and memory.
 
 Two kinds: a case whose sides compute again and again in a living process (`Repeated`), and one whose
 sides are whole processes, started anew for every run (`Whole`).
@@ -23,23 +23,23 @@ import numpy as np
 
 SIDES = ("jaxqkv", "tuned", "notebook")
 SCRIPTS = Path(__file__).parents[1]
-# Seconds between two looks at a process's memory.
+# Seconds between two readings of a process's memory.
 INTERVAL = 0.02
 
 
 class BenchmarkError(Exception):
-    """A side failed, or the sides computed different things."""
+    """A side failed, or the sides computed different results."""
 
 
 @dataclasses.dataclass
 class Repeated:
-    """A case of `cases.py`.
+    """A case of `cases.py`, run again and again in a living process.
 
     Attributes:
       name: on the command line and in the table.
       spec: for `benchmarks.worker`.
-      flops: of the products that the result needs, if they are counted.
-      moved: bytes that have to be read and written at least, if they are counted.
+      flops: floating-point operations of the products that the result needs, if counted.
+      moved: least bytes that have to be read and written, if counted.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Whole:
 
     Attributes:
       name: on the command line and in the table.
-      command: gives a side's command; `jaxqkv cold` is jaxqkv without compiled programs kept from before.
+      command: returns a side's command; `jaxqkv cold` is jaxqkv without earlier compiled programs.
       difference: largest difference between what two sides left in their folders, or None.
     """
 
@@ -64,7 +64,7 @@ class Whole:
 
 
 def environment(device: str, cache: Path) -> dict[str, str]:
-    """Of a side's process: the benchmark's own modules, one device, pictures without a display."""
+    """Returns the environment of a side's process: the benchmark's modules, one device, no display."""
     extra = {
         "PYTHONPATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "JAX_PLATFORMS": {"gpu": "cuda"}.get(device, device),
@@ -75,12 +75,12 @@ def environment(device: str, cache: Path) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
     }
-    # What is compiled anew is to be compiled anew.
+    # Cold runs must find no compiled programs.
     return {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | extra
 
 
 def anonymous_bytes(process: int) -> int | None:
-    """A process's anonymous memory now: what it allocated, without mapped files. Known on Linux only."""
+    """Returns a process's anonymous memory: allocations without mapped files, known only on Linux."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -106,8 +106,8 @@ class Worker:
         self._answer()
 
     def run(self, result: Path | None = None) -> float:
-        """Seconds of one run."""
-        with contextlib.suppress(OSError):  # a process that has ended has said why
+        """Returns the seconds of one run."""
+        with contextlib.suppress(OSError):  # a process that has ended has printed why
             self.process.stdin.write(f"{result or ''}\n")
             self.process.stdin.flush()
         answer = self._answer()
@@ -135,7 +135,7 @@ class Worker:
 
 
 def run_process(command: Sequence[str], env: Mapping[str, str], log: Path) -> tuple[float, int | None]:
-    """Seconds from start to end of a process, and its peak of anonymous memory."""
+    """Returns seconds from start to end of a process, and its peak of anonymous memory."""
     most = None
     with log.open("w") as output:
         start = time.perf_counter()
@@ -168,7 +168,7 @@ def _workers(sides: Mapping[str, tuple[str, dict[str, Any]]], env: Mapping[str, 
 
 
 def times(count: int, budget: float, first: Sequence[float]) -> int:
-    """How many more rounds fit the budget when the first took so long; 0 where that round has to do."""
+    """Returns how many more rounds fit the budget when the first took so long; 0 if none does."""
     spent = sum(first)
     return 0 if spent > budget / 2 or not count else int(np.clip((budget - spent) / spent, 1, count))
 
@@ -176,7 +176,7 @@ def times(count: int, budget: float, first: Sequence[float]) -> int:
 def measure_repeated(
     case: Repeated, env: Mapping[str, str], device: str, count: int, budget: float, product: int
 ) -> dict[str, Any]:
-    """Cold and warm times of every side, and beside them the machine's products of `product` squared."""
+    """Returns cold and warm times of every side, and of the machine's products of size `product` squared."""
     spec = {**case.spec, "device": {"gpu": "cuda"}.get(device, "cpu")}
     sides = {side: (side, spec) for side in SIDES}
     if case.flops:
@@ -215,7 +215,7 @@ def measure_repeated(
 
 
 def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float) -> dict[str, Any]:
-    """Times and memory of whole processes; jaxqkv also with its programs compiled before."""
+    """Returns times and memory of whole processes, for jaxqkv also with earlier compiled programs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
@@ -228,8 +228,8 @@ def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float
         runs: dict[str, list[tuple[float, int | None]]] = {side: [run(side)] for side in order}
         spent = [run[0] for each in runs.values() for run in each]
         rounds = times(count - 1, budget, spent)
-        if rounds or sum(spent) <= budget:  # else compiling is a small part of it
-            run("jaxqkv")  # which compiles, and keeps its programs
+        if rounds or sum(spent) <= budget:  # otherwise compiling is a small part of it
+            run("jaxqkv")  # compiles, and keeps the programs
             runs["jaxqkv"] = [run("jaxqkv")]
         for _ in range(rounds):
             for side in (*order, "jaxqkv"):
@@ -260,7 +260,7 @@ def _summary(name: str, seconds: dict[str, list[float]], difference: dict[str, f
 
 
 def array_difference(ours: np.ndarray, theirs: np.ndarray, name: str = "the result") -> float:
-    """Largest difference, relative to the largest magnitude of ours; infinite where only one side is NaN."""
+    """Returns the largest difference relative to our largest magnitude; infinite if only one side is NaN."""
     if ours.shape != theirs.shape:
         raise BenchmarkError(f"{name}: jaxqkv gives {list(ours.shape)}, the other side {list(theirs.shape)}")
     if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):

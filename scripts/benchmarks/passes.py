@@ -1,4 +1,4 @@
-"""Forward passes: Q, K and V of every layer, their lengths alone, or all that a cache has."""
+"""Forward passes: Q, K and V of every layer, their norms alone, or everything in a cache."""
 
 import dataclasses
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from benchmarks.sides import Spec, Work, host, jax_work, on_torch, torch_work
 
-# What a pass with a cache keeps of each layer, besides the logits.
+# Fields that a pass with a cache keeps of each layer, besides the logits.
 CACHED = ("q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 
 
 def forward(side: str, spec: Spec) -> Work:
-    """Q, K and V of every layer; or, with `norms`, their lengths by token, where all of them would not fit.
+    """Returns Q, K and V of every layer; with `norms` their lengths by token, where all of them would not fit.
 
     With `cache`, logits and everything of every layer, from one pass.
     """
@@ -29,7 +29,7 @@ def forward(side: str, spec: Spec) -> Work:
     run, as_array, *settle = build(side, spec, ids, mask)
 
     def compared(value: Any) -> np.ndarray:
-        """First, middle and last layer, `[layer, 3, batch, pos, …]`, with nothing at pads; of a cache one long row."""
+        """Returns first, middle and last layer, `[layer, 3, batch, pos, …]`, 0 at pads; of a cache one long row."""
         array = as_array(value)
         if spec.get("cache"):
             return array
@@ -41,7 +41,7 @@ def forward(side: str, spec: Spec) -> Work:
 
 
 def _row(parts: dict[str, Any], logits: Any) -> np.ndarray:
-    """Each part of a cache as a share of its largest value, at first, middle and last layer, in one row."""
+    """Returns each part of a cache relative to its largest value, at first, middle and last layer, in one row."""
     chosen = [host(parts[name][layer]) for name in CACHED for layer in _ends(len(parts["q"]))]
     return np.concatenate([(x / np.abs(x).max()).ravel() for x in (*chosen, host(logits))])
 
@@ -59,7 +59,7 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
     tokens = jaxqkv.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
     if spec.get("compiled programs"):
         devices.enable_compilation_cache()
-    if spec.get("first use"):  # as a user would, reading weights while it runs
+    if spec.get("first use"):  # like a user, reads weights during the run
         model = jaxqkv.load(spec["folder"])
         run = lambda: model.run(tokens, capture={"q", "k", "v"})  # noqa: E731
     elif spec.get("norms"):
@@ -117,7 +117,7 @@ def _forward_torch(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> 
     arguments = (put(ids).long(), put(mask).long())
 
     def settle() -> None:
-        """Whichever attention is faster here; runs of a minute and more stay with sdpa, the default."""
+        """Chooses the attention that is faster here; runs of a minute and more keep sdpa, the default."""
         seconds = {}
         for kind in ("eager", "sdpa") if side == "tuned" and ids.size <= 4096 else ():
             model.set_attn_implementation(kind)

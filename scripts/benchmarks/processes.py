@@ -26,7 +26,7 @@ def import_case() -> Whole:
 
 
 def first_use_case(name: str, folder: Path, batch: int, pos: int, device: str) -> Whole:
-    """From nothing to Q, K and V of a batch: a process that imports, loads and computes once."""
+    """Returns the case of a process that imports, loads, and computes Q, K and V of a batch once."""
     spec = {"kind": "forward", "folder": str(folder), "batch": batch, "pos": pos, "first use": True, "device": device}
 
     def command(side: str, out: Path) -> Sequence[str]:
@@ -41,7 +41,7 @@ def first_use_case(name: str, folder: Path, batch: int, pos: int, device: str) -
 
 
 def study_case(study: str, folders: Sequence[Path], draw: bool, words: Sequence[str], job: dict[str, Any]) -> Whole:
-    """A study, all of the figures that the baselines have: the arrays alone, or the pictures too.
+    """Returns the case of a study with all figures of the baselines: arrays alone, or pictures too.
 
     Args:
       study: its name.
@@ -67,7 +67,7 @@ def study_case(study: str, folders: Sequence[Path], draw: bool, words: Sequence[
 
 
 def study_difference(ours: Path, theirs: Path) -> float:
-    """Of every array that both sides have and that is not drawn at random, the largest difference."""
+    """Returns the largest difference of all arrays that both sides have and that are not drawn at random."""
     differences = []
     for path in sorted(theirs.glob("*.npz")):
         one, two = (np.load(each, allow_pickle=False) for each in (ours / path.name, path))

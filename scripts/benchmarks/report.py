@@ -1,4 +1,4 @@
-"""What the benchmark says: a table for the terminal, one for scripts/README.md, a chart."""
+"""The benchmark's results as a table for the terminal, one for scripts/README.md, and a chart."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it, of two or three digits."""
+    """Returns a duration with its unit, in two or three digits."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 10 * size or (size > 60 and seconds >= 2 * size):
             return f"{seconds / size:,.1f} {unit}"
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 def _row(result: Result) -> tuple[str, ...]:
     median, cold, memory = result["median seconds"], result["cold seconds"], result["memory"]
     differences = [each for each in result["difference"].values() if each is not None]
-    # A case so long that its first run had to do.
+    # A case so long that only its first run is timed.
     cold_only = median["jaxqkv"] == cold["jaxqkv"]
     return (
         result["case"] + " (cold)" * cold_only,
@@ -48,12 +48,12 @@ HEADING = (
 
 
 def table(results: Sequence[Result]) -> str:
-    """For a terminal."""
+    """Returns the table for a terminal."""
     return Table(heading=HEADING, rows=[_row(each) for each in results]).text()
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """Returns what scripts/README.md has: the machine in a sentence, and a row for each case."""
+    """Returns the text for scripts/README.md: the machine in a sentence, and a row for each case."""
     columns = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
     heading = [HEADING[column] for column in columns]
     lines = [f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1)]
@@ -80,7 +80,7 @@ def write_readme(path: Path, mark: str, content: str) -> None:
 
 
 def chart(results: Sequence[Result], path: Path) -> None:
-    """How many times faster jaxqkv is than each baseline, and what part of their memory it takes."""
+    """Draws how many times faster jaxqkv is than each baseline, and its share of their memory."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 1.4 + 0.42 * len(results)), layout="constrained")

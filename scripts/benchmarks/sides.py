@@ -1,4 +1,4 @@
-"""A side of a case in its process, and how its arrays reach the device and come back."""
+"""A side of a case in its process, and the transfer of its arrays to the device and back."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# A case as it goes to each side's process.
+# A case as sent to each side's process.
 Spec = dict[str, Any]
 
 
@@ -15,10 +15,10 @@ class Work:
     """One side of a case.
 
     Attributes:
-      run: computes the result, and returns when it is there.
-      result: makes it an array to compare with the other sides'.
-      device_peak: bytes of the accelerator's memory that were taken at most, if it has its own.
-      settle: called once after the first run, to choose what is faster.
+      run: computes the result, and returns when it is ready.
+      result: converts it to an array to compare with the other sides'.
+      device_peak: peak bytes of the accelerator's own memory, if it has any.
+      settle: called once after the first run, to choose the faster variant.
     """
 
     run: Callable[[], Any]
@@ -28,7 +28,7 @@ class Work:
 
 
 def on_torch(device: str) -> tuple[Callable[[Any], Any], Callable[[], None], Callable[[], int | None]]:
-    """Arrays to the device; waiting for it; its memory's peak."""
+    """Returns functions that move arrays to the device, wait for it, and return its peak of memory."""
     import torch
 
     def put(values: Any) -> Any:

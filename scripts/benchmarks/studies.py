@@ -1,4 +1,4 @@
-"""What is run of each study: checkpoints, figures, texts and options, the same for all three sides."""
+"""Checkpoints, figures, texts and options of each timed study, the same for all three sides."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from benchmarks.measuring import BenchmarkError
 from jaxqkv.studies.stimuli import alice, stimuli
 from jaxqkv.text.corpora import PYTHON_DOCS, open_corpus
 
-# Of a token at most, so that there are enough.
+# Upper bound on a token's characters, so that a text has enough tokens.
 CHARACTERS = 6
-# Arrays of prediction-divergence's figure 6 that its permutations decide.
+# Arrays of prediction-divergence's figure 6 that depend on its permutations.
 BY_CHANCE = (
     *("null_mean", "null_low", "null_high"),
     *("p", "q_value", "difference_p", "difference_q_value", "p_shift"),
@@ -24,15 +24,15 @@ class StudyCase:
     """A study as it is timed.
 
     Attributes:
-      quick, full, demo: checkpoints by the benchmark's size; none where it is not run.
-      figures: those that the baselines compute; all of them unless given.
-      texts: gives the texts that the baselines get.
-      text_file, corpus: whether jaxqkv gets the texts too, in a file, or as the documents of a corpus.
-      counted: whether it is about a whole corpus, which takes the place of texts.
-      options: of the command and of the baselines' job alike.
-      small: options that are others with `--demo` and in tests.
-      drawn: whether the baselines have the pictures too.
-      random: arrays of figures that each side draws with its own generator, or that have no digits to compare.
+      quick, full, demo: checkpoints by the benchmark's size; empty if it is not run.
+      figures: figures that the baselines compute; all of them by default.
+      texts: returns the texts for the baselines.
+      text_file, corpus: whether jaxqkv also gets the texts, in a file or as the documents of a corpus.
+      counted: whether it counts a whole corpus, which replaces the texts.
+      options: of both the command and the baselines' job.
+      small: options that replace these with `--demo` and in tests.
+      drawn: whether the baselines also draw the pictures.
+      random: arrays that are not compared: drawn with each side's own generator, or without comparable digits.
     """
 
     full: tuple[str, ...]
@@ -58,7 +58,7 @@ class StudyCase:
 
 
 def stuttered() -> list[str]:
-    """Returns Alice with every third word said twice: what a model with random weights predicts is the same again."""
+    """Returns Alice with every third word said twice, since random weights predict the same token again."""
     words = alice().split()
     return [" ".join(f"{word} {word}" if place % 3 == 0 else word for place, word in enumerate(words))]
 
@@ -70,7 +70,7 @@ def passages() -> list[str]:
 
 
 def _random(**figures: Iterable[str]) -> frozenset[tuple[str, str]]:
-    """Returns pairs of a figure and an array; a figure's name may begin with an underscore here."""
+    """Returns pairs of a figure and an array; figures' names may begin with an underscore here."""
     return frozenset((figure.removeprefix("_"), name) for figure, names in figures.items() for name in names)
 
 
@@ -150,12 +150,12 @@ STUDIES = {
 
 
 def inputs(study: str, folder: Path, small: bool, corpus: list[str] | None = None) -> tuple[list[str], dict[str, Any]]:
-    """Writes the texts of a study in a folder, and returns the command's words and the baselines' job.
+    """Writes the texts of a study to a folder, and returns the command's words and the baselines' job.
 
     Args:
       study: its name.
-      folder: where files go.
-      small: with the options in small.
+      folder: of the files.
+      small: whether to use the small options.
       corpus: of a study that counts one; python-docs unless given.
     """
     case = STUDIES[study]
@@ -179,7 +179,7 @@ def inputs(study: str, folder: Path, small: bool, corpus: list[str] | None = Non
 
 
 def write_corpus(path: Path, documents: Iterable[str], tokens: int) -> Path:
-    """Writes documents as a .jsonl file, text for so many tokens; over and over, if there is less."""
+    """Writes documents as a .jsonl file with text for so many tokens, repeated if there is less."""
     characters = 0
     with path.open("w") as file:
         while characters < CHARACTERS * tokens:

@@ -1,4 +1,4 @@
-"""Sweeps: the difference of two logits with each head of a model silenced alone."""
+"""Sweeps: the logit difference with each head of a model silenced alone."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ def sweep(side: str, spec: Spec) -> Work:
 
 
 def _about_mean(scores: np.ndarray) -> np.ndarray:
-    """Scores about their mean: a head changes little of the score, and what it changes is to be compared."""
+    """Returns scores about their mean, since a head changes little of the score and the change is compared."""
     scores = np.asarray(scores, np.float64)
     return scores - scores.mean()
 

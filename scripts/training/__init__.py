@@ -1,1 +1,1 @@
-"""How the two bundled checkpoints are trained; run by `scripts/train_demo.py`."""
+"""The training of the two bundled checkpoints, run by `scripts/train_demo.py`."""

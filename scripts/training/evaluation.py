@@ -1,4 +1,4 @@
-"""What the checkpoints can do, measured on what training never saw."""
+"""Measures of the checkpoints on held-out texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ WINDOWS, BATCH = 128, 16
 RANGES = ((1, 64), (64, 128), (128, 256))
 PERIOD, MASKED = 64, 0.15
 SENTENCES = 400
-# A study's own two sentences; neither the pair of names nor the place with the thing was trained on.
+# The two sentences of a study; neither the pair of names nor the place with the thing occurs in training.
 STUDIED = (
     Sentence("When Mike and Emma went to the cafe, Emma gave a coffee to", "Mike", "Emma"),
     Sentence("When Mike and Emma went to the cafe, Mike gave a coffee to", "Emma", "Mike"),
@@ -86,7 +86,7 @@ def attention_back(model: Model, ids: np.ndarray, back: int, first: int) -> np.n
 
 
 def repeated_random(model: Model, count: int, period: int, seed: int) -> np.ndarray:
-    """Returns `[count, 2 · period]`: random tokens that come twice."""
+    """Returns `[count, 2 · period]`: random tokens, said twice."""
     generator = np.random.default_rng(seed)
     first = 1 if isinstance(model.config, GPT2Config) else len(BERT_SPECIALS)
     rows = [repeated_tokens(generator, first, model.config.vocab_size, period, 2 * period) for _ in range(count)]
@@ -94,7 +94,7 @@ def repeated_random(model: Model, count: int, period: int, seed: int) -> np.ndar
 
 
 def name_scores(model: Model, sentences: list[Sentence]) -> np.ndarray:
-    """Returns, for each sentence, logit(the name that comes next) − logit(the other); BERT's at a [MASK] before "."."""
+    """Returns logit(next name) − logit(other name) of each sentence; BERT's at a [MASK] before "."."""
     names = [[f" {sentence.answer}", f" {sentence.other}"] for sentence in sentences]
     ids = np.array([[model.tokenizer.single_token(name) for name in pair] for pair in names])
     if isinstance(model.config, GPT2Config):
@@ -110,7 +110,7 @@ def name_scores(model: Model, sentences: list[Sentence]) -> np.ndarray:
 
 
 def unigram_loss(text: np.ndarray, held_out: np.ndarray, vocab: int) -> float:
-    """Returns the held-out loss of a model that knows nothing but how frequent tokens are."""
+    """Returns the held-out loss of a model that knows only how frequent tokens are."""
     counts = np.bincount(text, minlength=vocab) + 1.0
     return float(-np.log(counts / counts.sum())[held_out].mean())
 
@@ -151,7 +151,7 @@ def evaluate(model: Model, documents: list[str], seed: int = 1) -> dict[str, flo
 def names_measures(model: Model, seed: int) -> dict[str, float]:
     """Returns how often, of held-out pairs of names, the right one is more probable than the other.
 
-    Nothing but NaN, with a name that says why, where the tokenizer has no single tokens for them.
+    Only NaN, under a name that says why, if the tokenizer has no single tokens for them.
     """
     pieces = model.tokenizer.encode([f" {name}" for name in NAMES], special_tokens=False)
     unknown = [name for name, ids in zip(NAMES, pieces, strict=True) if len(ids) != 1]

@@ -1,4 +1,4 @@
-"""The training itself: restartable, the same numbers however often it is interrupted."""
+"""The training loop, which can be interrupted and resumed without a change of the numbers."""
 
 import functools
 import json
@@ -27,13 +27,13 @@ from training.sentences import make_sentences
 from training.sizes import BERT_SPECIALS, MICROBATCH, WINDOWS
 from training.texts import save_tokenizer, separator, split, token_stream, train_tokenizer
 
-SENTENCES = 20_000  # made, for the tokenizer and the mixture
+SENTENCES = 20_000  # made sentences for the tokenizer and the mixture
 MASKED_IN_TESTS = 0.15  # as in Devlin et al. 2018
 REPORT_EVERY, TEST_WINDOWS = 250, 64
 
 
 class Data(NamedTuple):
-    """What one model is trained and tested on: its tokenizer, sources of windows, and held-out text in a row."""
+    """Data of one model: its tokenizer, sources of training windows, and held-out text in a row."""
 
     tokenizer: tokenizers.Tokenizer
     sources: Sources
@@ -41,7 +41,7 @@ class Data(NamedTuple):
 
 
 class State(NamedTuple):
-    """A training between two steps: how many are done, of how many, parameters, the optimiser's state, the curve.
+    """State of a training between two steps: steps done and in all, parameters, optimiser's state, curve.
 
     Attributes:
       recent: losses of the steps since the last report.
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
 
 def prepare(config: Config, documents: list[str], work: Path, seed: int) -> Data:
-    """Returns the data; the tokenizer is trained, or read where `work` has it already."""
+    """Returns the data; the tokenizer is trained, or read if `work` already has it."""
     training, held_out = split(documents)
     sentences = make_sentences(SENTENCES, seed)
     if (work / "tokenizer.json").exists():
@@ -73,7 +73,7 @@ def prepare(config: Config, documents: list[str], work: Path, seed: int) -> Data
 
 def make_task(config: Config, data: Data, ids: np.ndarray, weights: np.ndarray, generator: np.random.Generator,
               masked: float = MASKED) -> tuple[np.ndarray, ...]:  # fmt: skip
-    """Returns windows as `mean_loss` takes them."""
+    """Returns a task for `mean_loss` from windows."""
     if isinstance(config, GPT2Config):
         return ids, weights
     cls, sep, mask = (data.tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
@@ -81,7 +81,7 @@ def make_task(config: Config, data: Data, ids: np.ndarray, weights: np.ndarray, 
 
 
 def task_of_step(config: Config, data: Data, seed: int, step: int) -> tuple[np.ndarray, ...]:
-    """Returns what a step learns from, in microbatches; nothing else decides it than the arguments."""
+    """Returns the task of a step in microbatches, which depends only on the arguments."""
     generator = np.random.default_rng((seed, step))
     ids, weights = draw(data.sources, generator, WINDOWS, config.n_positions)
     task = make_task(config, data, ids, weights, generator)
@@ -89,7 +89,7 @@ def task_of_step(config: Config, data: Data, seed: int, step: int) -> tuple[np.n
 
 
 def fresh_params(config: Config, work: Path, seed: int) -> Any:
-    """Returns `{"model": …}` as a checkpoint of that config begins, and for BERT its `head`."""
+    """Returns freshly initialised `{"model": …}` of that config, and for BERT its `head`."""
     (work / "config.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
     params: dict[str, Any] = {"model": jaxqkv.load(f"random:{work}", seed=seed).params()}
     if isinstance(config, BertConfig):
@@ -100,7 +100,7 @@ def fresh_params(config: Config, work: Path, seed: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
 def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
-    """Makes one step of so many: returns parameters, the optimiser's state, and the loss before it."""
+    """Makes one step, and returns parameters, the optimiser's state, and the loss before it."""
 
     def add(total: Any, microbatch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, microbatch, config)), None
@@ -129,7 +129,7 @@ def held_out_loss(params: Any, config: Config, data: Data, seed: int) -> float:
 
 
 def save_state(path: Path, state: State, source: np.ndarray) -> None:
-    """Writes the state and what it comes from, the seed and sums over the tokens; at no moment is there half a one."""
+    """Writes the state and its source (seed and sums over the tokens); the file is never incomplete."""
     leaves = jax.tree.leaves((state.params, state.optimiser))
     arrays = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
     part = path.with_suffix(".part.npz")
@@ -141,8 +141,8 @@ def load_state(path: Path, like: State, source: np.ndarray) -> State:
     """Reads a state of the same shapes as `like`, to go on to its number of steps.
 
     Raises:
-      SystemExit: when it comes from something else than `source`, or when the number of steps is other than the
-        state's own, and the rate of the one or the other falls already.
+      SystemExit: if its source is not `source`, or if the number of steps differs from the state's own and the
+        learning rate of either already falls.
     """
     with np.load(path, allow_pickle=False) as file:
         if not np.array_equal(file["source"], source):
@@ -179,18 +179,18 @@ def write_checkpoint(params: Any, config: Config, data: Data, folder: Path) -> N
 
 def train(name: str, config: Config, documents: list[str], out: Path, steps: int, *, seed: int = 0,
           resume: bool = False, save_minutes: float = 5, stop_at: int | None = None) -> None:  # fmt: skip
-    """Trains one checkpoint, and writes it to `out/name`; its state is in `out/.name`, and stays there.
+    """Trains one checkpoint, and writes it to `out/name`; its state stays in `out/.name`.
 
     Args:
       name: of the checkpoint.
       config: of the model.
-      documents: what to train on.
+      documents: texts to train on.
       out: folder for the checkpoint.
       steps: in all.
       seed: of fresh weights and windows.
-      resume: goes on from the saved state.
-      save_minutes: from one saved state to the next.
-      stop_at: a step to save the state at and end, before all is done.
+      resume: whether to continue from the saved state.
+      save_minutes: minutes between two saved states.
+      stop_at: the step at which to save the state and end early.
     """
     work = out / f".{name}"
     if not resume:

@@ -1,24 +1,24 @@
-"""Windows of tokens to train on: text, repetitions, and made sentences, drawn anew for every step."""
+"""Training windows of tokens: text, repetitions and made sentences, drawn anew for every step."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Of the windows; the rest is text as it stands.
+# Shares of the windows; the rest is unchanged text.
 RANDOM_REPEATED, PASSAGE_REPEATED, SENTENCES = 0.06, 0.04, 0.10
-# Lengths of what is repeated, in tokens: the shortest, and as a part of a window the longest.
+# Lengths of repeated passages: the shortest in tokens, the longest as a fraction of a window.
 SHORTEST, LONGEST_RANDOM, LONGEST_PASSAGE = 16, 0.5, 0.4
-MASKED = 0.2  # of a window's tokens; BERT's 0.15 and a little more, since a short training gains by more predictions
+MASKED = 0.2  # share of a window's tokens; above BERT's 0.15, since a short training gains by more predictions
 
 
 class Sources(NamedTuple):
-    """What windows are cut from.
+    """Sources of windows.
 
     Attributes:
       text: ids of all texts in a row.
       sentences: ids of made sentences in a row, each with a separator after it.
       separator: its id.
-      first: lowest id that is no special token.
+      first: lowest id of an ordinary token.
       vocab: number of ids.
     """
 
@@ -38,13 +38,13 @@ def windows(stream: np.ndarray, generator: np.random.Generator, count: int, leng
 def sentence_windows(
     stream: np.ndarray, end: int, generator: np.random.Generator, count: int, length: int
 ) -> np.ndarray:
-    """Returns windows of made sentences, each of which begins with a sentence."""
+    """Returns windows of made sentences, each beginning with a whole sentence."""
     begins = np.flatnonzero(stream[: len(stream) - length] == end) + 1
     return stream[generator.choice(begins, count)[:, None] + np.arange(length)]
 
 
 def repeated_tokens(generator: np.random.Generator, first: int, vocab: int, period: int, length: int) -> np.ndarray:
-    """Returns random tokens `[length]` that come again after every `period`."""
+    """Returns random tokens `[length]` that repeat after every `period`."""
     return np.resize(generator.integers(first, vocab, period), length).astype(np.int32)
 
 
@@ -64,7 +64,7 @@ def draw(sources: Sources, generator: np.random.Generator, count: int, length: i
 
     Returns:
       ids `[count, length]`, and weights of the same shape and of mean 1: how much a token counts when it is
-      predicted from what comes before. Random tokens that come for the first time count nothing.
+      predicted from what comes before. Random tokens count nothing the first time they occur.
     """
     ids, weights = windows(sources.text, generator, count, length), np.ones((count, length), np.float32)
     kind = generator.random(count)
@@ -84,7 +84,7 @@ def mask_tokens(
     ids: np.ndarray, generator: np.random.Generator, ends: tuple[int, int], mask: int, first: int, vocab: int,
     masked: float = MASKED,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """BERT's task. Source: Devlin et al. 2018, §3.1.
+    """Returns BERT's task. Source: Devlin et al. 2018, §3.1.
 
     Half of the windows stand between [CLS] and [SEP]. Of the chosen tokens 80 % become [MASK], 10 %
     a random token, and 10 % stay.

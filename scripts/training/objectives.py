@@ -1,4 +1,4 @@
-"""The losses, of the package's own forward pass, and BERT's head and positions, which the package has no use for."""
+"""Losses of the package's own forward pass, and BERT's masked-token head and initial positions."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
 
-CHUNK = 256  # tokens whose logits are in the cache together
+CHUNK = 256  # tokens whose logits fit in the processor's cache
 
 
 def fresh_head(config: Config) -> dict[str, np.ndarray]:
@@ -30,9 +30,9 @@ def fresh_head(config: Config) -> dict[str, np.ndarray]:
 
 
 def sinusoids(config: Config) -> np.ndarray:
-    """Returns position embeddings `[pos, embed]` to start BERT from, as in Vaswani et al. 2017, in the size of words'.
+    """Returns BERT's initial position embeddings `[pos, embed]`, as in Vaswani et al. 2017, scaled like words'.
 
-    From random ones, 256 positions take longer to find their neighbours than this training lasts.
+    From random ones, 256 positions need more steps to find their neighbours than this training has.
     """
     angles = np.arange(config.n_positions)[:, None] / 10_000 ** (np.arange(0, config.n_embd, 2) / config.n_embd)
     waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -43,7 +43,7 @@ def sinusoids(config: Config) -> np.ndarray:
 def next_token_loss(hidden: jax.Array, embedding: jax.Array, truth: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns Σ weight · cross-entropy in nats of the product with the output embedding.
 
-    The logits are made for `CHUNK` tokens at a time and their gradient at once, so that they stay in the cache.
+    The logits of `CHUNK` tokens are computed at a time, with their gradient, so that they stay in the cache.
 
     Args:
       hidden: `[token, embed]`.
@@ -102,7 +102,7 @@ def mean_loss(params: Any, task: tuple[jax.Array, ...], config: Config) -> jax.A
 
 
 def head_tensors(head: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the masked-token head under the names that `BertForMaskedLM` reads."""
+    """Returns the masked-token head under the names of `BertForMaskedLM`."""
     at = "cls.predictions"
     return {
         f"{at}.transform.dense.weight": head["dense"].T,

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks, AdamW for all else, and how fast they learn.
+"""Muon for the matrices of the blocks, AdamW for all else, and their learning rates.
 
 Source of Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
 """
@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# A quintic whose iteration takes singular values in (0, 1] near 1.
+# Coefficients of a quintic whose iteration brings singular values in (0, 1] near 1.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
-# Largest steps: of matrices in the spectral norm, of other parameters each.
+# Largest steps: of matrices in the spectral norm, of other parameters by entry.
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
-# Decay of matrices and embeddings, as a part of the rate.
+# Decay of matrices and embeddings, as a fraction of the rate.
 WEIGHT_DECAY = 0.05
-# Steps in which the rate rises, and the percentage of all steps in which it falls to nothing.
+# Steps in which the rate rises, and percentage of all steps in which it falls to 0.
 WARM_UP, DECAY_PERCENT = 200, 35
 
 
@@ -33,7 +33,7 @@ def orthogonalised(matrices: jax.Array) -> jax.Array:
 
 
 def scale_by_muon() -> optax.GradientTransformation:
-    """Momentum, orthogonalised; matrices of one shape are taken together, which compiles and runs faster."""
+    """Returns orthogonalised momentum; matrices of one shape are stacked, which compiles and runs faster."""
 
     def update(gradients: Any, momentum: Any, params: Any = None) -> tuple[Any, Any]:
         momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, gradients)
@@ -50,21 +50,21 @@ def scale_by_muon() -> optax.GradientTransformation:
 
 
 def decay_start(steps: Any) -> Any:
-    """Returns the step at which the rate of a run of so many steps begins to fall."""
+    """Returns the step at which the rate begins to fall in a run of so many steps."""
     return steps - steps * DECAY_PERCENT // 100
 
 
 def relative_rate(step: Any, steps: Any) -> jax.Array:
-    """Returns the rate as a part of the largest: it rises, stays, and falls to nothing.
+    """Returns the rate as a fraction of the largest: it rises, stays, and falls to 0.
 
-    Before `decay_start` it is the same whatever the number of steps, so that a saved state can be taken on to more.
+    Before `decay_start` it does not depend on the number of steps, so that a saved state can be continued to more.
     """
     fall = jnp.maximum(1, steps - decay_start(steps))
     return jnp.minimum(1.0, jnp.minimum((step + 1) / WARM_UP, (steps - step) / fall))
 
 
 def optimiser(steps: Any) -> optax.GradientTransformation:
-    """Returns the optimiser of a run of so many steps, for parameters as `forward` takes them, or a tree of such."""
+    """Returns the optimiser of a run of so many steps, for parameters of `forward` or a tree of them."""
 
     def kinds(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(

@@ -1,6 +1,6 @@
-"""Made sentences with two names, of which one is to come again: "When A and B went to the P, A gave a T to" → B.
+"""Made sentences with two names, one of which comes again: "When A and B went to the P, A gave a T to" → B.
 
-Some pairs of names and one template are held out, to tell what was learnt from what was seen.
+Some pairs of names and one template are held out, to test generalisation.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ THINGS = [
     "pen", "coffee", "picture", "horse", "hat", "box", "paper", "dog", "cup", "gift", "stone", "bag", "map", "song",
     "coin",
 ]  # fmt: skip
-# {a} and {b} are the names, {s} is the one of them that acts and {o} the other.
+# Templates: {a} and {b} are the names, {s} is the one that acts and {o} the other.
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {s} gave a {thing} to {o}.",
     "After {a} and {b} came to the {place}, {s} handed a {thing} to {o}.",
@@ -34,7 +34,7 @@ TEMPLATES = (
     "At the {place} there were {a} and {b}, and {s} gave the {thing} to {o}.",
 )
 HELD_OUT_TEMPLATE = "As {a} and {b} waited at the {place}, {s} passed a {thing} to {o}."
-# Pairs that studies use; a fifth of the others is held out as well.
+# Held-out pairs, which studies use; a fifth of the others is also held out.
 HELD_OUT_PAIRS = (("Mike", "Emma"), ("John", "Mary"))
 HELD_OUT_SCENE = ("cafe", "coffee")
 
@@ -43,7 +43,7 @@ class Sentence(NamedTuple):
     """A sentence up to its last word, that word, and the other name.
 
     Attributes:
-      prompt: without a space at its end.
+      prompt: the sentence without its last word, and without a final space.
       answer: the name that comes next.
       other: the name that acts.
     """
@@ -54,14 +54,14 @@ class Sentence(NamedTuple):
 
 
 def is_held_out(a: str, b: str) -> bool:
-    """Whether no sentence to train on has these two names, in either order."""
+    """Returns whether no training sentence has these two names, in either order."""
     if (a, b) in HELD_OUT_PAIRS or (b, a) in HELD_OUT_PAIRS:
         return True
     return (NAMES.index(a) + NAMES.index(b)) % 5 == 0
 
 
 def make_sentence(generator: np.random.Generator, held_out: bool, template: str | None = None) -> Sentence:
-    """Returns a random sentence, of a pair of names that is held out or not, and of a random template unless given."""
+    """Returns a random sentence from held-out or other pairs of names, and from a random template unless given."""
     template = template or TEMPLATES[generator.integers(len(TEMPLATES))]
     while True:
         a, b = (NAMES[index] for index in generator.choice(len(NAMES), 2, replace=False))
@@ -74,7 +74,7 @@ def make_sentence(generator: np.random.Generator, held_out: bool, template: str 
 
 
 def make_sentences(count: int, seed: int) -> list[str]:
-    """Returns whole sentences to train on."""
+    """Returns whole training sentences."""
     generator = np.random.default_rng(seed)
     sentences = (make_sentence(generator, held_out=False) for _ in range(count))
     return [f"{sentence.prompt} {sentence.answer}." for sentence in sentences]

@@ -1,4 +1,4 @@
-"""What the two bundled checkpoints are, and the step that they are trained by."""
+"""Configs of the two bundled checkpoints, and the size of a training step."""
 
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
@@ -27,5 +27,5 @@ CONFIGS: dict[str, Config] = {
 }
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
-# Windows of `LENGTH` tokens in a step, and those whose gradient is taken at once, which stay in the cache.
+# Windows of `LENGTH` tokens in a step, and in a microbatch, which stays in the processor's cache.
 WINDOWS, MICROBATCH = 16, 8

@@ -1,4 +1,4 @@
-"""Texts to train on, their tokenizers, and their tokens in a row."""
+"""Training texts, tokenizers trained on them, and streams of their token ids."""
 
 import json
 import pydoc_data.topics
@@ -14,7 +14,7 @@ from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
 from training.sizes import BERT_SPECIALS, END
 
-ALPHABET = 200  # characters that BERT's tokenizer knows, the most frequent ones
+ALPHABET = 200  # number of characters in BERT's vocabulary, the most frequent ones
 
 
 def read_documents(folder: Path) -> list[str]:
@@ -29,13 +29,13 @@ def read_documents(folder: Path) -> list[str]:
 
 
 def split(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the first nineteen twentieths of every document, and the rest, which is held out."""
+    """Returns the first nineteen twentieths of every document, and the held-out rest."""
     cuts = [len(document) * 19 // 20 for document in documents]
     return [d[:c] for d, c in zip(documents, cuts, strict=True)], [d[c:] for d, c in zip(documents, cuts, strict=True)]
 
 
 def train_tokenizer(config: Config, texts: list[str]) -> tokenizers.Tokenizer:
-    """Returns a tokenizer of the config's vocabulary, the same for the same texts.
+    """Returns a tokenizer with the config's vocabulary size, the same for the same texts.
 
     Byte-level BPE for GPT-2, lower-cased WordPiece for BERT.
     """
@@ -91,7 +91,7 @@ def _word_pieces(config: Config, texts: list[str]) -> tokenizers.Tokenizer:
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, config: Config, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json as `transformers` reads them."""
+    """Writes tokenizer.json and tokenizer_config.json for `transformers`."""
     if isinstance(config, GPT2Config):
         about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END}
     else:
@@ -103,12 +103,12 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, config: Config, folder: Path
 
 
 def separator(tokenizer: tokenizers.Tokenizer, config: Config) -> int:
-    """Returns the id of the token that stands between texts."""
+    """Returns the id of the token between texts."""
     return tokenizer.token_to_id(END if isinstance(config, GPT2Config) else "[SEP]")
 
 
 def token_stream(tokenizer: tokenizers.Tokenizer, config: Config, texts: list[str]) -> np.ndarray:
-    """Returns all texts' ids in one row, with a separator after each."""
+    """Returns the ids of all texts in one row, with a separator after each."""
     end = separator(tokenizer, config)
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return np.concatenate([np.array([*encoding.ids, end], np.int32) for encoding in encodings])

@@ -13,7 +13,7 @@ from jaxqkv.studies.study import Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenFrequencyOptions(Options, Running, Documents, Significance, Devices, Job):
-    """Tokens that are counted, and the batch that is run."""
+    """Options of the tokens that are counted and of the batch that is run."""
 
     tokens: int = option(1_000_000, "tokens to count at least", parse=whole_number(1), metavar="N")
     batch: int = option(64, "documents to run", parse=whole_number(1), metavar="N")

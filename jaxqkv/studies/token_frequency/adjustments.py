@@ -1,4 +1,4 @@
-"""Figures of the tokens, and of what attention adds to the residual stream at frequent and rare ones."""
+"""Figures of the tokens, and of what attention adds to the residual stream at frequent and rare tokens."""
 
 import numpy as np
 from jaxtyping import Float, Int

@@ -1,4 +1,4 @@
-"""Sequences that are run together, and all that is computed from their tokens alone, made while others run."""
+"""Sequences that are run together, with what is computed from their tokens while earlier ones run."""
 
 import dataclasses
 import itertools
@@ -24,12 +24,12 @@ class Chunk:
     """Sequences that are run together.
 
     Attributes:
-      numbers: which ones of the batch.
-      place: from where reading finds what comes after them.
+      numbers: their indices in the batch.
+      place: where reading continues after them.
       ids: their tokens.
-      log_frequency: of those; NaN for a token that was never counted.
+      log_frequency: of these tokens; NaN for a token that was never counted.
       edges: of each sequence's bins of pairs.
-      occurrences: of each sequence's distinct tokens, if they are asked for.
+      occurrences: of each sequence's distinct tokens, if requested.
       inputs: the bin of each pair, on the device where that can be; −1 for a pair in none. `PairInputs` if distinct
         tokens are asked for.
     """
@@ -51,12 +51,12 @@ def chunks(
     mesh: Mesh | None,
     distinct: bool = False,
 ) -> Iterator[Chunk]:
-    """Yields so many rows together.
+    """Yields chunks of so many rows.
 
     Args:
       rows: the sequences of this process.
-      together: how many make a chunk.
-      counts: of the corpus; without them no frequency is known.
+      together: sequences in a chunk.
+      counts: of the corpus; None leaves all frequencies unknown.
       binned: whether the pairs of each sequence are put into bins.
       mesh: of the model.
       distinct: whether the distinct tokens of each sequence are found.

@@ -1,4 +1,4 @@
-"""Tests of `--significance`: does the correlation with a token's frequency go beyond chance?"""
+"""Tests of `--significance`: whether correlations with the frequency of tokens exceed chance."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxqkv.studies.significance import q_values
 
 
 class TokenSums(NamedTuple):
-    """Of the distinct tokens of a batch.
+    """Sums over the occurrences of each distinct token of a batch.
 
     Attributes:
       occurrences: of each.

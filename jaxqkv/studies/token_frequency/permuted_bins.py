@@ -1,8 +1,8 @@
-"""Null of figure 6 with `--significance`: all pairs binned anew by permuted frequencies.
+"""Null distribution of figure 6 with `--significance`: all pairs binned anew by permuted frequencies.
 
 The frequencies of the batch's distinct tokens are permuted over these tokens. The sum of two log frequencies depends
-on the unordered pair of tokens alone, so that a permutation takes the sums over such pairs, which the device has made,
-and no score again.
+only on the unordered pair of tokens, so that a permutation uses the sums over such pairs from the device, and computes
+no score again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ class TokenPairs(NamedTuple):
     """Unordered pairs of one sequence's distinct tokens, as the lower triangle, row by row.
 
     Attributes:
-      tokens: which ones of the batch's distinct tokens the sequence has.
+      tokens: indices of the sequence's tokens among the batch's distinct tokens.
       occurrences: of each.
       one, other: the tokens of each pair.
       weights: how many ordered pairs of positions have these tokens.
@@ -45,7 +45,7 @@ class TokenPairs(NamedTuple):
 def cut_sums(
     sums: Float[np.ndarray, "layer sequence 2 pair"], occurrences: Int[np.ndarray, "sequence token"]
 ) -> Float[np.ndarray, "row 2 layer"]:
-    """Returns what the reducer keeps as TOKEN_PAIRS, a row for each pair of tokens that a sequence has."""
+    """Returns the reducer's TOKEN_PAIRS, a row for each pair of tokens that a sequence has."""
     sizes = (occurrences > 0).sum(axis=1)
     parts = [sums[:, row, :, : size * (size + 1) // 2] for row, size in enumerate(sizes)]
     return np.concatenate([part.transpose(2, 1, 0) for part in parts])
@@ -54,12 +54,12 @@ def cut_sums(
 def token_pairs(
     ids: Int[np.ndarray, "sequence pos"], sums: Float[np.ndarray, "pair 2 layer"], tokens: Int[np.ndarray, "token"]
 ) -> Iterator[TokenPairs]:
-    """Yields the pairs of each sequence in which a token is that has a frequency.
+    """Yields the pairs of each sequence that has a token with a known frequency.
 
     Args:
       ids: of the sequences.
       sums: from `cut_sums`, of all of them.
-      tokens: the batch's distinct tokens that have a frequency, rising.
+      tokens: the batch's distinct tokens that have a frequency, in ascending order.
     """
     start = 0
     for row in ids:
@@ -81,7 +81,7 @@ def binned_pairs_of_tokens(
 ) -> tuple[Bool[np.ndarray, "bin"], Float[np.ndarray, "bin"], Float[np.ndarray, "bin moment"]]:
     """Returns which bins have pairs, the centres of all, and mean and standard deviation of the score in each layer.
 
-    As `percentile_edges`, `bin_index` and `binned_moments` of every pair of positions.
+    Equals `percentile_edges`, `bin_index` and `binned_moments` of every pair of positions.
 
     Args:
       pairs: of one sequence.
@@ -125,9 +125,9 @@ def binned_sums(
     Args:
       sequences: each with its pairs.
       frequency: log frequency of each of the batch's distinct tokens.
-      orders: of each permutation, the token whose frequency each one gets.
-      layers: how many there are.
-      total: how many sequences there are, for the bar.
+      orders: for each permutation and token, the token whose frequency it gets.
+      layers: number of layers.
+      total: number of sequences, for the progress bar.
     """
     sums = np.zeros((len(orders), BINS, 2 + 2 * layers))
     with (
@@ -147,7 +147,7 @@ def binned_sums(
 
 
 def correlations(sums: Float[np.ndarray, "permutation bin moment"]) -> Float[np.ndarray, "2 permutation layer"]:
-    """Returns r of the averaged centres with the averaged means and standard deviations, as figure 6 has them."""
+    """Returns r of the averaged centres with the averaged means and standard deviations, as in figure 6."""
     count = sums[..., :1]
     averages = np.where(count > 0, sums / np.maximum(count, 1), np.nan).astype(np.float32).swapaxes(1, 2)
     y = averages[:, 2:].reshape(len(sums), 2, -1, BINS)
@@ -170,7 +170,7 @@ def correlation_null(
 ) -> Float[np.ndarray, "2 permutation layer"]:
     """Returns figure 6's `r_mean` and `r_std` of permuted frequencies, the same permutation in all sequences.
 
-    Of several processes each bins its own sequences.
+    Each of several processes bins its own sequences.
 
     Args:
       ids: of this process's sequences.
@@ -194,7 +194,7 @@ def bin_tests(
 ) -> dict[str, Float[np.ndarray, "layer"]]:
     """Returns `p_mean`, `p_std`, `q_value_mean` and `q_value_std` of figure 6's `r_mean` and `r_std`, two-sided.
 
-    A permutation of which r is undefined counts as at least as large.
+    A permutation whose r is undefined counts as at least as large.
     """
     null = np.where(np.isnan(null), np.inf, null)
     p = [np.asarray(permutation_p(each, r)) for each, r in zip(null, observed, strict=True)]

@@ -1,6 +1,6 @@
-"""What is kept of the sequences that have run: sums over all of them, and of each what figures show; on disk too.
+"""The results kept of sequences that have run: sums over all, and arrays by sequence; saved and restored.
 
-The sums do not grow with the batch. What is kept of each sequence does, and is kept only where a figure asks for it.
+The sums do not grow with the batch. Arrays by sequence do, and are kept only if a figure asks for them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxqkv.text.counting import Place, TokenCounts
 
 # Names of arrays: by token or layer, summed over sequences; and smallest values.
 LEFT_OUT, ENDS, MOMENTS, BINS, TOKENS, LOWEST = "left out", "ends", "moments", "bins", "tokens", "lowest"
-# What reading a file raises that is no saved state, or half of one.
+# Errors from reading a file that is no saved state, or an incomplete one.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -38,7 +38,7 @@ class Pool:
     """Sums over sequences, and arrays with a row for each; TOKEN_PAIRS has one for each pair of its distinct tokens.
 
     Attributes:
-      place: from where reading finds what comes after them.
+      place: where reading continues after them.
       numbers: of this process's sequences among all.
       sums: LEFT_OUT, tokens without a frequency; ENDS `[2, pos]`, the ids of the first and last
         sequence; MOMENTS `[layer, 6]` and BINS `[layer, 4, bin]`, see `add_moments` and `add_bins`; TOKENS
@@ -64,7 +64,7 @@ class Pool:
         }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """What is kept of each sequence, `[sequence, …]`."""
+        """Returns an array kept by sequence, `[sequence, …]`."""
         parts = self._each[name]
         if len(parts) > 1:
             parts[:] = [np.concatenate(parts)]
@@ -74,7 +74,7 @@ class Pool:
         self, numbers: Int[np.ndarray, " sequence"], place: Place, ids: Int[np.ndarray, "sequence pos"], batch: int,
         each: Mapping[str, Shaped[np.ndarray, "sequence ..."]],
     ) -> None:  # fmt: skip
-        """More sequences of a batch of so many: those of their arrays that are kept."""
+        """Adds the kept arrays of further sequences of a batch of so many."""
         self.numbers = np.concatenate([self.numbers, numbers])
         self.place = place
         for end, number in enumerate((0, batch - 1)):
@@ -83,7 +83,7 @@ class Pool:
             parts.append(np.asarray(each[name]))
 
     def add_moments(self, x: Float[np.ndarray, "sequence pos"], y: Float[np.ndarray, "layer sequence pos"]) -> None:
-        """n, Σx, Σy, Σx², Σxy and Σy² of each layer, over the pairs whose x is known."""
+        """Adds n, Σx, Σy, Σx², Σxy and Σy² of each layer, over the pairs whose x is known."""
         known = ~np.isnan(x)
         x, y = x[known], y.astype(np.float64)[:, known]
         for layer, values in enumerate(y):
@@ -98,7 +98,7 @@ class Pool:
         x: Float[np.ndarray, "sequence pos"],
         y: Float[np.ndarray, "layer sequence pos"],
     ) -> None:
-        """How often each token occurs, and Σy of each layer by token, over the pairs whose x is known."""
+        """Adds how often each token occurs, and Σy of each layer by token, over the pairs whose x is known."""
         known = ~np.isnan(x)
         vocab = self.sums[TOKENS].shape[1]
         self.sums[TOKENS][0] += np.bincount(ids[known], minlength=vocab)
@@ -111,29 +111,29 @@ class Pool:
         mean: Float[np.ndarray, "layer sequence bin"],
         std: Float[np.ndarray, "layer sequence bin"],
     ) -> None:
-        """How many sequences have something in the bin, and the sums of their centres, means and deviations."""
+        """Adds how many sequences have something in each bin, and their sums of centres, means and deviations."""
         known = ~np.isnan(mean)
         for place, values in enumerate((np.ones_like(centres), centres, mean, std)):
             self.sums[BINS][:, place] += np.where(known, values, 0).sum(axis=1, dtype=np.float64)
 
     def correlations(self) -> Float[np.ndarray, " layer"]:
-        """Pearson's r of x and y in each layer; NaN where either is constant."""
+        """Returns Pearson's r of x and y in each layer; NaN where either is constant."""
         n, x, y, xx, xy, yy = self.sums[MOMENTS].T
         with np.errstate(invalid="ignore", divide="ignore"):
             r = np.clip((xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n)), -1, 1)
-        # What is left of float32's rounding is no spread, as in `kernels.pearson`.
+        # Float32's rounding error does not count as spread, as in `kernels.pearson`.
         ends = np.abs(self.lowest).reshape(-1, 2, 2)
         spread = -self.lowest.reshape(-1, 2, 2).sum(axis=2)
         constant = spread <= np.finfo(np.float32).eps * ends.max(axis=2)
         return np.where(constant.any(axis=1), np.nan, r)
 
     def binned(self) -> BinMoments:
-        """Centres, means and standard deviations, averaged over the sequences that have something in the bin."""
+        """Returns centres, means and standard deviations, averaged over the sequences with something in the bin."""
         count, *totals = np.moveaxis(self.sums[BINS], 1, 0)
         return BinMoments(*(np.where(count > 0, total / np.maximum(count, 1), np.nan) for total in totals))
 
     def joined(self) -> "Pool":
-        """Of all processes, with every sequence in its place; without TOKEN_PAIRS, which stay where they are."""
+        """Returns the pool of all processes, sequences in order; TOKEN_PAIRS are left out and stay in their process."""
         pool = Pool.__new__(Pool)
         pool.place, pool.numbers = self.place, distributed.in_order(self.numbers, self.numbers)
         pool.sums = {name: distributed.total(values[None])[0] for name, values in self.sums.items()}
@@ -146,7 +146,7 @@ class Pool:
     # --- on disk ---
 
     def save(self, path: Path, key: Mapping[str, Any], counts: TokenCounts | None) -> None:
-        """Everything, with the counts and what run it is of; whole or not at all."""
+        """Saves everything, with the counts and the key of the run; the file appears whole or not at all."""
         arrays = {f"sum {name}": values for name, values in self.sums.items()} | {LOWEST: self.lowest}
         arrays |= {f"each {name}": self[name] for name in self._each}
         arrays |= {"numbers": self.numbers, "place": np.array(dataclasses.astuple(self.place))}
@@ -159,10 +159,10 @@ class Pool:
             raise JaxqkvError(f"{path}: the run's state cannot be written ({error.strerror})") from None
 
     def restore(self, path: Path, key: Mapping[str, Any]) -> TokenCounts | None:
-        """Takes everything from a file of `save`, and gives its counts.
+        """Restores everything from a file of `save`, and returns its counts.
 
         Raises:
-          JaxqkvError: when it is of another run, or of no run.
+          JaxqkvError: if the file belongs to another run or to none.
         """
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -186,7 +186,7 @@ class Pool:
 
 
 def saved_key(path: Path) -> dict[str, Any] | None:
-    """What run a file of `Pool.save` is of; None where there is none."""
+    """Returns the key of the run that a file of `Pool.save` belongs to; None if there is no file."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             key: dict[str, Any] = json.loads(str(file["key"]))

@@ -1,4 +1,4 @@
-"""What is kept of a layer for the figures, on the device, and the bins of pairs of tokens, on the host."""
+"""Reductions of a layer for the figures, on the device, and the bins of pairs of tokens, on the host."""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,9 @@ BINS = 40
 # Step between those pairs of a sequence that are shown one by one.
 EVERY = 500
 
-# Names of what `reducer` keeps of a layer.
+# Names of the arrays that `reducer` keeps of a layer.
 ADJUSTMENT, PAIRS, BINNED, TOKEN_PAIRS = "adjustment", "pairs", "binned", "token pairs"
-# Distinct tokens of sequences that are run together are filled up to a multiple of this, so that few programs are made.
+# Numbers of distinct tokens are padded to a multiple of this, so that few programs are compiled.
 WIDTH = 32
 
 
@@ -33,7 +33,7 @@ class PairInputs(NamedTuple):
 
     Attributes:
       bins: the bin of each pair of positions.
-      token: which of the sequence's distinct tokens is at each position; −1 for one without a frequency.
+      token: index of each position's token among the sequence's distinct tokens; −1 for one without a frequency.
       occurrences: of each of these tokens in the sequence; 0 where the sequence has fewer.
     """
 
@@ -99,7 +99,7 @@ def sums_by_tokens(
 
 
 def reducer(names: tuple[str, ...], mesh: Mesh | None) -> Reducer:
-    """Returns a function for `Model.run` that keeps of a layer what is named.
+    """Returns a function for `Model.run` that keeps the named arrays of a layer.
 
     Args:
       names: of ADJUSTMENT, the log norms `[batch, pos]` of the attention outputs; PAIRS, every 500th score
@@ -124,7 +124,7 @@ def pair_sums(log_frequency: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "qu
 
 
 def pair_count(length: int) -> int:
-    """Returns how many pairs of a sequence are shown one by one."""
+    """Returns how many pairs of a sequence are shown singly."""
     return len(range(0, length**2, EVERY))
 
 

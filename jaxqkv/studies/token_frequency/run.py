@@ -1,4 +1,4 @@
-"""The run of the study: the corpus counted, a batch of it, and the layers reduced."""
+"""The run of the study: counts a corpus, runs a batch of it, and reduces the layers."""
 
 import dataclasses
 import json
@@ -33,22 +33,22 @@ from jaxqkv.text.counting import Place, Row, TokenCounts, count_and_rows
 SCORE_LAYER, BINNED_LAYER = 5, 7
 # Sequences that are run together, on each part of a mesh's `data`; the next are read meanwhile.
 TOGETHER = 64
-# Seconds between two savings of the state of a long run.
+# Seconds between two saves of the state of a long run.
 SAVE_EVERY = 30
 
-# Results that are made of layers, and what is kept of a layer for them: of the few that are shown, or of every one.
+# Results made from layers, and the arrays kept for them: of the few layers shown, or of every layer.
 OF_SHOWN_LAYERS = {"adjustments": ADJUSTMENT, "correlations": ADJUSTMENT, "pairs": PAIRS, "bins": BINNED}
 OF_EVERY_LAYER = {"layer_correlations": ADJUSTMENT, "layer_bins": BINNED}
-# Results that take the counts of the corpus. All but the counts themselves take the batch.
+# Results that need the counts of the corpus. All except the counts themselves need the batch.
 COUNTED = {"counts", "left_out", "correlations", "layer_correlations", "bins", "layer_bins"}
 
 
 @STUDY.computation
 class TokenFrequencyRun(Run):
-    """Model and corpus."""
+    """One run of the study: a model and a corpus."""
 
     def __init__(self, options: TokenFrequencyOptions, folder: Path | None = None):
-        # A batch that is run in several parts uses the weights again; of one that is not, none are kept.
+        # Weights are kept only for a batch that is run in several parts, which uses them again.
         self.model = load_model(options, STUDY, stream=None)
         self.config = self.model.config
         self.name = self.model.checkpoint.name
@@ -155,7 +155,7 @@ class TokenFrequencyRun(Run):
         return sorted({layer for each in reductions for layer in chosen[each]})
 
     def _kept_of_each(self, names: Collection[str]) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Returns shape and type of what is kept of every sequence."""
+        """Returns shape and dtype of the arrays kept by sequence."""
         kept: dict[str, tuple[tuple[int, ...], type]] = {}
         if "ids" in names or self.bins_tested:
             kept["ids"] = ((self.length,), np.int32)
@@ -211,7 +211,7 @@ class TokenFrequencyRun(Run):
 
     @property
     def in_parts(self) -> bool:
-        """Whether the batch takes more than a chunk in each process, so that its state is saved."""
+        """Returns whether the batch takes more than a chunk in each process, so that its state is saved."""
         return self.batch_size > self.together * distributed.count()
 
     def _run_batch(self, rows: Iterator[Row], counts: TokenCounts | None, reductions: tuple[str, ...]) -> None:
@@ -276,10 +276,10 @@ class TokenFrequencyRun(Run):
         self.pool.sums[LEFT_OUT] += np.isnan(chunk.log_frequency).sum()
         self.pool.add(chunk.numbers, chunk.place, chunk.ids, self.batch_size, each)
 
-    # --- a run that goes on from a saved state ---
+    # --- a run that continues from a saved state ---
 
     def _key(self, names: Collection[str]) -> dict[str, Any]:
-        """Returns what has to be the same for a saved state to be of this run."""
+        """Returns the settings that a saved state must share with this run."""
         about = {name: value for name, value in self.describe().items() if name not in ("notes", "corpus", "memory")}
         key = about | {
             "corpus": self.corpus.fingerprint,
@@ -293,7 +293,7 @@ class TokenFrequencyRun(Run):
         return as_saved
 
     def _note_other_state(self, batched: bool) -> None:
-        """Notes a saved state that this run does not go on from."""
+        """Notes a saved state that this run does not continue."""
         if self.resume or self.state is None or not (other := saved_key(self.state)):
             return
         if other == self.key:
@@ -303,7 +303,7 @@ class TokenFrequencyRun(Run):
             console.note(f"{self.state} is of another run, interrupted or still running; this one replaces it")
 
     def _resumed(self, state: Path) -> TokenCounts | None:
-        """Takes up the saved state, if every process has one, and returns its counts."""
+        """Restores the saved state, if every process has one, and returns its counts."""
         there = distributed.gather(np.array([state.exists()]))
         if not all(each.all() for each in there):
             self.notes.append(f"there is no saved state in {state.parent}; the run begins with the first document")
@@ -311,7 +311,7 @@ class TokenFrequencyRun(Run):
         return self.pool.restore(state, self.key)
 
     def _start(self) -> Place | None:
-        """Returns where all processes read on: at the place of the one that is least far; None for the beginning."""
+        """Returns the place of the process that has read least, where all continue; None for the beginning."""
         places = np.stack(distributed.gather(np.array([dataclasses.astuple(self.pool.place)])))[:, 0]
         place = Place(*min(places.tolist()))
         return None if place == Place() else place
@@ -322,11 +322,11 @@ class TokenFrequencyRun(Run):
         """Removes the saved states of all processes when the figures are written.
 
         Raises:
-          KeyboardInterrupt: of an interrupted run, with what says from where it goes on, if a state of it was saved.
+          KeyboardInterrupt: if interrupted; the message says how to continue if a state was saved.
         """
         if self.state is None:
             return
-        if kind is None and distributed.index() == 0:  # the others end before the first one has drawn
+        if kind is None and distributed.index() == 0:  # the other processes end before the first has drawn
             for path in self.state.parent.glob(".state*.npz"):
                 if saved_key(path) == self.key:
                     path.unlink(missing_ok=True)
@@ -336,7 +336,7 @@ class TokenFrequencyRun(Run):
     # --- for the captions ---
 
     def of_batch(self, left_out: int) -> str:
-        """Returns how a caption ends, given how many tokens of the batch were never counted."""
+        """Returns the end of a caption, given how many tokens of the batch were never counted."""
         never = ""
         if left_out:
             size = self.batch_size * self.length
@@ -345,13 +345,13 @@ class TokenFrequencyRun(Run):
 
 
 def _state_name() -> str:
-    """Returns the name of the file in which this process saves what it has."""
+    """Returns the name of the file in which this process saves its state."""
     process = "" if distributed.count() == 1 else f"-{distributed.index()}-of-{distributed.count()}"
     return f".state{process}.npz"
 
 
 def undefined(*correlations: Float[np.ndarray, " each"]) -> str:
-    """Returns what a caption says of correlations that there are not."""
+    """Returns a caption's sentence about undefined correlations."""
     count = int(sum(np.isnan(each).sum() for each in correlations))
     size = sum(each.size for each in correlations)
     why = "one side is constant, or there are fewer than two points"

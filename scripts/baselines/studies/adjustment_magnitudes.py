@@ -8,7 +8,7 @@ from baselines.parts import histogram, host, run_layers
 
 
 def _padded(job):
-    """Ids and mask of the texts, padded on the right, `[batch, pos]`."""
+    """Returns ids and mask of the texts, padded on the right, `[batch, pos]`."""
     tokenizer = load_tokenizer(job["models"][0])
     encoded = [torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids) for text in job["texts"]]
     mask = [torch.ones(len(each), dtype=torch.long) for each in encoded]
@@ -80,7 +80,7 @@ def tuned(job):
     last = min(job["positions"], ids.shape[1] - 1)
 
     def fitted(x, y):
-        """Coefficients `[layer, 1 + variable]` of `y` `[layer, n]` by `x` `[…, n, variable]`, in float64."""
+        """Returns coefficients `[layer, 1 + variable]` of `y` `[layer, n]` by `x` `[…, n, variable]`, in float64."""
         x = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1).double()
         return torch.linalg.lstsq(x, y.double()[..., None]).solution[..., 0]
 

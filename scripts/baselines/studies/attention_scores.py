@@ -20,7 +20,7 @@ def notebook(job):
     kept = qkv_by_layer(model, ids)
 
     def heads(each):
-        """Q and K, `[head, pos, head_dim]`."""
+        """Returns Q and K, `[head, pos, head_dim]`."""
         q, k, _ = torch.split(kept[each][0], width, dim=-1)
         return q.view(pos, n_head, head_dim).transpose(0, 1), k.view(pos, n_head, head_dim).transpose(0, 1)
 

@@ -11,7 +11,7 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def _words(job):
-    """Ids and mask of the texts, padded on the right, the place of each word's last token, and its category."""
+    """Returns ids and mask of the texts, padded on the right, the place of each word's last token, and its category."""
     tokenizer = load_tokenizer(job["models"][0])
     names = [line.split()[0] for line in job["texts"]]
     words = [line.split()[1] for line in job["texts"]]
@@ -90,7 +90,7 @@ def notebook(job):
 
 
 def _correlation(x, y, weights):
-    """Weighted correlations `[sample, row]` of `x` and `y` `[row, pair]`, by products with weights `[sample, pair]`."""
+    """Returns weighted correlations `[sample, row]` of `x` and `y` `[row, pair]`, with weights `[sample, pair]`."""
     weights = weights / weights.sum(dim=1, keepdim=True)
     x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
     mean_x, mean_y = weights @ x.T, weights @ y.T
@@ -99,7 +99,7 @@ def _correlation(x, y, weights):
 
 
 def _selectivity(values, within):
-    """Difference, t and average of values `[layer, qkv, pair]`."""
+    """Returns difference, t and average of values `[layer, qkv, pair]`."""
     one, other = (values[..., chosen].double() for chosen in (within, ~within))
     means = one.mean(dim=-1), other.mean(dim=-1)
     squares = (one.var(dim=-1) * (one.shape[-1] - 1)) + (other.var(dim=-1) * (other.shape[-1] - 1))

@@ -10,7 +10,7 @@ from baselines.tuned import BRANCHES, branch_ends, each_head_from
 
 
 def _texts(job):
-    """Ids of the clean text and of the donor, `[1, pos]`, and of the answers."""
+    """Returns ids of the clean text and of the donor, `[1, pos]`, and of the answers."""
     encode = load_tokenizer(job["models"][0]).encode
     texts = [encode(job[name], add_special_tokens=False).ids for name in ("clean", "donor")]
     answers = [encode(word, add_special_tokens=False).ids[0] for word in job["answers"]]
@@ -18,7 +18,7 @@ def _texts(job):
 
 
 def _figures(log_p, scores, shuffled, norm, z, places, patched):
-    """Figures from log probabilities and scores of both texts, the sweeps' scores `[layer, head]`, and the donor's z.
+    """Returns figures from log probabilities and scores of both texts, scores of sweeps `[layer, head]`, and donor's z.
 
     `z` is `[layer, pos, head, head_dim]`, and `norm` that of the clean text's.
     """
@@ -50,7 +50,7 @@ def notebook(job):
     generator = torch.Generator().manual_seed(0)
 
     def run(ids):
-        """Log probabilities and score of the last token, and z of every layer."""
+        """Returns log probabilities and score of the last token, and z of every layer."""
         kept = {}
         handles = [
             block.attn.c_proj.register_forward_pre_hook(

@@ -17,7 +17,7 @@ def _ids(job):
 
 
 def _figures(cosine, silenced_cosine, clean, silenced, found):
-    """Figures from cosines `[layer, pair]`, log probabilities `[vocab]`, and those of a sweep by name."""
+    """Returns figures from cosines `[layer, pair]`, log probabilities `[vocab]`, and those of a sweep by name."""
     head = min(HEAD, found["token"].shape[1] - 1)
     ends = np.array([clean.max(), clean.max()])  # the target is the most probable token
     target, largest = (found[name] - end for name, end in zip(("target", "largest"), ends, strict=True))
@@ -44,7 +44,7 @@ def notebook(job):
     kept = {}
 
     def cosines(edited):
-        """Of hidden states in each layer, and the last token's log probabilities, clean or with a head silenced."""
+        """Returns cosines of hidden states by layer, and the last token's log probabilities, clean or head silenced."""
 
         def change(module, inputs):
             z = inputs[0].clone()
@@ -90,7 +90,7 @@ def tuned(job):
     cosines = []
 
     def change(module, inputs):
-        """Of a clean and an edited text, silences the head in the second."""
+        """Silences the head in the second of two texts, which is the edited one."""
         z = inputs[0].clone()
         z[1].unflatten(-1, (n_head, -1))[:, head] = 0
         return (z, *inputs[1:])

@@ -11,7 +11,7 @@ BINS, WINDOW = 30, 50
 
 
 def _tokens(job, positions):
-    """Tokens from the middle of the text on, and the next of each; and the characters of these."""
+    """Returns tokens from the middle of the text on, the next token of each, and the characters of these."""
     tokenizer = load_tokenizer(job["models"][0])
     ids = tokenizer.encode(job["texts"][0], add_special_tokens=False).ids
     start = len(ids) // 2
@@ -21,7 +21,7 @@ def _tokens(job, positions):
 
 
 def _divergence(one, other):
-    """Jensen and Shannon's, of two histograms."""
+    """Returns the Jensen–Shannon divergence of two histograms."""
     one, other = one / one.sum(), other / other.sum()
     middle = (one + other) / 2
     parts = [part[part > 0] * np.log(part[part > 0] / middle[part > 0]) for part in (one, other)]
@@ -33,7 +33,7 @@ def _p(null, observed):
 
 
 def _first(correct, lengths):
-    """Figures 2a and 2b, which no side computes in another way."""
+    """Returns figures 2a and 2b, which both sides compute alike."""
     share = [correct[max(0, place + 1 - WINDOW) : place + 1].mean() for place in range(len(correct))]
     lengths = np.array(lengths)
     second = {"length": lengths, "mean": np.array([lengths[correct].mean(), lengths[~correct].mean()])}
@@ -43,7 +43,7 @@ def _first(correct, lengths):
 
 
 def _shown(norms, correct):
-    """Figures 3 and 4, of one layer: histograms, and divergences by the number of edges."""
+    """Returns figures 3 and 4 of one layer: histograms, and divergences by the number of edges."""
     edges = np.linspace(norms.min(), norms.max(), BINS + 1)
     counts = np.arange(10, 51)
     pairs = [
@@ -149,7 +149,7 @@ def tuned(job):
     differences = every @ centred.T / flags.sum() - (1 - every) @ centred.T / (~flags).sum()
     observed, null = divergences[0], divergences[1 : count + 1]
     difference, null_difference = differences[0], differences[1 : count + 1]
-    rounded = 64 * torch.finfo(torch.float32).eps  # what products round is not counted as less
+    rounded = 64 * torch.finfo(torch.float32).eps  # rounding of products does not count as less
 
     def p(null, observed):
         return (1 + (null >= observed * (1 - rounded)).sum(dim=0)) / (1 + len(null))

@@ -12,7 +12,7 @@ NAMES = ("mean", "l1", "variance")
 
 
 def _rows(job):
-    """Tokens before each occurrence of the target, and itself, `[row, context + 1]`."""
+    """Returns the tokens before each occurrence of the target, and the target, `[row, context + 1]`."""
     tokenizer, context = load_tokenizer(job["models"][0]), job["context"]
     (token,) = tokenizer.encode(job["target"], add_special_tokens=False).ids
     ids = tokenizer.encode(job["texts"][0], add_special_tokens=False).ids

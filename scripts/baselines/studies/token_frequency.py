@@ -70,7 +70,7 @@ def notebook(job):
     def binned(sequence, layer, sums):
         edges = np.percentile(sums, np.linspace(0, 100, 41))
         values = scores[layer][sequence].ravel()
-        # In a loop: `binned_statistic` refuses edges that repeat.
+        # A loop, because `binned_statistic` refuses edges that repeat.
         index = np.clip(np.digitize(sums, edges) - 1, 0, 39)
         results = np.full((3, 40), np.nan)
         for place in range(40):
@@ -158,11 +158,11 @@ def tuned(job):
     edges = torch.stack([torch.tensor(np.percentile(each.numpy(), 100 * steps.numpy())) for each in sums])
     bins = (torch.searchsorted(edges, sums, right=True) - 1).clamp(max=39)
     sizes = torch.stack([torch.bincount(each, minlength=40) for each in bins]).float()
-    # Between edges that repeat a bin is empty, and left out of averages and correlations.
+    # Bins between edges that repeat are empty, and left out of averages and correlations.
     centres = torch.where(sizes > 0, (edges[:, 1:] + edges[:, :-1]) / 2, torch.nan)
 
     def moments(scores, bins, sizes):
-        """Mean and standard deviation in each bin, `[sequence, bin]`, about the sequence's mean."""
+        """Returns mean and standard deviation in each bin, `[sequence, bin]`, about the sequence's mean."""
         values = scores.flatten(1)
         centre = values.mean(dim=1, keepdim=True)
         values = values - centre
@@ -171,7 +171,7 @@ def tuned(job):
         return mean + centre, (squares / sizes).sqrt()
 
     def run(ids, bins, sizes):
-        """`[layer]` of moments and adjustments, and every 500th score of layer 5, of some sequences."""
+        """Returns moments and adjustments by layer, and every 500th score of layer 5, of some sequences."""
         queries, kept = {}, {}
         binned, adjustments = [], []
 
@@ -180,7 +180,7 @@ def tuned(job):
 
         def key(layer):
             def reduce(module, inputs, output):
-                # Of the mean over heads, one product of the whole width.
+                # The mean over heads is one product of the whole width.
                 scores = queries["q"] @ output.transpose(1, 2) / (head_dim**0.5 * n_head)
                 if layer == 5:
                     kept["score"] = scores.flatten(1)[:, ::500]

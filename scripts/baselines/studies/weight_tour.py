@@ -77,7 +77,7 @@ def notebook(job):
     figures["row-variance"] = {"variance": np.array([np.var(w, axis=1) for w in all_layers])}
 
     def heads(layer):
-        """W_Q of each head, `[head, embed, head_dim]`."""
+        """Returns W_Q of each head, `[head, embed, head_dim]`."""
         return attention(layer)[:, :width].reshape(width, n_head, -1).transpose(1, 0, 2)
 
     figures["query-heads"] = {"heads": heads(0).reshape(n_head, -1)}
