@@ -195,7 +195,7 @@ class Activations(showing.Arrays, Arithmetic):
     def _about(self) -> str:
         if not self.layers:
             return ""
-        return f" of layer{'s' * (len(self.layers) != 1)} {showing.ranges(self.layers)}"
+        return f" of {showing.plural(len(self.layers), 'layer')} {showing.ranges(self.layers)}"
 
 
 def _check_alike(one: Activations, other: Activations) -> None:

@@ -19,6 +19,7 @@ from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Table
 from jaxqkv.errors import CheckpointError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime.files import read_whole, refuse_pointer
+from jaxqkv.runtime.showing import plural
 
 # Names of activations in transformers → formula.
 ACTIVATIONS = {
@@ -222,7 +223,7 @@ def _warn_of_unknown(cls: type[Config], data: Mapping[str, Any], where: str) -> 
     unknown = sorted(data.keys() - used - cls.harmless)
     if unknown:
         them, they = ("it", "it changes") if len(unknown) == 1 else ("them", "any of them changes")
-        message = f"{where}: unknown key{'s' * (len(unknown) > 1)} {listed(unknown)}; jaxqkv ignores {them}: if {they} "
+        message = f"{where}: unknown {plural(len(unknown), 'key')} {listed(unknown)}; jaxqkv ignores {them}: if {they} "
         warnings.warn(printable(f"{message}how the model computes, the results are not the model's"), JaxqkvWarning, 3)
 
 

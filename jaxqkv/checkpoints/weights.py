@@ -17,6 +17,7 @@ from jaxqkv.checkpoints.mapped import FLOATS
 from jaxqkv.checkpoints.named import NamedWeights, read_only
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime import showing
+from jaxqkv.runtime.showing import plural
 
 # Beginning of a place in the parameters → category of the tensor, in the order of reports.
 CATEGORIES = {
@@ -198,7 +199,7 @@ class Weights(NamedWeights):
         """Returns the same for people, as `jaxqkv info` prints it."""
         config, sizes = self.config, self.parameters()
         modules = Counter(printable(key.removeprefix(self._table.prefix).split(".")[0]) for key in self.left_out)
-        heads = listed([f"{name} ({count} tensor{'s' * (count > 1)})" for name, count in modules.items()])
+        heads = listed([f"{name} ({count} {plural(count, 'tensor')})" for name, count in modules.items()])
         return {
             "checkpoint": self.checkpoint.spec,
             "architecture": config.architecture,

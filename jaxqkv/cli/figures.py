@@ -227,15 +227,17 @@ def _draw_study(order: Order) -> dict[str, Any] | None:
 
 def _draw(order: Order, record: Any) -> dict[str, Any] | None:
     from jaxqkv.pages import gallery, manifest
-    from jaxqkv.runtime import distributed
+    from jaxqkv.runtime import distributed, showing
 
     start = time.monotonic()
     with order.study.start(order.options, order.folder) as run:
         record.about = {"seed": order.options.seed} | about_run(order.options, order.line) | run.describe()
         names = [errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
         say(f"{order.study.name}: {', '.join(names)}")
+        if distributed.index() == 0:  # only the first process draws
+            order.drawers.begin()
         reductions = run.compute(order.study.needs(order.specs))
-        if distributed.index() > 0:  # only the first process draws
+        if distributed.index() > 0:
             return None
         record.about |= run.describe()
         for note in record.about.get("notes", ()):
@@ -254,7 +256,7 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
     page = order.files.out / gallery.PAGE
     document = {"study": order.study.name, **record.about, "seconds": record.seconds, "figures": figures}
     document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
-    drawn = f"{len(figures)} figure{'s' * (len(figures) != 1)} in {record.folder}"
+    drawn = f"{showing.counted(len(figures), 'figure')} in {record.folder}"
     times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
     say(f"{drawn}; {times}; see {page}")
     if left_out and order.asked:

@@ -61,10 +61,16 @@ class Drawers:
 
     def __init__(self, figures: int) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = min(cores, figures // FIGURES_EACH)
-        self._processes = _start(count) if count > 1 else []
-        self._idle = deque(self._processes)
-        self._threads = ThreadPoolExecutor(max(1, len(self._processes)), thread_name_prefix="drawers")
+        self._count = min(cores, figures // FIGURES_EACH)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._idle: deque[subprocess.Popen[bytes]] = deque()
+        self._threads = ThreadPoolExecutor(max(1, self._count), thread_name_prefix="drawers")
+
+    def begin(self) -> None:
+        """Starts the processes, which load matplotlib meanwhile; once, and not for a command that is refused."""
+        if self._count > 1 and not self._processes:
+            self._processes = _start(self._count)
+            self._idle.extend(self._processes)
 
     def drawn(
         self, items: Iterable[tuple[Item, Display | None]], formats: Sequence[str], theme: str, dpi: int

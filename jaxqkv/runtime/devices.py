@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxqkv.errors import JaxqkvError, first_line, printable
 from jaxqkv.runtime.caches import cache_folder
 from jaxqkv.runtime.files import make_writable
+from jaxqkv.runtime.showing import plural
 
 # Precisions of float32 matrix products → the name that every version of JAX knows. highest: full precision; high: a few
 # passes of shorter numbers; default: one pass (TF32 on a GPU, bfloat16 on a TPU); a CPU computes all three in full.
@@ -129,7 +130,7 @@ def make_mesh(data: int | None = None, head: int = 1) -> Mesh:
     devices = jax.local_devices()
     data = len(devices) // head if data is None else data
     if data < 1 or head < 1 or data * head > len(devices):
-        kind = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        kind = f"{len(devices)} {devices[0].platform} {plural(len(devices), 'device')}"
         raise JaxqkvError(f"a mesh of data={data}, head={head} needs {data * head} devices; here are {kind}")
     return Mesh(np.array(devices[: data * head]).reshape(data, head), AXES)
 

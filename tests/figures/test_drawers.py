@@ -69,6 +69,7 @@ def three(fails=None):
 
 def test_few_figures_are_drawn_here():
     with drawers.Drawers(2) as processes:
+        processes.begin()
         found = list(processes.drawn(three(), **LOOK))
         assert not processes._processes
     assert [(item, display is None) for item, display, _ in found] == [(0, False), (1, True), (2, False)]
@@ -103,6 +104,7 @@ class TestProcesses:
     def test_the_same_bytes_in_the_same_order(self):
         numbers = range(7)
         with drawers.Drawers(7) as processes:
+            processes.begin()
             assert len(processes._processes) == 2
             found = list(processes.drawn(((number, a_display(number)) for number in numbers), **LOOK))
             again = list(processes.drawn([(8, None), (9, a_display(9))], **LOOK))
@@ -120,6 +122,7 @@ class TestProcesses:
         with pytest.warns(JaxqkvWarning) as here:
             pictures(unknown, *LOOK.values())
         with drawers.Drawers(2) as processes:
+            processes.begin()
             with pytest.warns(JaxqkvWarning) as there:
                 list(processes.drawn([(0, unknown)], **LOOK))
             assert [str(each.message) for each in there] == [str(each.message) for each in here]
@@ -128,10 +131,12 @@ class TestProcesses:
 
     def test_what_comes_before_a_failure_is_drawn(self):
         with drawers.Drawers(3) as processes:
+            processes.begin()
             assert all_until_it_fails(processes) == [(0, 2), (1, 0)]
 
     def test_a_process_that_is_killed_is_an_error(self):
         with drawers.Drawers(2) as processes:
+            processes.begin()
             for process in processes._processes:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
@@ -151,4 +156,5 @@ def test_where_no_process_can_be_started(monkeypatch):
     monkeypatch.setattr(drawers, "FIGURES_EACH", 1)
     monkeypatch.setattr(drawers.subprocess, "Popen", refuse)
     with drawers.Drawers(3) as processes:
+        processes.begin()
         assert [made for *_, made in processes.drawn(three(), **LOOK)][1] == []

@@ -15,6 +15,7 @@ from jaxqkv.errors import NotDrawable
 from jaxqkv.kernels import Sample, causal_samples, density, density_by_group, last_token_scores, moments
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import compile_early, jit
+from jaxqkv.runtime.showing import plural
 from jaxqkv.studies.attention_scores import STUDY, AttentionScoresOptions
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
 from jaxqkv.studies.opening import load_model
@@ -191,7 +192,7 @@ class AttentionScoresRun(OfOneLayer, Run):
         """The end of the caption of a figure that shows the first text only."""
         others = f", the first of {len(self.texts)} texts" if len(self.texts) > 1 else ""
         count = int(self.first_text.sum())
-        return f" {count} token{'s' * (count != 1)}{others}."
+        return f" {count} {plural(count, 'token')}{others}."
 
     @property
     def first_text(self) -> Bool[np.ndarray, " pos"]:

@@ -15,6 +15,7 @@ from jaxqkv.errors import CorpusError, JaxqkvError
 from jaxqkv.kernels import bootstrap_interval, density
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import jit
+from jaxqkv.runtime.showing import plural
 from jaxqkv.studies.layers import OfOneLayer, pick_layer
 from jaxqkv.studies.opening import load_model
 from jaxqkv.studies.qkv_activations import STUDY, QkvActivationsOptions
@@ -136,7 +137,7 @@ class QkvActivationsRun(OfOneLayer, Run):
                 break
         if len(rows) < 2:
             raise CorpusError(
-                f"{self.source}: {len(rows)} occurrence{'s' * (len(rows) != 1)} of {self.target!r} with "
+                f"{self.source}: {len(rows)} {plural(len(rows), 'occurrence')} of {self.target!r} with "
                 f"{self.context} tokens before, and two or more are needed; give a longer text, another --target or a "
                 "smaller --context"
             )
