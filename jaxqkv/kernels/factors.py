@@ -5,6 +5,7 @@ loses κ roundings of W, and products of their Gram matrices would lose κ². So
 the other is given all of W's size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,6 +41,11 @@ def joined(*factors: Float[AnyArray, "_ embed head_dim"]) -> Float[Array, "all_h
     one program wait for each other's threads, on a machine with two for ever.
     """
     return jnp.concatenate([jnp.asarray(each, jnp.float32) for each in factors])
+
+
+def _parted(x: Factors, factors: Sequence[Any]) -> list[Float[Array, "_ embed head_dim"]]:
+    """Returns the heads of each of the factors that were `joined`."""
+    return jnp.split(x, np.cumsum([len(each) for each in factors])[:-1])
 
 
 def _root(x: Factors) -> tuple[Float[Array, "head a b"], Float[Array, "head a b"], Float[Array, "head b"]]:
@@ -91,7 +97,7 @@ def one_sides(*circuits: tuple[Any, Any]) -> list[Float[Array, "_ embed head_dim
     sides, _ = scaled(left @ s.swapaxes(1, 2))
     sides = sides @ root_of_gram(q)
     sides /= jnp.sqrt((sides**2).sum(axis=(1, 2), keepdims=True))
-    return jnp.split(sides, np.cumsum([len(one) for one, _ in circuits])[:-1])
+    return _parted(sides, [one for one, _ in circuits])
 
 
 def unit_factors(*circuits: tuple[Any, Any]) -> list[tuple[Factors, Factors]]:
@@ -104,15 +110,15 @@ def unit_factors(*circuits: tuple[Any, Any]) -> list[tuple[Factors, Factors]]:
     q, s = rotated(left)
     turned, _ = scaled(right @ s.swapaxes(1, 2))
     norms = jnp.sqrt(jnp.maximum((gram(q) * gram(turned)).sum(axis=(1, 2), keepdims=True), 0))
-    cuts = np.cumsum([len(one) for one, _ in circuits])[:-1]
-    return list(zip(jnp.split(q, cuts), jnp.split(turned / norms, cuts), strict=True))
+    parts = [_parted(each, [one for one, _ in circuits]) for each in (q, turned / norms)]
+    return list(zip(*parts, strict=True))
 
 
 def basis(*weights: Float[AnyArray, "_ embed head_dim"]) -> list[Factors]:
     """Returns an orthonormal basis of what the columns of every head's weights span; columns of 0 beyond their rank."""
     q, _ = rotated(scaled(joined(*weights))[0])
     q = q @ (1.5 * jnp.eye(q.shape[-1], dtype=q.dtype)[None] - gram(q) / 2)  # q (qᵀq)^−½, which derivatives need
-    return jnp.split(q, np.cumsum([len(each) for each in weights])[:-1])
+    return _parted(q, weights)
 
 
 # --- sums over pairs of heads ---

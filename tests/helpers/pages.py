@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+import jaxqkv
 from helpers.browser import Browser
+from helpers.checkpoints import MANY_TEXT, write_checkpoint_of_words
+from jaxqkv.pages import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Of a module that opens a browser.
@@ -44,6 +47,14 @@ def quiet_tabs(browser):
         page.close()
         assert complaints == [], complaints
         assert [address for address in requests if not address.startswith("file:")] == []
+
+
+def tiny_page(tmp_path_factory):
+    """A fixture of a module: a page of 3 layers, 5 heads and 11 tokens, and its model."""
+    folder = tmp_path_factory.mktemp("view")
+    model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
+    view.write_view(folder / "attention.html", model, MANY_TEXT, command="jaxqkv view <tiny>")
+    return folder / "attention.html", model
 
 
 def shades(fraction, colours):

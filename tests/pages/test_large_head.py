@@ -26,6 +26,7 @@ from helpers.pages import (
     shades,
     shades_of_norms,
     shades_of_scores,
+    tiny_page,
 )
 
 import jaxqkv
@@ -36,18 +37,10 @@ from jaxqkv.studies.heads import summary
 pytestmark = MARKS
 browser = pytest.fixture(scope="module")(one_browser)
 tab = pytest.fixture(quiet_tabs)
+tiny = pytest.fixture(scope="module")(tiny_page)
 
 SVG = "{http://www.w3.org/2000/svg}"
 TITLE = "document.getElementById('large-title').textContent"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A page of 3 layers, 5 heads and 11 tokens, and its model."""
-    folder = tmp_path_factory.mktemp("view")
-    model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
-    view.write_view(folder / "attention.html", model, TEXT, command="jaxqkv view <tiny>")
-    return folder / "attention.html", model
 
 
 @pytest.fixture(scope="module")

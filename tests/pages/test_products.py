@@ -8,7 +8,7 @@ from conftest import BERT, GPT2, changed
 from helpers.checkpoints import MANY_TEXT as TEXT
 from helpers.checkpoints import write_checkpoint_of_words
 from helpers.oracles import attention_of, vectors_of, weighted_of
-from helpers.pages import DRAWN, MARKS, Blocks, head, number, one_browser, quiet_tabs, vectors_in
+from helpers.pages import DRAWN, MARKS, Blocks, head, number, one_browser, quiet_tabs, tiny_page, vectors_in
 
 import jaxqkv
 from jaxqkv.pages import embedding, view
@@ -16,6 +16,7 @@ from jaxqkv.pages import embedding, view
 pytestmark = MARKS
 browser = pytest.fixture(scope="module")(one_browser)
 tab = pytest.fixture(quiet_tabs)
+tiny = pytest.fixture(scope="module")(tiny_page)
 
 TITLE = "document.getElementById('large-title').textContent"
 SUM = "document.getElementById('sum').textContent"
@@ -23,15 +24,6 @@ SUMS = (
     r"sum to the score, (?P<score>\S+), to within (?P<within>\S+); "
     r"the positive ones to (?P<positive>\S+), the negative ones to (?P<negative>\S+)\.$"
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A page of 3 layers, 5 heads and 11 tokens, and its model."""
-    folder = tmp_path_factory.mktemp("view")
-    model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
-    view.write_view(folder / "attention.html", model, TEXT, command="jaxqkv view <tiny>")
-    return folder / "attention.html", model
 
 
 def bars(page):
