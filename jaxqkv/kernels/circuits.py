@@ -1,4 +1,4 @@
-"""What a head computes from weights alone: its QK and OV circuits, what they copy, and how they go together.
+"""QK and OV circuits of heads, from weights alone: their size, what they copy, and how they go together.
 
 A circuit is an [embed, embed] matrix of rank head_dim, which is kept as its two factors and never made.
 
@@ -70,7 +70,7 @@ def qk_circuit(
     *,
     folded: bool = True,
 ) -> Circuit:
-    """Factors of W_QK = Ŵ_Q Ŵ_Kᵀ / √head_dim of every head of a layer.
+    """Returns the factors of W_QK = Ŵ_Q Ŵ_Kᵀ / √head_dim of every head of a layer.
 
         Ŵ = C diag(γ) W,    C = I − 11ᵀ/embed;    W itself if not folded
 
@@ -99,7 +99,7 @@ def ov_circuit(
     *,
     folded: bool = True,
 ) -> Circuit:
-    """Factors of W_OV = Ŵ_V Ŵ_O of every head of a layer.
+    """Returns the factors of W_OV = Ŵ_V Ŵ_O of every head of a layer.
 
         Ŵ_V = C diag(γ) W_V,    Ŵ_O = W_O C,    C = I − 11ᵀ/embed;    W_V and W_O themselves if not folded
 
@@ -123,7 +123,7 @@ def ov_circuit(
 def circuit_singular_values(
     left: Float[AnyArray, "head embed head_dim"], right: Float[AnyArray, "head embed head_dim"]
 ) -> Float[Array, "head head_dim"]:
-    """Singular values of left · rightᵀ that may differ from 0, falling, of every head.
+    """Returns the singular values of left · rightᵀ that may differ from 0, falling, of every head.
 
     Those of S_left S_rightᵀ, [head_dim, head_dim], where factors are Q S with orthonormal Q, from two rounds of `eigh`.
     The SVD of the small matrices took some milliseconds a layer on the CPU that this was measured on.
@@ -150,7 +150,7 @@ def composition(
     other_left: Float[AnyArray, "other_head embed head_dim"],
     other_right: Float[AnyArray, "other_head embed head_dim"],
 ) -> Float[Array, "head other_head"]:
-    """Composition of every head's W_a = left · rightᵀ with every other head's W_b, in 0…1.
+    """Returns the composition of every head's W_a = left · rightᵀ with every other head's W_b, in 0…1.
 
         ‖W_a W_b‖ / (‖W_a‖ ‖W_b‖),  Frobenius,  = √tr(W_aᵀW_a W_bW_bᵀ) / …
 
@@ -190,7 +190,7 @@ def copying_score(
     right: Float[AnyArray, "head embed head_dim"],
     readout: Float[AnyArray, "embed embed"],
 ) -> Float[np.ndarray, "head"]:
-    """How much more probable a head makes the tokens that it attends to; in −1…1, 1 where all eigenvalues are positive.
+    """Returns how much more probable a head makes what it attends to; in −1…1, 1 where all eigenvalues are positive.
 
         Σ Re λ / Σ |λ|,  λ the eigenvalues of W_E W_OV diag(γ_f) W_U,  [vocab, vocab]
 
@@ -227,13 +227,14 @@ def head_similarity(
     other_left: Float[AnyArray, "other_head embed head_dim"],
     other_right: Float[AnyArray, "other_head embed head_dim"],
 ) -> Float[Array, "head other_head"]:
-    """Cosine of every head's W_a = left · rightᵀ with every other head's W_b, as vectors of embed² numbers; in −1…1.
+    """Returns the cosine of every head's W_a = left · rightᵀ with every other head's W_b; in −1…1.
 
         tr(W_aᵀ W_b) / (‖W_a‖ ‖W_b‖),    tr(W_aᵀ W_b) = Σ (left_aᵀ left_b) ⊙ (right_aᵀ right_b)
 
-    through the [head_dim, head_dim] products of the factors, the left ones made orthonormal. It does not depend on
-    scales, nor on the basis inside a head: left R and right R⁻ᵀ give the same, but for what the rounding of such
-    factors has lost, some 1e-7 times the condition of R. The cosines of `column_cosine` do.
+    of the matrices as vectors of embed² numbers, through the [head_dim, head_dim] products of the factors, the left
+    ones made orthonormal. It does not depend on scales, nor on the basis inside a head: left R and right R⁻ᵀ give the
+    same, but for what the rounding of such factors has lost, some 1e-7 times the condition of R. The cosines of
+    `column_cosine` do.
 
     Args:
       left, right: of a `Circuit`.
@@ -250,7 +251,7 @@ def head_similarity(
 def subspace_overlap(
     weights: Float[AnyArray, "head embed head_dim"], other: Float[AnyArray, "other_head embed head_dim"]
 ) -> Float[Array, "head other_head"]:
-    """How much of what one head reads another reads too, of all pairs of heads; in 0…1.
+    """Returns how much of what one head reads another reads too, of all pairs of heads; in 0…1.
 
         ‖Q_aᵀ Q_b‖² / head_dim,  Frobenius,  Q an orthonormal basis of the head's columns
 

@@ -1,4 +1,4 @@
-"""What parts of a residual stream say about the next token, through a final layer norm and the output embedding.
+"""The next token as parts of a residual stream predict it, through a final layer norm and the output embedding.
 
 Sources: Elhage et al. 2021, "A mathematical framework for transformer circuits"; nostalgebraist 2020, "interpreting
 GPT: the logit lens".

@@ -1,4 +1,4 @@
-"""What heads attend to in repeated texts, and how much attention moves between positions.
+"""Types of heads by their attention to repeated texts, and how much attention moves between positions.
 
 Sources: Olsson et al. 2022, "In-context learning and induction heads"; Kobayashi et al. 2020, "Attention is not only a
 weight: analyzing transformers with vector norms".

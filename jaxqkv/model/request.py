@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a run; `of` makes one from the keywords of `forward` and checks them.
+    """A run's settings; `of` makes them from the keywords of `forward` and checks them.
 
     Attributes:
       capture: fields of layers to return; none with `reduce`.

@@ -130,7 +130,7 @@ def _contents(study: str, titles: Mapping[str, str]) -> str:
 
 
 def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
-    """One figure. Of a manifest only texts are shown; which files it may name is known here."""
+    """Returns one figure's HTML. Only texts of a manifest are shown; which files it may name is known here."""
     files = [file for kind in ("npz", *FORMATS) if (out / study / (file := f"{id}.{kind}")).is_file()]
     title = entry.get("title", "")
     html = fill(_FIGURE, place=f"{study}-{id}", id=id, title=title)
@@ -148,7 +148,7 @@ def _figure(out: Path, study: str, id: str, entry: Mapping[str, Any]) -> str:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height from the picture's header, so that the page keeps its place free; 0 where it is none."""
+    """Returns width and height from the picture's header, so that the page keeps its place free; 0 where it is none."""
     with path.open("rb") as file:
         header = file.read(24)
     if not header.startswith(b"\x89PNG"):

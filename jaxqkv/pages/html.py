@@ -57,20 +57,20 @@ def write_page(path: Path, name: str, title: str, body: Iterable[str], scripts: 
 
 
 def part(name: str) -> str:
-    """A file of the folder `web/`."""
+    """Returns a file of the folder `web/`."""
     return (PARTS / name).read_text(encoding="utf-8")
 
 
 def fill(template: str, **fields: Any) -> str:
-    """The template with each `{{name}}` replaced by that field, escaped for text and attributes."""
+    """Returns the template with each `{{name}}` replaced by that field, escaped for text and attributes."""
     return re.sub(r"\{\{(\w+)\}\}", lambda place: html.escape(str(fields[place[1]])), template)
 
 
 def json_block(id: str, value: Any) -> str:
-    """Data for the page's script, in ASCII."""
+    """Returns data for the page's script, in ASCII."""
     return f'<script type="application/json" id="{id}">{json.dumps(value).translate(_IN_HTML)}</script>\n'
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names a script or a style."""
+    """Returns the name of a script or a style in a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -293,7 +293,7 @@ def _identity(model: Model) -> str:
 
 
 def shown_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token's text with nothing invisible in it; tokens that are pieces of a character say which."""
+    """Returns each token's text with nothing invisible in it; tokens that are pieces of a character say which."""
     pieces = tokenizer.tokens(ids)
     shown: list[str] = []
     while len(shown) < len(ids):
@@ -307,7 +307,7 @@ def shown_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def _whole_character(tokenizer: Tokenizer, ids: Sequence[int], alone: str) -> tuple[int, str]:
-    """How many tokens it takes until bytes are characters, and which; else the first alone."""
+    """Returns how many tokens make whole characters, and these; else the first token alone."""
     for count in range(2, len(ids) + 1):
         whole = tokenizer.backend.decode(list(ids[:count]), skip_special_tokens=False)
         if "\ufffd" not in whole:
@@ -316,18 +316,18 @@ def _whole_character(tokenizer: Tokenizer, ids: Sequence[int], alone: str) -> tu
 
 
 def visible(text: str) -> str:
-    """A token's text in which white space, control and format characters and lone accents are seen."""
+    """Returns a token's text in which white space, control and format characters and lone accents are seen."""
     joined = len(text) > 1  # a joiner inside an emoji or a word is part of how that looks
     named = "".join(char if joined and char in _JOINERS else _SIGNS.get(char) or _named(char) for char in text)
     return f"◌{named}" if named and unicodedata.category(named[0]).startswith("M") else named
 
 
 def shown_text(text: str) -> str:
-    """A text of several words and lines in which control and format characters are named."""
+    """Returns a text of several words and lines in which control and format characters are named."""
     return "".join(char if char.isprintable() or char in "\n\t" else _named(char) for char in text)
 
 
 def _named(char: str) -> str:
-    """The character, or its number where it shows nothing or changes how others are shown."""
+    """Returns the character, or its number where it shows nothing or changes how others are shown."""
     hidden = unicodedata.category(char) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs") and char != " "
     return f"U+{ord(char):04X}" if hidden and char not in _SIGNS else char

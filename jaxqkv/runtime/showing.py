@@ -28,7 +28,7 @@ class Arrays:
 
     @property
     def _about(self) -> str:
-        """The part of the heading after the name of the class."""
+        """Returns the part of the heading after the name of the class."""
         return ""
 
     def __repr__(self) -> str:
@@ -77,12 +77,12 @@ def nbytes(shape: Sequence[int], dtype: Any) -> int:
 
 
 def plural(count: int, noun: str) -> str:
-    """The noun, in the plural unless there is one."""
+    """Returns the noun, in the plural unless there is one."""
     return noun if count == 1 else f"{noun}s"
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are of what the noun names: "1 head", "1,024 heads"."""
+    """Returns how many there are of what the noun names: "1 head", "1,024 heads"."""
     return f"{count:,} {plural(count, noun)}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from jaxqkv.errors import JaxqkvError, nearest
+from jaxqkv.errors import JaxqkvError, NotDrawable, nearest
 from jaxqkv.studies.options import Options, from_keywords
 
 if TYPE_CHECKING:
@@ -67,8 +67,16 @@ class FigureSpec:
         return tuple(inspect.signature(self.make).parameters)[1:]
 
     def display(self, run: Run, reductions: Mapping[str, Any]) -> "Display":
-        """Returns the figure as arrays and panels."""
-        return self.make(run, **{name: reductions[name] for name in self.needs})
+        """Returns the figure as arrays and panels.
+
+        Raises:
+          NotDrawable: also if that is what the run has in the place of a reduction.
+        """
+        needed = {name: reductions[name] for name in self.needs}
+        for found in needed.values():
+            if isinstance(found, NotDrawable):
+                raise found
+        return self.make(run, **needed)
 
 
 @dataclasses.dataclass(eq=False)

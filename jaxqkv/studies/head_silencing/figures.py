@@ -27,8 +27,6 @@ def _need(run: HeadSilencingRun, found: Any) -> Any:
     """
     if found is None:
         raise NotDrawable(f"{run.name} has no next-token logits")
-    if isinstance(found, NotDrawable):
-        raise found
     return found
 
 

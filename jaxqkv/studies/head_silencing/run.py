@@ -164,7 +164,7 @@ class HeadSilencingRun(OfOneLayer, Run):
 
     @property
     def silenced(self) -> str:
-        """What is done to a silenced head, for captions."""
+        """The edit of a silenced head in words, for captions."""
         how = {"zero": "at 0", "mean": "at its mean over positions", "permute": "shuffled"}[self.options.edit]
         return f"z {how}"
 

@@ -1,7 +1,7 @@
-"""What every head, MLP and the embedding add to the logit difference of two answers: figure `attribution`."""
+"""Figure `attribution`: contributions of heads, MLPs and the embedding to the logit difference of two answers."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxqkv.figures.panels import Line, Lines
 from jaxqkv.kernels import attribution as attribution_kernel
 from jaxqkv.model.model import Model
 from jaxqkv.studies.heads import STUDY
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 from jaxqkv.studies.opening import wide_model
 from jaxqkv.text.batches import Batch
 
@@ -108,27 +108,29 @@ def attribution(run: HeadsRun) -> Contributions:
 
 
 @STUDY.define("attribution", "what every head and MLP adds to the logit difference of two answers")
-def figure_attribution(run: HeadsRun, attribution: Any) -> Display:
-    found: Contributions = needed(attribution)
+def figure_attribution(run: HeadsRun, attribution: Contributions) -> Display:
     about = dict(zip(TEXTS, (run.pair.clean, run.pair.donor), strict=True))
     maps = [
         head_map(values, title=f"Heads, {name}", colorbar="Logit difference")
-        for name, values in zip(TEXTS, found.head, strict=True)
+        for name, values in zip(TEXTS, attribution.head, strict=True)
     ]
     layers = np.arange(run.config.n_layer)
     curves = [
         Line(x=layers, y=values, label=f"{what}, {name}", color=COLORS[name], marker=marker, linestyle=line)
-        for what, each, marker, line in (("heads", found.head.sum(axis=2), "o", "-"), ("MLP", found.mlp, "s", "--"))
+        for what, each, marker, line in (
+            ("heads", attribution.head.sum(axis=2), "o", "-"),
+            ("MLP", attribution.mlp, "s", "--"),
+        )
         for name, values in zip(TEXTS, each, strict=True)
     ]
     by_layer = Lines(lines=curves, title="Layers", xlabel="Transformer layer", ylabel="Logit difference",
                      integer_x=True, zero_y=True)  # fmt: skip
     one, two = run.pair.answers
     said = "; ".join(f"{name}, {text!r}: {total:.3f}" for (name, text), total in
-                     zip(about.items(), found.total, strict=True))  # fmt: skip
+                     zip(about.items(), attribution.total, strict=True))  # fmt: skip
     return Display(
-        arrays=found._asdict(),
-        panels=[maps, [by_layer, _all_parts(found)]],
+        arrays=attribution._asdict(),
+        panels=[maps, [by_layer, _all_parts(attribution)]],
         title=run.label,
         caption=f"What each part of {run.name} adds to the logit of {one!r} minus that of {two!r} at the last position "
         f"of two texts ({said}): every head, every MLP, the embedding of token and position, and what does not depend "
@@ -139,7 +141,7 @@ def figure_attribution(run: HeadsRun, attribution: Any) -> Display:
 
 
 def _dtype(run: HeadsRun) -> str:
-    """How a caption says that another dtype was asked for."""
+    """Returns the caption's sentence on a dtype that was asked for."""
     asked = run.model.weights.dtype
     return "" if asked == np.float32 else f"; all in float32, for in {asked} they would not"
 

@@ -21,7 +21,7 @@ from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.layers import Heads, Layers
 from jaxqkv.studies.heads.null import null_q, null_values
 from jaxqkv.studies.heads.pairs_of_heads import Composition, compositions
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 from jaxqkv.studies.significance import LEVEL
 from jaxqkv.typing import AnyArray
 
@@ -103,8 +103,8 @@ def _head_ticks(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 @STUDY.define("copying", "how much every head makes what it attends to more probable")
-def figure_copying(run: HeadsRun, copying: Any) -> Display:
-    scores, null = needed(copying)
+def figure_copying(run: HeadsRun, copying: Copying) -> Display:
+    scores, null = copying
     arrays, marks, tested = {"copying": scores}, np.zeros(scores.shape, bool), ""
     points = [
         Line(x=np.arange(len(scores)), y=column, marker="o", linestyle="", color=style.WITHIN) for column in scores.T
@@ -169,12 +169,11 @@ def spectra(run: HeadsRun) -> Spectra:
 
 
 @STUDY.define("spectra", "largest singular value and effective rank of W_QK and W_OV of every head")
-def figure_spectra(run: HeadsRun, spectra: Any) -> Display:
-    found: Spectra = needed(spectra)
+def figure_spectra(run: HeadsRun, spectra: Spectra) -> Display:
     panels = []
     for name, largest, rank in (
-        (r"$\mathbf{W_{QK}}$", found.qk_largest, found.qk_rank),
-        (r"$\mathbf{W_{OV}}$", found.ov_largest, found.ov_rank),
+        (r"$\mathbf{W_{QK}}$", spectra.qk_largest, spectra.qk_rank),
+        (r"$\mathbf{W_{OV}}$", spectra.ov_largest, spectra.ov_rank),
     ):
         row = []
         for values, what in ((largest, "Largest singular value"), (rank, "Effective rank")):
@@ -183,7 +182,7 @@ def figure_spectra(run: HeadsRun, spectra: Any) -> Display:
             row.append(image)
         panels.append(row)
     return Display(
-        arrays=found._asdict(),
+        arrays=spectra._asdict(),
         panels=panels,
         title=run.label,
         caption="Largest singular value σ and effective rank, exp of the entropy of σ/Σσ, of W_QK = W_Q W_Kᵀ / "
@@ -235,13 +234,12 @@ def _named(excess: Float[np.ndarray, "layer head layer head"], baseline: float) 
 
 
 @STUDY.define("composition", "Q-, K- and V-composition of every pair of heads")
-def figure_composition(run: HeadsRun, composition: Any) -> Display:
-    found: Composition = needed(composition)
+def figure_composition(run: HeadsRun, composition: Composition) -> Display:
     layers = Layers(run.weights, run.options.raw)
     config = run.config
     baseline = np.float32((config.n_embd - layers.folded) ** -0.5)
     size = config.n_layer * config.n_head
-    excess = [each - baseline for each in found]
+    excess = [each - baseline for each in composition]
     together = np.concatenate([each[np.isfinite(each)] for each in excess])
     limit = float(np.quantile(np.abs(together), SHOWN)) if together.size else 1.0
     ticks = layer_ticks(config.n_layer, config.n_head)
@@ -264,7 +262,7 @@ def figure_composition(run: HeadsRun, composition: Any) -> Display:
         )
         said.append(f"{name}: {_named(each, float(baseline))}")
     return Display(
-        arrays=found._asdict() | {"baseline": baseline},
+        arrays=composition._asdict() | {"baseline": baseline},
         panels=[images],
         title=f"How the heads of {run.label} go together",
         caption="How much of what an earlier head writes (column) is what a later one reads as query, key or value "

@@ -70,7 +70,7 @@ class Layers:
 
     @property
     def words(self) -> str:
-        """What a caption says of the weights."""
+        """The weights in words, for captions."""
         if self.folded:
             return "with the norms folded in"
         return "as they are stored"
@@ -111,8 +111,3 @@ def pairs_of_layers(
 def number_of_pairs(n_layer: int) -> int:
     """Returns how many pairs `pairs_of_layers` yields."""
     return n_layer * (n_layer + 1) // 2
-
-
-def matrix_of_pairs(n_layer: int, n_head: int) -> Float[np.ndarray, "layer head layer head"]:
-    """Returns NaN for every pair of heads."""
-    return np.full((n_layer, n_head, n_layer, n_head), np.nan, np.float32)

@@ -13,7 +13,7 @@ from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.attribution import check_final_norm
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
 
@@ -54,24 +54,23 @@ def lens(run: HeadsRun) -> Lens:
 
 
 @STUDY.define("lens", "most probable next token at every layer and position")
-def figure_lens(run: HeadsRun, lens: Any) -> Display:
-    found: Lens = needed(lens)
-    rows, pos = found.token.shape
+def figure_lens(run: HeadsRun, lens: Lens) -> Display:
+    rows, pos = lens.token.shape
     shown = slice(max(pos - WORDS, 0), pos)
     about: dict[str, Any] = {"origin": "lower", "vmin": 0, "vmax": 1, "cmap": "viridis", "ylabel": "Blocks",
                              "colorbar": "Probability", "integer_y": True}  # fmt: skip
-    whole = Image(values=found.probability, xlabel="Position", integer_x=True, **about)
+    whole = Image(values=lens.probability, xlabel="Position", integer_x=True, **about)
     said = _words(run, np.asarray(run.batch.ids)[0, shown])
     last = Image(
-        values=found.probability[:, shown],
-        texts=[_words(run, row[shown]) for row in found.token],
+        values=lens.probability[:, shown],
+        texts=[_words(run, row[shown]) for row in lens.token],
         xticks=range(len(said)),
         xnames=said,
         xlabel="Token",
         **about,
     )
     return Display(
-        arrays=found._asdict(),
+        arrays=lens._asdict(),
         panels=[[whole], [last]],
         title=run.label,
         caption=f"Most probable next token of {run.name} if it ended after so many of its {rows - 1} blocks, by "

@@ -15,7 +15,7 @@ from jaxqkv.model.model import Model
 from jaxqkv.runtime import console
 from jaxqkv.runtime.devices import jit
 from jaxqkv.studies.heads import STUDY
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 from jaxqkv.studies.heads.types import map_of_heads
 from jaxqkv.studies.opening import wide_weights
 from jaxqkv.text.batches import Batch
@@ -78,18 +78,17 @@ def norms(run: HeadsRun) -> Norms:
 
 
 @STUDY.define("norms", "what attention moves beside how large its weights are")
-def figure_norms(run: HeadsRun, norms: Any) -> Display:
-    found: Norms = needed(norms)
+def figure_norms(run: HeadsRun, norms: Norms) -> Display:
     n_layer = run.config.n_layer
     layers = [run.options.layer] if run.options.layer is not None else _spread(n_layer)
     rows: list[Sequence[Panel]] = [
         [_map(values[layer], f"{name}, layer {layer}", unit) for layer in layers]
-        for name, values, unit in (("Weight", found.weight, "α"), ("Norm", found.norm, "‖α v W_O‖"))
+        for name, values, unit in (("Weight", norms.weight, "α"), ("Norm", norms.norm, "‖α v W_O‖"))
     ]
-    largest = extremes(found.first_weight, found.first_norm)[1]
+    largest = extremes(norms.first_weight, norms.first_norm)[1]
     ends = np.array([0, largest])
     points = [
-        Line(x=found.first_weight[layer], y=found.first_norm[layer], marker="o", linestyle="", color=layer / n_layer)
+        Line(x=norms.first_weight[layer], y=norms.first_norm[layer], marker="o", linestyle="", color=layer / n_layer)
         for layer in range(n_layer)
     ]
     against = Lines(
@@ -101,12 +100,12 @@ def figure_norms(run: HeadsRun, norms: Any) -> Display:
     )
     share: dict[str, Any] = {"vmin": 0, "vmax": largest, "colorbar": "Share"}
     rows.append([
-        map_of_heads(found.first_weight, title="First token, weights", **share),
-        map_of_heads(found.first_norm, title="First token, norms", **share),
+        map_of_heads(norms.first_weight, title="First token, weights", **share),
+        map_of_heads(norms.first_norm, title="First token, norms", **share),
         against,
     ])  # fmt: skip
     return Display(
-        arrays=found._asdict(),
+        arrays=norms._asdict(),
         panels=rows,
         title=run.label,
         caption=f"Weights of attention α, and Euclidean norms of what they move, ‖α v W_O‖, mean over the heads of "

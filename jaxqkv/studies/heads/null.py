@@ -1,4 +1,4 @@
-"""What a statistic of heads is without training: its values in freshly initialised checkpoints of the same config."""
+"""The null of statistics of heads: their values in freshly initialised checkpoints of the same config."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The run of the study: the checkpoint and its texts; what figures take of them is computed in their files."""
+"""The run of the study `heads`: the checkpoint and its texts. Each figure's file computes what it takes of them."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
@@ -22,21 +22,10 @@ REDUCTIONS: dict[str, Callable[["HeadsRun"], Any]] = {}
 def reduction(function: Callable[["HeadsRun"], Value]) -> Callable[["HeadsRun"], Value]:
     """Makes the decorated function a reduction: figures that have a parameter of its name are given its result.
 
-    It is called once for all figures. If it raises `NotDrawable`, so does `needed`.
+    It is called once for all figures. Those are not drawn if it raises `NotDrawable`.
     """
     REDUCTIONS[function.__name__] = function
     return function
-
-
-def needed(found: Any) -> Any:
-    """Returns what a reduction has returned.
-
-    Raises:
-      NotDrawable: if that is why there is nothing.
-    """
-    if isinstance(found, NotDrawable):
-        raise found
-    return found
 
 
 @STUDY.computation
@@ -68,7 +57,7 @@ class HeadsRun(Run):
         return {"checkpoint": [self.model.checkpoint.identity()], **texts, **about}
 
     def compute(self, names: Collection[str]) -> Mapping[str, Any]:
-        """Returns what figures take, by its name; the error in the place of what cannot be computed."""
+        """Returns the reductions by name; the error in the place of one that cannot be computed."""
         computed: dict[str, Any] = {}
         for name in sorted(names):
             try:
@@ -89,7 +78,7 @@ class HeadsRun(Run):
 
     @cached_property
     def batch(self) -> Batch:
-        """That text as ids; for a model that sees both ways, with the tokenizer's special tokens.
+        """The study's text as ids; for a model that sees both ways, with the tokenizer's special tokens.
 
         Raises:
           NotDrawable: if the study's own text does not fit the model.

@@ -11,7 +11,7 @@ from jaxqkv.figures.panels import Image
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.layers import Layers
 from jaxqkv.studies.heads.pairs_of_heads import Similarity, divergences, similarities
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 
 # Heads up to this many are named at the edges.
 NAMED = 24
@@ -51,10 +51,9 @@ def ward_order(cosine: Float[np.ndarray, "all_heads all_heads"]) -> Int[np.ndarr
 
 
 @STUDY.define("similarity", "similarity of every pair of heads, by weights and by patterns")
-def figure_similarity(run: HeadsRun, similarity: Any) -> Display:
-    found: Similarities = needed(similarity)
-    arrays = found.weights._asdict() | {"divergence": found.divergence}
-    order = ward_order(found.weights.qk)
+def figure_similarity(run: HeadsRun, similarity: Similarities) -> Display:
+    arrays = similarity.weights._asdict() | {"divergence": similarity.divergence}
+    order = ward_order(similarity.weights.qk)
     layers = Layers(run.weights, run.options.raw)
     n_head = run.config.n_head
     ticks: dict[str, Any] = {"xticks": (), "yticks": ()}

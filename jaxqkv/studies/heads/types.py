@@ -1,4 +1,4 @@
-"""What heads attend to in random tokens that are said twice: figure `types`."""
+"""Figure `types`: attention of heads in random tokens that are said twice."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from jaxqkv.kernels import HeadTypes, bootstrap_interval, head_types
 from jaxqkv.model.model import Model
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.null import null_q, null_values
-from jaxqkv.studies.heads.run import HeadsRun, needed, reduction
+from jaxqkv.studies.heads.run import HeadsRun, reduction
 from jaxqkv.studies.significance import LEVEL
 from jaxqkv.text.corpora import digest
 
@@ -105,17 +105,17 @@ class Types(NamedTuple):
     q_value: Mapping[str, Float[np.ndarray, "layer head"]]
 
     def mean(self, kind: str) -> Float[np.ndarray, "layer head"]:
-        """Mean over texts that are said twice."""
+        """Returns the mean over texts that are said twice."""
         values: Float[np.ndarray, "layer head"] = getattr(self.said_twice, kind).mean(axis=0)
         return values
 
     def control_mean(self, kind: str) -> Float[np.ndarray, "layer head"]:
-        """The same of the control."""
+        """Returns the mean over the control's texts."""
         values: Float[np.ndarray, "layer head"] = getattr(self.control, kind).mean(axis=0)
         return values
 
     def marked(self, kind: str) -> Bool[np.ndarray, "layer head"]:
-        """Heads whose value is more than that of fresh checkpoints and, where it is compared, than the control's."""
+        """Returns which heads are above fresh checkpoints and, where they are compared with it, above the control."""
         above = self.low[kind] > 0 if kind in self.low else np.ones(self.mean(kind).shape, bool)
         if kind in self.q_value:
             return above & (self.q_value[kind] < LEVEL)
@@ -182,19 +182,18 @@ def map_of_heads(values: Float[np.ndarray, "layer head"], marked: Bool[np.ndarra
 
 
 @STUDY.define("types", "what every head attends to in random tokens that are said twice")
-def figure_types(run: HeadsRun, types: Any) -> Display:
-    found: Types = needed(types)
-    arrays: dict[str, Any] = {"ids": found.given.texts}
-    arrays |= {kind: found.mean(kind) for kind in HeadTypes._fields}
-    arrays |= {f"control_{kind}": found.control_mean(kind) for kind in KINDS}
+def figure_types(run: HeadsRun, types: Types) -> Display:
+    arrays: dict[str, Any] = {"ids": types.given.texts}
+    arrays |= {kind: types.mean(kind) for kind in HeadTypes._fields}
+    arrays |= {f"control_{kind}": types.control_mean(kind) for kind in KINDS}
     for kind in REPEATING:
-        arrays |= {f"low_{kind}": found.low[kind], f"high_{kind}": found.high[kind]}
-    arrays |= {f"q_value_{kind}": values for kind, values in found.q_value.items()}
+        arrays |= {f"low_{kind}": types.low[kind], f"high_{kind}": types.high[kind]}
+    arrays |= {f"q_value_{kind}": values for kind, values in types.q_value.items()}
     panels = [
-        map_of_heads(arrays[kind], found.marked(kind), vmin=0, title=TITLES[kind], colorbar="Attention")
+        map_of_heads(arrays[kind], types.marked(kind), vmin=0, title=TITLES[kind], colorbar="Attention")
         for kind in KINDS
     ]
-    longest = float(np.log(found.given.texts.shape[1]))
+    longest = float(np.log(types.given.texts.shape[1]))
     ends = np.array([0, extremes(*(arrays[kind] for kind in KINDS))[1]])
     against = Lines(
         lines=[
@@ -218,7 +217,7 @@ def figure_types(run: HeadsRun, types: Any) -> Display:
         arrays=arrays,
         panels=[panels, others],
         title=run.label,
-        caption=_caption(run, found),
+        caption=_caption(run, types),
         size=(14, 8),
     )
 
