@@ -52,7 +52,7 @@ SNIPPETS = [
 
 
 def test_the_first_document_is_short():
-    assert len(TOP.encode()) <= 10_000
+    assert len(TOP.encode()) <= 8_600
 
 
 # --- snippets ---
@@ -219,7 +219,7 @@ def test_lists_are_complete(name, listed):
     assert [each for each in listed if not re.search(rf"`{re.escape(each)}\b", text)] == []
 
 
-def test_the_numbers_of_the_first_document_are_the_published_ones():
+def test_the_numbers_of_the_documents_are_the_published_ones():
     cases = {each["case"]: each for each in json.loads(benchmark.PUBLISHED.read_text())["cases"]}
     prose = " ".join(TOP.split())
     seconds = cases["forward gpt2-medium, 8 × 512"]["median seconds"]
@@ -230,4 +230,5 @@ def test_the_numbers_of_the_first_document_are_the_published_ones():
         assert f"{min(faster):.1f} to {max(faster):.1f} times as long {words}" in prose
     pieces = json.loads(scaling.PUBLISHED.read_text())["pieces"]
     days, hours = (scaling.predict(pieces, n)["whole"] / size for n, size in ((1, 86_400), (64, 3600)))
-    assert f"{days:.0f} days on that machine and {hours:.0f} hours on 64 devices like it" in prose
+    package = " ".join(TEXTS["jaxqkv/README.md"].split())
+    assert f"{days:.0f} days on two cores and {hours:.0f} hours on 64 machines of two cores" in package
