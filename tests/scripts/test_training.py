@@ -399,8 +399,12 @@ def test_evaluation(of_sentences, monkeypatch):
     assert all(value * 20 == round(value * 20) for value in right)
 
 
-def test_names_of_several_tokens_are_not_measured():
-    (name,) = evaluation.names_measures(jaxqkv.load("demo-gpt2"), seed=1)
+def test_names_of_several_tokens_are_not_measured(tmp_path):
+    config = dataclasses.replace(SMALL_CONFIGS["demo-gpt2"], n_layer=1)
+    params = loop.fresh_params(config, tmp_path, 0)
+    data = loop.Data(texts.train_tokenizer(config, ["then Emma met Emma and Emma. " * 40]), None, None)
+    loop.write_checkpoint(params, config, data, tmp_path / "few-names")
+    (name,) = evaluation.names_measures(jaxqkv.load(tmp_path / "few-names"), seed=1)
     assert name.startswith("names not measured: no single tokens are ")
     assert "Mike" in name
     assert "Emma" not in name
