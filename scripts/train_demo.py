@@ -9,7 +9,7 @@ FOLDER holds .txt files (a document each) and .jsonl files (a document a line, i
 the texts of Python's own help (`pydoc_data.topics`) are added. The last twentieth of every document
 is held out. Needs the extra `train` (optax). On a CPU every core trains on a part of each step's windows.
 
-The learning rate rises, stays, and falls over the last third of the steps. Until it falls, a training
+The learning rate rises, stays, and falls over the last three fifths of the steps. Until it falls, a training
 can be resumed with another --steps: with fewer to end it early, with more to take it further.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with .txt and .jsonl files")
     parser.add_argument("--only", choices=CONFIGS, help="train only this one")
-    parser.add_argument("--steps", type=int, default=20_000, help="training steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="training steps (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=BUNDLED["demo-gpt2"].parent, help="default: jaxqkv/demo")
     parser.add_argument("--resume", action="store_true", help="continue from the state saved in --out")
