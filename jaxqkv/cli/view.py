@@ -59,7 +59,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(given: argparse.Namespace, line: Line) -> None:
     """Writes the page and prints what is on it."""
-    from jaxqkv.model.model import load
+    from jaxqkv.model.loading import load
     from jaxqkv.pages.view import write_view
     from jaxqkv.runtime import devices, showing
     from jaxqkv.runtime.files import prepare_file

@@ -19,8 +19,7 @@ import jaxqkv
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
-from jaxqkv.checkpoints.folder import save_checkpoint
-from jaxqkv.checkpoints.weights import tensors_from_params
+from jaxqkv.checkpoints.folder import save_checkpoint, tensors_from_params
 from training.mixture import MASKED, Sources, draw, mask_tokens, windows
 from training.objectives import fresh_head, head_tensors, mean_loss, sinusoids
 from training.optimiser import decay_start, optimiser

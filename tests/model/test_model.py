@@ -24,8 +24,9 @@ from helpers.oracles import EVERYTHING, masked_batch, real
 import jaxqkv
 from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.folder import tensors_from_params
 from jaxqkv.checkpoints.mapped import MappedFile
-from jaxqkv.checkpoints.weights import Weights, tensors_from_params
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.text.batches import Batch
 
