@@ -13,8 +13,8 @@ from jaxqkv.studies.options import option, whole_number
 
 EXAMPLES = """examples:
   jaxqkv view demo-gpt2 --text "I saw her at the market."
-  jaxqkv view gpt2 --text "I saw her at the market." --types
-  jaxqkv view gpt2-xl --text-file story.txt --layers 0 24 47 --out story.html"""
+  jaxqkv view demo-gpt2 --text "I saw her at the market." --types
+  jaxqkv view demo-gpt2 --text-file story.txt --layers 0 4 7 --out story.html"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

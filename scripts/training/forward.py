@@ -1,4 +1,4 @@
-"""The hidden states of `jaxqkv.hidden`, arranged so that gradients on a CPU take a third of the time.
+"""The hidden states of `jaxqkv.hidden`, arranged so that gradients on a CPU take half the time.
 
 Attention takes queries block by block, leaves out the keys that a causal block does not see, and has a gradient of its
 own without transposed copies of scores. Every token is visible: training windows have no padding.
