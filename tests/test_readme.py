@@ -154,9 +154,11 @@ def test_options_exist(capsys, monkeypatch):
     for name, words in [*helps, *((name, ["--help"]) for name in COMMANDS if name not in ("figures", "bench"))]:
         with pytest.raises(SystemExit):
             importlib.import_module(f"jaxqkv.cli.{name}").parse(words)
-    monkeypatch.setattr(sys, "argv", ["scaling.py", "--help"])
-    with pytest.raises(SystemExit):
-        scaling.main()
+    train_demo = pytest.importorskip("train_demo", exc_type=ImportError)  # which needs an extra
+    for script in (scaling, train_demo):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--help"])
+        with pytest.raises(SystemExit):
+            script.main()
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out + benchmark.parser().format_help()))
     for name, text in TEXTS.items():
         code = " ".join(re.findall(r"`[^`]+`", without_blocks(text)))
