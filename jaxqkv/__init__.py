@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from jaxqkv.checkpoints.weights import Weights
     from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
     from jaxqkv.model.forward import forward, hidden, layerwise, logits
-    from jaxqkv.model.model import Model, load
+    from jaxqkv.model.loading import load
+    from jaxqkv.model.model import Model
     from jaxqkv.runtime.devices import cache, make_mesh
     from jaxqkv.text.batches import Batch
 else:
@@ -47,7 +48,8 @@ else:
         "checkpoints.weights": ("Weights",),
         "errors": ("CheckpointError", "JaxqkvError", "JaxqkvWarning"),
         "model.forward": ("forward", "hidden", "layerwise", "logits"),
-        "model.model": ("Model", "load"),
+        "model.loading": ("load",),
+        "model.model": ("Model",),
         "runtime.devices": ("cache", "make_mesh"),
         "text.batches": ("Batch",),
     }

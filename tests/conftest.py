@@ -68,12 +68,6 @@ with install_import_hook(SHAPED, "conftest.with_shapes"):
     import jaxqkv.text.tokenizer_files
     from jaxqkv.cli.main import main
 
-from jaxqkv.figures import drawers
-
-drawers.FIGURES_EACH = (
-    10**6
-)  # commands of the suite draw in its own process; tests/figures/test_drawers.py looks at others
-
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.distilbert import DistilBertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config

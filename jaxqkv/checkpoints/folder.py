@@ -18,6 +18,7 @@ from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint
 from jaxqkv.checkpoints.config import Config, Registry
 from jaxqkv.checkpoints.hub import download
 from jaxqkv.checkpoints.mapped import MOST_HEADER_BYTES, MappedFile
+from jaxqkv.checkpoints.tables import Rule
 from jaxqkv.errors import CheckpointError, JaxqkvWarning, listed, printable
 from jaxqkv.runtime import showing
 from jaxqkv.runtime.files import fingerprint, read_whole, refuse_pointer
@@ -160,3 +161,37 @@ def save_checkpoint(
     text = json.dumps(config.to_json() | extra, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / SINGLE, metadata={"format": "pt"})
+
+
+def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Turns parameters as `forward` takes them into tensors by canonical key: the inverse of reading.
+
+    Args:
+      params: `{"embed": …, "layers": [one dict a layer], "final": …}`.
+      config: config of the model.
+
+    Returns:
+      Tensors in the shapes of the checkpoint's format, for `save_checkpoint`.
+
+    Raises:
+      CheckpointError: when the number of layers is not that of the config.
+    """
+
+    def pick(tree: dict[str, Any], rule: Rule) -> np.ndarray:
+        parts = []
+        for place in rule.places:
+            leaf = tree
+            for step in place.split("/"):
+                leaf = leaf[step]
+            parts.append(np.asarray(leaf))
+        tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        return tensor.T if rule.transpose else tensor
+
+    table = config.table()
+    if len(params["layers"]) != config.n_layer:
+        raise CheckpointError(f"parameters have {len(params['layers'])} layers, the config says {config.n_layer}")
+    tensors = {rule.key: pick(params["embed"], rule) for rule in table.embed}
+    for index, layer in enumerate(params["layers"]):
+        tensors |= {rule.key.format(layer=index): pick(layer, rule) for rule in table.layer}
+    head = () if table.tied and "lm_head" not in params["final"] else table.head
+    return tensors | {rule.key: pick(params["final"], rule) for rule in (*table.final, *head)}

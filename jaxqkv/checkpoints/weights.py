@@ -348,37 +348,3 @@ def count_broken(tensor: Shaped[np.ndarray, "..."]) -> int:
         if np.isfinite(flat @ flat):
             return 0
     return int(tensor.size - np.isfinite(flat).sum())
-
-
-def tensors_from_params(params: dict[str, Any], config: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Turns parameters as `forward` takes them into tensors by canonical key: the inverse of reading.
-
-    Args:
-      params: `{"embed": …, "layers": [one dict a layer], "final": …}`.
-      config: config of the model.
-
-    Returns:
-      Tensors in the shapes of the checkpoint's format, for `save_checkpoint`.
-
-    Raises:
-      CheckpointError: when the number of layers is not that of the config.
-    """
-
-    def pick(tree: dict[str, Any], rule: tables.Rule) -> np.ndarray:
-        parts = []
-        for place in rule.places:
-            leaf = tree
-            for step in place.split("/"):
-                leaf = leaf[step]
-            parts.append(np.asarray(leaf))
-        tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        return tensor.T if rule.transpose else tensor
-
-    table = config.table()
-    if len(params["layers"]) != config.n_layer:
-        raise CheckpointError(f"parameters have {len(params['layers'])} layers, the config says {config.n_layer}")
-    tensors = {rule.key: pick(params["embed"], rule) for rule in table.embed}
-    for index, layer in enumerate(params["layers"]):
-        tensors |= {rule.key.format(layer=index): pick(layer, rule) for rule in table.layer}
-    head = () if table.tied and "lm_head" not in params["final"] else table.head
-    return tensors | {rule.key: pick(params["final"], rule) for rule in (*table.final, *head)}

@@ -25,7 +25,7 @@ HELP = "draw the figures of a study"
 ALL = "all"
 EXAMPLES = """examples:
   jaxqkv figures qkv-weights --demo
-  jaxqkv figures qkv-weights 2c 5b --model gpt2 random:gpt2 --theme dark --format svg
+  jaxqkv figures qkv-weights 2c 5b --model demo-gpt2 random:demo-gpt2 --theme dark --format svg
   jaxqkv figures all --demo"""
 
 

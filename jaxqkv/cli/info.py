@@ -50,7 +50,7 @@ def run(given: argparse.Namespace, line: Line) -> None:
     lines = [f"{name + ':':22}{value}" for name, value in weights.summary().items()]
     document = weights.facts()
     if options.heads:
-        from jaxqkv.model.model import load
+        from jaxqkv.model.loading import load
         from jaxqkv.runtime.devices import enable_compilation_cache
         from jaxqkv.studies.heads import summary
 

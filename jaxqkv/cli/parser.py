@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from jaxqkv.errors import JaxqkvError, nearest, printable
-from jaxqkv.studies.options import Option, option, options_of
+from jaxqkv.studies.options import Option, flag, option, options_of
 
 Kind = TypeVar("Kind")
 
@@ -78,7 +78,7 @@ def _add_argument(group: Any, name: str, about: Option, default: Any) -> None:
             settings["action"] = "append"
         elif about.several:
             settings["nargs"] = "+"
-    group.add_argument(f"--{name.replace('_', '-')}", **settings)
+    group.add_argument(flag(name), **settings)
 
 
 def _type(parse: Callable[[str], Any]) -> Callable[[str], Any]:

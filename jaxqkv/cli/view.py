@@ -13,8 +13,8 @@ from jaxqkv.studies.options import option, whole_number
 
 EXAMPLES = """examples:
   jaxqkv view demo-gpt2 --text "I saw her at the market."
-  jaxqkv view gpt2 --text "I saw her at the market." --types
-  jaxqkv view gpt2-xl --text-file story.txt --layers 0 24 47 --out story.html"""
+  jaxqkv view demo-gpt2 --text "I saw her at the market." --types
+  jaxqkv view demo-gpt2 --text-file story.txt --layers 0 4 7 --out story.html"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(given: argparse.Namespace, line: Line) -> None:
     """Writes the page and prints what is on it."""
-    from jaxqkv.model.model import load
+    from jaxqkv.model.loading import load
     from jaxqkv.pages.view import write_view
     from jaxqkv.runtime import devices, showing
     from jaxqkv.runtime.files import prepare_file

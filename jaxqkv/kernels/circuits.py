@@ -195,8 +195,8 @@ def copying_score(
         Σ Re λ / Σ |λ|,  λ the eigenvalues of W_E W_OV diag(γ_f) W_U,  [vocab, vocab]
 
     which has the same non-zero eigenvalues as the [head_dim, head_dim] matrix rightᵀ · diag(γ_f) W_U W_E · left. That
-    is float32 and the device's; its eigenvalues are NumPy's in float64, on the host, for accelerators have none of
-    matrices that are not symmetric. So it is not for the inside of `jit`, `vmap` or `grad`.
+    is float32 and the device's; its eigenvalues are NumPy's in float64, on the host, for JAX does not have
+    those of matrices that are not symmetric on every device. So it is not for the inside of `jit`, `vmap` or `grad`.
 
     Args:
       left, right: of a `Circuit` of W_OV; right may be W_Oᵀ as it is.

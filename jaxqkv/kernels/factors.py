@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxqkv.kernels.scales import power_of_two
 from jaxqkv.typing import AnyArray
 
 # Of eigenvalues, relative to the largest, what is known of them in float32.
@@ -29,8 +30,7 @@ def scaled(x: Float[AnyArray, "head embed head_dim"]) -> tuple[Factors, Float[Ar
     The power counts as a constant: it is for what does not depend on it.
     """
     x = jnp.asarray(x, jnp.float32)
-    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=(1, 2), keepdims=True, initial=0))
-    sizes = jnp.where(largest > 0, jnp.ldexp(jnp.float32(1), jnp.frexp(largest)[1] - 1), 1)
+    sizes = power_of_two(x, axis=(1, 2))
     return x / sizes, sizes
 
 

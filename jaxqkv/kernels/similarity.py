@@ -13,12 +13,14 @@ from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import density_by_group
 from jaxqkv.kernels.moments import moments
+from jaxqkv.kernels.scales import power_of_two
 from jaxqkv.typing import AnyArray
 
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
     """Returns columns divided by their Euclidean norms; a column of zeros stays zero."""
     x = jnp.asarray(x)
+    x = x / power_of_two(x, axis=0)
     norm = jnp.linalg.norm(x, axis=0, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
 

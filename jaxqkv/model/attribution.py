@@ -16,7 +16,7 @@ from jaxqkv.architectures.sites import Editing
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.metrics import Metric
 from jaxqkv.model.branches import Branches
-from jaxqkv.model.forward import site_of
+from jaxqkv.model.driver import site_of
 from jaxqkv.model.sources import Source
 from jaxqkv.model.sweep import Passes, Sweep, measure
 from jaxqkv.runtime.devices import Execution, jit

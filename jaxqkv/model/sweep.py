@@ -19,7 +19,7 @@ from jaxqkv.architectures.sites import Editing
 from jaxqkv.metrics import Metric
 from jaxqkv.model import microbatches
 from jaxqkv.model.branches import Branches
-from jaxqkv.model.forward import _block, _embed, site_of
+from jaxqkv.model.driver import embed, run_block, site_of
 from jaxqkv.model.request import Progress
 from jaxqkv.model.sources import Source
 from jaxqkv.runtime.devices import Execution, check_split, execution, jit
@@ -179,7 +179,7 @@ class Passes:
         embedding, ids, rows = source.embed(batch.ids)
         at = dataclasses.replace(config, vocab_size=rows) if rows else config
         pieces = [dataclasses.replace(batch, ids=ids)[piece] for piece in self.pieces]
-        self.clean = [_embed(embedding, piece, config=at) for piece in pieces]
+        self.clean = [embed(embedding, piece, config=at) for piece in pieces]
         self.masks = [piece.mask for piece in pieces]
         layers = np.asarray(sweep.layers)
         self.of_layer = {int(layer): np.flatnonzero(layers == layer) for layer in np.unique(layers)}
@@ -258,7 +258,7 @@ class Passes:
     def block(self, params: Params, layer: int, x: Any, mask: Any) -> Any:
         """Returns a stream after a layer in which nothing is edited."""
         options: dict[str, Any] = {"config": self.config, "capture": frozenset(), "reduce": None, "execution": self.how}
-        return _block(params, x, mask, layer=np.int32(layer), goes_on=True, **options)[0]
+        return run_block(params, x, mask, layer=np.int32(layer), goes_on=True, **options)[0]
 
     def _branched(self, params: Params, layer: int, clean: Sequence[Any], fresh: Sequence[_Chunk]) -> list[Any]:
         """Lets chunks branch off in a layer, and returns the clean streams after it."""

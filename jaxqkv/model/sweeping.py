@@ -14,7 +14,7 @@ from jaxqkv.errors import JaxqkvError
 from jaxqkv.metrics import Metric, as_metric
 from jaxqkv.model.attribution import first_order
 from jaxqkv.model.branches import EditOfHeads, branches
-from jaxqkv.model.forward import run_layers
+from jaxqkv.model.driver import run_layers
 from jaxqkv.model.microbatches import joined
 from jaxqkv.model.reducers import Bound
 from jaxqkv.model.request import Layers, Progress, Request, checked_layers

@@ -11,7 +11,8 @@ from jaxqkv.architectures import open_checkpoint
 from jaxqkv.checkpoints.checkpoint import BUNDLED, Checkpoint, as_path, is_path
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model.model import Model, load
+from jaxqkv.model.loading import load
+from jaxqkv.model.model import Model
 from jaxqkv.runtime.devices import make_mesh
 from jaxqkv.studies.options import Options
 

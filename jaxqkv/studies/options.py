@@ -60,6 +60,11 @@ def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
     return {field.name: (field.metadata[_METADATA], field.default) for field in dataclasses.fields(kind)}
 
 
+def flag(name: str) -> str:
+    """Returns an option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 # --- words and values ---
 
 
@@ -188,7 +193,7 @@ class Options:
         for names in EXCLUSIVE:
             given = [name for name in names if getattr(self, name, None) not in (None, False, ())]
             if len(given) > 1:
-                raise JaxqkvError(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " exclude each other")
+                raise JaxqkvError(" and ".join(map(flag, given)) + " exclude each other")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

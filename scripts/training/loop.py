@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import shutil
 import time
@@ -18,8 +19,7 @@ import jaxqkv
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
-from jaxqkv.checkpoints.folder import save_checkpoint
-from jaxqkv.checkpoints.weights import tensors_from_params
+from jaxqkv.checkpoints.folder import save_checkpoint, tensors_from_params
 from training.mixture import MASKED, Sources, draw, mask_tokens, windows
 from training.objectives import fresh_head, head_tensors, mean_loss, sinusoids
 from training.optimiser import decay_start, optimiser
@@ -98,19 +98,46 @@ def fresh_params(config: Config, work: Path, seed: int) -> Any:
     return params
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
-def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
-    """Makes one step, and returns parameters, the optimiser's state, and the loss before it."""
+@functools.partial(jax.jit, static_argnames="config")
+def gradient(params: Any, task: Any, *, config: Config) -> tuple[jax.Array, Any]:
+    """Returns the sums of loss and gradient over the microbatches of a task."""
 
     def add(total: Any, microbatch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, microbatch, config)), None
 
-    count = jax.tree.leaves(task)[0].shape[0]
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zeros, task)
-    loss, gradient = jax.tree.map(lambda leaf: leaf / count, total)
-    updates, state = optimiser(steps).update(gradient, state, params)
+    return jax.lax.scan(add, zeros, task)[0]
+
+
+@functools.partial(jax.jit, donate_argnames=("params", "state"))
+def apply_gradient(params: Any, state: Any, totals: Any, count: Any, steps: Any) -> tuple[Any, Any, jax.Array]:
+    """Returns parameters and the optimiser's state after a step, and the mean loss before it.
+
+    Args:
+      params, state: before the step.
+      totals: what `gradient` returns, for each device.
+      count: microbatches in all.
+      steps: of the whole training.
+    """
+    loss, mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / count, *totals)
+    updates, state = optimiser(steps).update(mean, state, params)
     return optax.apply_updates(params, updates), state, loss
+
+
+def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
+    """Makes one step, the microbatches shared out to the devices that work at the same time.
+
+    Returns:
+      Parameters and the optimiser's state after it, and the loss before it.
+    """
+    count = len(jax.tree.leaves(task)[0])
+    devices = jax.devices()[: math.gcd(count, jax.device_count())]
+    share, totals = count // len(devices), []
+    for index, device in enumerate(devices):
+        part = jax.tree.map(lambda array: array[index * share : (index + 1) * share], task)  # noqa: B023
+        totals.append(gradient(*jax.device_put((params, part), device), config=config))
+    totals = jax.device_put(totals, devices[0])
+    return apply_gradient(params, state, totals, np.float32(count), steps)
 
 
 _mean_loss = jax.jit(mean_loss, static_argnames="config")

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import jaxqkv
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
+from training.forward import hidden
 
 CHUNK = 256  # tokens whose logits fit in the processor's cache
 
@@ -80,7 +80,7 @@ next_token_loss.defvjp(_loss_and_gradient, lambda gradients, by_loss: (*(by_loss
 def bert_losses(params: Any, ids: jax.Array, chosen: jax.Array, truth: jax.Array, config: BertConfig) -> jax.Array:
     """Returns the cross-entropy `[batch, chosen]` of the masked tokens, in nats."""
     head, row = params["head"], (1, 1, -1)
-    x = jnp.take_along_axis(jaxqkv.hidden(params["model"], ids, config), chosen[..., None], 1)
+    x = jnp.take_along_axis(hidden(params["model"], ids, config), chosen[..., None], 1)
     x = jax.nn.gelu(x @ head["dense"] + head["dense_bias"].reshape(row), approximate=False)
     x = jax.nn.standardize(x, epsilon=config.layer_norm_epsilon) * head["scale"].reshape(row)
     embedding = params["model"]["embed"]["word"]["embedding"]
@@ -92,8 +92,8 @@ def mean_loss(params: Any, task: tuple[jax.Array, ...], config: Config) -> jax.A
     """Returns the mean loss of a task: GPT-2's (ids, weights), BERT's (corrupted ids, chosen positions, true ids)."""
     if isinstance(config, GPT2Config):
         ids, weights = task
-        x = jaxqkv.hidden(params["model"], ids, config).reshape(-1, config.n_embd)
-        weights = weights.at[:, 0].set(0)  # nothing comes before the first
+        x = hidden(params["model"], ids, config).reshape(-1, config.n_embd)
+        weights = jnp.asarray(weights).at[:, 0].set(0)  # nothing comes before the first
         truth, weights = (jnp.roll(array, -1, 1).reshape(-1) for array in (ids, weights))
         embedding = params["model"]["embed"]["wte"]["embedding"]
         return next_token_loss(x, embedding, truth, weights) / (ids.size - len(ids))

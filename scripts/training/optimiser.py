@@ -17,7 +17,7 @@ MUON_RATE, ADAM_RATE = 0.02, 3e-3
 # Decay of matrices and embeddings, as a fraction of the rate.
 WEIGHT_DECAY = 0.05
 # Steps in which the rate rises, and percentage of all steps in which it falls to 0.
-WARM_UP, DECAY_PERCENT = 200, 35
+WARM_UP, DECAY_PERCENT = 200, 60
 
 
 def orthogonalised(matrices: jax.Array) -> jax.Array:

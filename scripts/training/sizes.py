@@ -27,5 +27,5 @@ CONFIGS: dict[str, Config] = {
 }
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
-# Windows of `LENGTH` tokens in a step, and in a microbatch, which stays in the processor's cache.
-WINDOWS, MICROBATCH = 16, 8
+# Windows of `LENGTH` tokens in a step, and in a microbatch, which stays in the cache of a processor's core.
+WINDOWS, MICROBATCH = 16, 2

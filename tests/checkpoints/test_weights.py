@@ -3,7 +3,7 @@ import pytest
 from conftest import GPT2, random_tensors
 
 import jaxqkv
-from jaxqkv.checkpoints.weights import tensors_from_params
+from jaxqkv.checkpoints.folder import tensors_from_params
 from jaxqkv.errors import JaxqkvError
 
 

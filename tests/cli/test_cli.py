@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -48,6 +50,21 @@ def test_list_is_the_registry(capsys):
         "5c",
         "6",
     ]
+
+
+def test_list_as_json_has_options_and_figures(capsys):
+    assert main(["list", "weight-tour", "category-selectivity", "--json"]) == 0
+    tour, selectivity = json.loads(capsys.readouterr().out)
+    assert (tour["study"], tour["models"], tour["demo"]) == ("weight-tour", ["gpt2"], "demo-gpt2")
+    assert len(tour["figures"]) == 16
+    assert tour["figures"][2] == {"id": "position-dimension", "title": "one dimension of the position embeddings"}
+    options = {each["option"]: each for each in selectivity["options"]}
+    assert options["--permutations"]["default"] == 1000
+    assert "--text-file" not in options
+    with pytest.raises(SystemExit):
+        main(["figures", "category-selectivity", "--help"])
+    shown = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert set(options) - shown == set()
 
 
 def test_info(capsys, tmp_path):

@@ -24,8 +24,9 @@ from helpers.oracles import EVERYTHING, masked_batch, real
 import jaxqkv
 from jaxqkv.architectures import REGISTRY
 from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.checkpoints.folder import tensors_from_params
 from jaxqkv.checkpoints.mapped import MappedFile
-from jaxqkv.checkpoints.weights import Weights, tensors_from_params
+from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.text.batches import Batch
 
@@ -112,13 +113,13 @@ def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
 
 def test_last_layer_stops_at_what_is_needed(config, model):
     """The program of the last layer has no product with the MLP's weights when only q is asked for."""
-    from jaxqkv.model.forward import _block
+    from jaxqkv.model.driver import run_block
 
     shapes = jax.eval_shape(lambda: model.params()["layers"][0])
     x = jnp.zeros((1, 3, config.n_embd))
     options = {"config": config, "capture": frozenset({"q"}), "reduce": None, "goes_on": False}
     options["execution"] = jaxqkv.runtime.devices.Execution()
-    compiled = _block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
+    compiled = run_block.lower(shapes, x, jnp.ones((1, 3), bool), layer=jnp.int32(0), **options).compile()
     flops = 2 * 3 * config.n_embd**2
     costs = compiled.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs  # of each program, in older versions of JAX

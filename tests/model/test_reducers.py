@@ -14,7 +14,7 @@ from helpers.oracles import masked_batch
 
 import jaxqkv
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model import forward, reducers
+from jaxqkv.model import driver, reducers
 from jaxqkv.model.reducers import Bound
 
 THRESHOLD = 1.0
@@ -177,8 +177,8 @@ def test_an_object_that_cannot_be_hashed_is_called(gpt2_model):
 
 
 def test_programs_used_longest_ago_are_let_go(gpt2_model, monkeypatch):
-    limited = functools.lru_cache(maxsize=2)(forward._block_with.__wrapped__)
-    monkeypatch.setattr(forward, "_block_with", limited)
+    limited = functools.lru_cache(maxsize=2)(driver._run_block_with.__wrapped__)
+    monkeypatch.setattr(driver, "_run_block_with", limited)
     ids, alive = random_ids(GPT2, 1, 3), []
     for by in range(5):
         held = Method(float(by))

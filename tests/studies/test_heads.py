@@ -402,8 +402,8 @@ def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):
         heads.figure("norms", model=gpt2)
     with pytest.raises(NotDrawable, match=r"' Mike' and ' Emma' are the same token.*; choose --answers"):
         heads.figure("attribution", model=gpt2, clean=CLEAN, donor=DONOR)  # whose unknown words are one
-    with pytest.raises(JaxqkvError, match="--answers: ' Mike' is not one token"):
-        heads.figure("attribution", model="demo-gpt2", answers=(" Mike", " Emma"))
+    with pytest.raises(JaxqkvError, match="--answers: ' Mikes' is not one token"):
+        heads.figure("attribution", model="demo-gpt2", answers=(" Mikes", " Emma"))
     with pytest.raises(JaxqkvError, match="the model's 17 positions") as caught:
         heads.figure("norms", model=gpt2, text=" w1" * 18)
     assert not isinstance(caught.value, NotDrawable)

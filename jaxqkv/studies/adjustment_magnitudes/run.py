@@ -14,6 +14,7 @@ from jaxqkv.architectures.activations import Attention
 from jaxqkv.errors import CorpusError
 from jaxqkv.figures.panels import plain
 from jaxqkv.runtime import console
+from jaxqkv.runtime.showing import counted
 from jaxqkv.studies.adjustment_magnitudes import STUDY, AdjustmentMagnitudesOptions
 from jaxqkv.studies.layers import pick_layer
 from jaxqkv.studies.opening import load_model
@@ -72,7 +73,8 @@ class AdjustmentMagnitudesRun(Run):
         if not texts:
             raise CorpusError(f"{self.about['corpus']}: no text in it; give files with text in them")
         if len(texts) < options.batch and options.corpus:
-            self.notes.append(f"{self.about['corpus']} has {len(texts)} texts, fewer than {options.batch}; all are run")
+            found = counted(len(texts), "text")
+            self.notes.append(f"{self.about['corpus']} has {found}, fewer than {options.batch}, and all are run")
         return texts
 
     @cached_property
@@ -81,7 +83,7 @@ class AdjustmentMagnitudesRun(Run):
         tokenizer, positions = self.model.tokenizer, self.model.config.n_positions
         cut = sum(len(ids) > positions for ids in tokenizer.encode(self.texts, special_tokens=False))
         if cut:
-            self.notes.append(f"{cut} of {len(self.texts)} texts are cut to the model's {positions} positions")
+            self.notes.append(f"cut to the model's {positions} positions: {cut} of {counted(len(self.texts), 'text')}")
             self.cut_note = f" ({self.notes[-1].capitalize()}.)"
         return self.model.tokenize(self.texts, special_tokens=False, truncate=True)
 
