@@ -141,6 +141,25 @@ def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
         assert relative_error(ours, expected) < 1e-5
 
 
+def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
+    """Of four devices two take three of six microbatches each; their sums are those of one."""
+    config, generator = dataclasses.replace(SMALL_CONFIGS["demo-gpt2"], n_layer=1), np.random.default_rng(0)
+    params = loop.fresh_params(config, tmp_path, 0)
+    task = generator.integers(0, 307, (6, 2, 13)).astype(np.int32), np.ones((6, 2, 13), np.float32)
+    monkeypatch.setattr(loop, "apply_gradient", lambda params, state, totals, count, steps: (totals, float(count)))
+    sums = []
+    for available, working in ((1, 1), (4, 2)):
+        monkeypatch.setattr(jax, "devices", lambda count=available: jax.local_devices() * count)
+        monkeypatch.setattr(jax, "device_count", lambda count=available: count)
+        totals, count = loop.update(params, None, task, 1000, config=config)
+        assert (len(totals), count) == (working, 6)
+        sums.append(
+            np.concatenate([np.ravel(sum(leaves)) for leaves in zip(*map(jax.tree.leaves, totals), strict=True)])
+        )
+    assert relative_error(sums[1][1:], sums[0][1:]) < 1e-5  # of the gradient, and of the loss before it
+    assert sums[1][0] == pytest.approx(sums[0][0], rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(5, 11), (11, 5), (7, 7)])
 def test_orthogonalised(shape):
     """The singular vectors stay, the singular values come near 1."""
