@@ -150,7 +150,7 @@ class TestSimilarity:
         np.testing.assert_allclose(kernels.column_cosine(-2.5 * matrix), similarity, atol=limit)
 
     def test_columns_of_any_magnitude(self, matrix):
-        """Whose squares overflow, or vanish: powers of two change no bit of the cosines."""
+        """Checks columns whose squares overflow or vanish: powers of two change no bit of the cosines."""
         powers = np.ldexp(np.float32(1), np.resize([0, 100, -100, 60, -70], COLUMNS))
         extreme = (matrix * powers).astype(np.float32)
         np.testing.assert_array_equal(kernels.column_cosine(extreme), kernels.column_cosine(matrix))

@@ -126,7 +126,7 @@ def test_mean_loss_counts_every_token_but_the_first_by_its_weight(tmp_path):
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
-    """As of the package's own forward pass, for texts that are more than a block of queries and no multiple of it."""
+    """Compares with the package's own forward pass, for texts of more than a block of queries and no multiple of it."""
     config = dataclasses.replace(SMALL_CONFIGS[name], n_positions=forward.QUERIES + 15)
     generator = np.random.default_rng(0)
     ids = jnp.asarray(generator.integers(0, 307, (3, forward.QUERIES + 11)), jnp.int32)
@@ -142,7 +142,7 @@ def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
 
 
 def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
-    """Of four devices two take three of six microbatches each; their sums are those of one."""
+    """Shares six microbatches between two of four devices; their sums are those of one."""
     config, generator = dataclasses.replace(SMALL_CONFIGS["demo-gpt2"], n_layer=1), np.random.default_rng(0)
     params = loop.fresh_params(config, tmp_path, 0)
     task = generator.integers(0, 307, (6, 2, 13)).astype(np.int32), np.ones((6, 2, 13), np.float32)
