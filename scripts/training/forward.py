@@ -18,14 +18,9 @@ from jaxqkv.checkpoints.config import ACTIVATIONS, Config
 QUERIES = 64  # queries of a block; the scores of a microbatch's block fit in the processor's cache
 
 
-def transposed(x: jax.Array) -> jax.Array:
-    """Returns the array with its last two axes exchanged."""
-    return jnp.swapaxes(x, -1, -2)
-
-
 def _pattern(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
     """Returns the pattern `[…, key, query]` of the last queries of a text, keys first."""
-    scores = k @ transposed(q * q.shape[-1] ** -0.5)
+    scores = k @ (q * q.shape[-1] ** -0.5).mT
     if causal:
         keys, queries = scores.shape[-2:]
         earlier = jnp.arange(keys)[:, None] <= jnp.arange(keys - queries, keys)[None]
@@ -42,16 +37,16 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Arr
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> tuple[jax.Array, Any]:
     pattern = _pattern(q, k, causal)
-    z = transposed(transposed(v) @ pattern)
+    z = (v.mT @ pattern).mT
     return z, (q, k, v, pattern, z)
 
 
 def _attention_gradient(causal: bool, saved: Any, by_z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients by q, k and v; with P the pattern and S the scores, dS = P ∘ (dP − Σ z ∘ dz)."""
     q, k, v, pattern, z = saved
-    by_pattern = v @ transposed(by_z)
+    by_pattern = v @ by_z.mT
     by_scores = pattern * (by_pattern - (z * by_z).sum(-1)[..., None, :]) * q.shape[-1] ** -0.5
-    return transposed(transposed(k) @ by_scores), by_scores @ q, pattern @ by_z
+    return (k.mT @ by_scores).mT, by_scores @ q, pattern @ by_z
 
 
 attention.defvjp(_attention, _attention_gradient)

@@ -11,7 +11,7 @@ import optax
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
-from training.forward import hidden
+from training.forward import hidden, norm
 
 CHUNK = 256  # tokens whose logits fit in the processor's cache
 
@@ -82,9 +82,9 @@ def bert_losses(params: Any, ids: jax.Array, chosen: jax.Array, truth: jax.Array
     head, row = params["head"], (1, 1, -1)
     x = jnp.take_along_axis(hidden(params["model"], ids, config), chosen[..., None], 1)
     x = jax.nn.gelu(x @ head["dense"] + head["dense_bias"].reshape(row), approximate=False)
-    x = jax.nn.standardize(x, epsilon=config.layer_norm_epsilon) * head["scale"].reshape(row)
+    x = norm({"scale": head["scale"], "bias": head["shift"]}, x, config)
     embedding = params["model"]["embed"]["word"]["embedding"]
-    logits = (x + head["shift"].reshape(row)) @ embedding.T + head["bias"].reshape(row)
+    logits = x @ embedding.T + head["bias"].reshape(row)
     return optax.softmax_cross_entropy_with_integer_labels(logits, truth)
 
 
