@@ -14,8 +14,7 @@ from jaxqkv.architectures.attention import merge_heads, split_heads
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.layers import ACTIVATION_FUNCTIONS
 from jaxqkv.checkpoints.config import ACTIVATIONS, Config
-
-QUERIES = 64  # queries of a block; the scores of a microbatch's block fit in the processor's cache
+from training.sizes import blocks
 
 
 def _pattern(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
@@ -53,14 +52,14 @@ attention.defvjp(_attention, _attention_gradient)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    """Returns z `[…, pos, head_dim]`, computed in blocks of `QUERIES`."""
-    length = q.shape[-2]
-    ends = [*range(QUERIES, length, QUERIES), length]
-    blocks = []
+    """Returns z `[…, pos, head_dim]`, computed in blocks of queries."""
+    length, block = q.shape[-2], blocks().queries
+    ends = [*range(block, length, block), length]
+    parts = []
     for start, end in zip([0, *ends], ends, strict=False):
         seen = end if causal else length
-        blocks.append(attention(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], causal))
-    return jnp.concatenate(blocks, -2)
+        parts.append(attention(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], causal))
+    return jnp.concatenate(parts, -2)
 
 
 def dense(params: Any, x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from training.mixture import MASKED, Sources, draw, mask_tokens, windows
 from training.objectives import fresh_head, head_tensors, mean_loss, sinusoids
 from training.optimiser import decay_start, optimiser
 from training.sentences import make_sentences
-from training.sizes import BERT_SPECIALS, MICROBATCH, WINDOWS
+from training.sizes import BERT_SPECIALS, WINDOWS, blocks
 from training.texts import save_tokenizer, separator, split, token_stream, train_tokenizer
 
 SENTENCES = 20_000  # made sentences for the tokenizer and the mixture
@@ -44,7 +44,7 @@ class State(NamedTuple):
     """State of a training between two steps: steps done and in all, parameters, optimiser's state, curve.
 
     Attributes:
-      recent: losses of the steps since the last report.
+      recent: losses of the steps since the last report, still on the device.
       curve: `[reports, 3]`: step, mean of those losses, held-out loss.
     """
 
@@ -52,7 +52,7 @@ class State(NamedTuple):
     steps: int
     params: Any
     optimiser: Any
-    recent: np.ndarray
+    recent: tuple[Any, ...]
     curve: np.ndarray
 
 
@@ -85,7 +85,7 @@ def task_of_step(config: Config, data: Data, seed: int, step: int) -> tuple[np.n
     generator = np.random.default_rng((seed, step))
     ids, weights = draw(data.sources, generator, WINDOWS, config.n_positions)
     task = make_task(config, data, ids, weights, generator)
-    return jax.tree.map(lambda array: array.reshape(-1, MICROBATCH, *array.shape[1:]), task)
+    return jax.tree.map(lambda array: array.reshape(-1, blocks().windows, *array.shape[1:]), task)
 
 
 def fresh_params(config: Config, work: Path, seed: int) -> Any:
@@ -109,8 +109,10 @@ def gradient(params: Any, task: Any, *, config: Config) -> tuple[jax.Array, Any]
     return jax.lax.scan(add, zeros, task)[0]
 
 
-@functools.partial(jax.jit, donate_argnames=("params", "state"))
-def apply_gradient(params: Any, state: Any, totals: Any, count: Any, steps: Any) -> tuple[Any, Any, jax.Array]:
+@functools.partial(jax.jit, donate_argnames=("params", "state"), static_argnames="config")
+def apply_gradient(
+    params: Any, state: Any, totals: Any, count: Any, steps: Any, *, config: Config
+) -> tuple[Any, Any, jax.Array]:
     """Returns parameters and the optimiser's state after a step, and the mean loss before it.
 
     Args:
@@ -118,9 +120,10 @@ def apply_gradient(params: Any, state: Any, totals: Any, count: Any, steps: Any)
       totals: what `gradient` returns, for each device.
       count: microbatches in all.
       steps: of the whole training.
+      config: of the model.
     """
     loss, mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / count, *totals)
-    updates, state = optimiser(steps).update(mean, state, params)
+    updates, state = optimiser(steps, config).update(mean, state, params)
     return optax.apply_updates(params, updates), state, loss
 
 
@@ -137,7 +140,7 @@ def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) ->
         part = jax.tree.map(lambda array: array[index * share : (index + 1) * share], task)  # noqa: B023
         totals.append(gradient(*jax.device_put((params, part), device), config=config))
     totals = jax.device_put(totals, devices[0])
-    return apply_gradient(params, state, totals, np.float32(count), steps)
+    return apply_gradient(params, state, totals, np.float32(count), steps, config=config)
 
 
 _mean_loss = jax.jit(mean_loss, static_argnames="config")
@@ -149,8 +152,8 @@ def held_out_loss(params: Any, config: Config, data: Data, seed: int) -> float:
     ids = windows(data.held_out, generator, TEST_WINDOWS, config.n_positions)
     task = make_task(config, data, ids, np.ones(ids.shape, np.float32), generator, MASKED_IN_TESTS)
     pieces = [
-        jax.tree.map(lambda array: array[start : start + MICROBATCH], task)  # noqa: B023
-        for start in range(0, TEST_WINDOWS, MICROBATCH)
+        jax.tree.map(lambda array: array[start : start + blocks().windows], task)  # noqa: B023
+        for start in range(0, TEST_WINDOWS, blocks().windows)
     ]
     return float(np.mean([_mean_loss(params, piece, config=config) for piece in pieces]))
 
@@ -160,7 +163,15 @@ def save_state(path: Path, state: State, source: np.ndarray) -> None:
     leaves = jax.tree.leaves((state.params, state.optimiser))
     arrays = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
     part = path.with_suffix(".part.npz")
-    np.savez(part, step=state.step, steps=state.steps, recent=state.recent, curve=state.curve, source=source, **arrays)
+    np.savez(
+        part,
+        step=state.step,
+        steps=state.steps,
+        recent=np.array(state.recent),
+        curve=state.curve,
+        source=source,
+        **arrays,
+    )
     os.replace(part, path)
 
 
@@ -183,7 +194,7 @@ def load_state(path: Path, like: State, source: np.ndarray) -> State:
         leaves, tree = jax.tree.flatten((like.params, like.optimiser))
         leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(leaves))]
         params, moments = jax.tree.unflatten(tree, leaves)
-        return State(step, like.steps, params, moments, file["recent"], file["curve"])
+        return State(step, like.steps, params, moments, tuple(file["recent"]), file["curve"])
 
 
 def write_checkpoint(params: Any, config: Config, data: Data, folder: Path) -> None:
@@ -227,7 +238,7 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
     tokens, rest = len(data.sources.text), len(data.held_out)
     print(f"{name}: {tokens:,} tokens of text to train on, {rest:,} held out", flush=True)
     params = fresh_params(config, work, seed)
-    state = State(0, steps, params, optimiser(steps).init(params), np.zeros(0), np.zeros((0, 3)))
+    state = State(0, steps, params, optimiser(steps, config).init(params), (), np.zeros((0, 3)))
     path = work / "state.npz"
     source = np.array([seed, *(int(stream.sum(dtype=np.int64)) for stream in (data.sources.text, data.held_out))])
     if resume and path.exists():
@@ -246,8 +257,9 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
         if state.step in (steps, stop_at):
             break
         task = task_of_step(config, data, seed, state.step)
+        jax.block_until_ready(state.recent[-1:])  # a task is drawn while the step before it is computed
         params, moments, loss = update(state.params, state.optimiser, task, np.int32(steps), config=config)
-        state = State(state.step + 1, steps, params, moments, np.append(state.recent, loss), state.curve)
+        state = State(state.step + 1, steps, params, moments, (*state.recent, loss), state.curve)
     if state.step == steps:
         write_checkpoint(state.params, config, data, out / name)
 
@@ -256,7 +268,7 @@ def report(name: str, state: State, held_out: float) -> State:
     """Prints the losses and adds them to the state's curve, once a step."""
     if len(state.curve) and state.curve[-1, 0] == state.step:
         return state
-    loss = state.recent.mean() if len(state.recent) else np.nan
-    trained = f"loss {loss:.3f}  " if len(state.recent) else ""
+    loss = np.mean(state.recent) if state.recent else np.nan
+    trained = f"loss {loss:.3f}  " if state.recent else ""
     print(f"{name}: step {state.step:5d}  {trained}held out {held_out:.3f} nats", flush=True)
-    return state._replace(recent=np.zeros(0), curve=np.vstack([state.curve, [state.step, loss, held_out]]))
+    return state._replace(recent=(), curve=np.vstack([state.curve, [state.step, loss, held_out]]))

@@ -6,8 +6,9 @@ import numpy as np
 
 # Shares of the windows; the rest is unchanged text.
 RANDOM_REPEATED, PASSAGE_REPEATED, SENTENCES = 0.06, 0.04, 0.10
-# Lengths of repeated passages: the shortest in tokens, the longest as a fraction of a window.
-SHORTEST, LONGEST_RANDOM, LONGEST_PASSAGE = 16, 0.5, 0.4
+# Lengths of repeated passages: the shortest in tokens, the longest as a fraction of a window. Copying is learnt from
+# the shortest periods first, where even attention over all tokens already points at the right one.
+SHORTEST_RANDOM, LONGEST_RANDOM, SHORTEST_PASSAGE, LONGEST_PASSAGE = 4, 0.5, 16, 0.4
 MASKED = 0.2  # share of a window's tokens; above BERT's 0.15, since a short training gains by more predictions
 
 
@@ -51,7 +52,7 @@ def repeated_tokens(generator: np.random.Generator, first: int, vocab: int, peri
 def repeat_passage(window: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Returns the window with one of its passages copied to a later place in it."""
     length = len(window)
-    size = int(generator.integers(min(SHORTEST, length // 4), int(LONGEST_PASSAGE * length)))
+    size = int(generator.integers(min(SHORTEST_PASSAGE, length // 4), int(LONGEST_PASSAGE * length)))
     first = int(generator.integers(0, length - 2 * size + 1))
     second = int(generator.integers(first + size, length - size + 1))
     window = window.copy()
@@ -70,7 +71,7 @@ def draw(sources: Sources, generator: np.random.Generator, count: int, length: i
     kind = generator.random(count)
     for index in np.flatnonzero(kind < RANDOM_REPEATED + PASSAGE_REPEATED):
         if kind[index] < RANDOM_REPEATED:
-            period = int(generator.integers(min(SHORTEST, length // 4), int(LONGEST_RANDOM * length) + 1))
+            period = int(SHORTEST_RANDOM * (LONGEST_RANDOM * length / SHORTEST_RANDOM) ** generator.random())
             ids[index] = repeated_tokens(generator, sources.first, sources.vocab, period, length)
             weights[index, : period + 1] = 0
         else:

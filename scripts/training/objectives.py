@@ -12,8 +12,7 @@ from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.checkpoints.config import Config
 from training.forward import hidden, norm
-
-CHUNK = 256  # tokens whose logits fit in the processor's cache
+from training.sizes import blocks
 
 
 def fresh_head(config: Config) -> dict[str, np.ndarray]:
@@ -43,7 +42,7 @@ def sinusoids(config: Config) -> np.ndarray:
 def next_token_loss(hidden: jax.Array, embedding: jax.Array, truth: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns Σ weight · cross-entropy in nats of the product with the output embedding.
 
-    The logits of `CHUNK` tokens are computed at a time, with their gradient, so that they stay in the cache.
+    The logits of a block of tokens are computed at a time, with their gradient, so that they stay in the cache.
 
     Args:
       hidden: `[token, embed]`.
@@ -55,7 +54,7 @@ def next_token_loss(hidden: jax.Array, embedding: jax.Array, truth: jax.Array, w
 
 
 def _loss_and_gradient(hidden: Any, embedding: Any, truth: Any, weights: Any) -> tuple[jax.Array, Any]:
-    chunk = math.gcd(CHUNK, len(hidden))
+    chunk = math.gcd(blocks().tokens, len(hidden))
     vocab = jnp.arange(len(embedding))[None]
 
     def one(gradient: jax.Array, piece: Any) -> tuple[jax.Array, Any]:

@@ -3,17 +3,29 @@
 Source of Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxqkv.architectures.bert import BertConfig
+from jaxqkv.checkpoints.config import Config
+
 # Coefficients of a quintic whose iteration brings singular values in (0, 1] near 1.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
-# Largest steps: of matrices in the spectral norm, of other parameters by entry.
-MUON_RATE, ADAM_RATE = 0.02, 3e-3
+
+
+class Rates(NamedTuple):
+    """Largest steps: of the blocks' matrices in the spectral norm, of all other parameters by entry."""
+
+    muon: float
+    adam: float
+
+
+# BERT needs the smaller ones: with 0.02 and 3e-3 its held-out loss is 5.9 nats after 2,000 steps, instead of 4.3.
+GPT2_RATES, BERT_RATES = Rates(0.01, 3e-3), Rates(0.005, 2e-3)
 # Decay of matrices and embeddings, as a fraction of the rate.
 WEIGHT_DECAY = 0.05
 # Steps in which the rate rises, and percentage of all steps in which it falls to 0.
@@ -63,8 +75,9 @@ def relative_rate(step: Any, steps: Any) -> jax.Array:
     return jnp.minimum(1.0, jnp.minimum((step + 1) / WARM_UP, (steps - step) / fall))
 
 
-def optimiser(steps: Any) -> optax.GradientTransformation:
-    """Returns the optimiser of a run of so many steps, for parameters of `forward` or a tree of them."""
+def optimiser(steps: Any, config: Config) -> optax.GradientTransformation:
+    """Returns the optimiser of a run of so many steps, for a tree of parameters of that architecture."""
+    largest = BERT_RATES if isinstance(config, BertConfig) else GPT2_RATES
 
     def kinds(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -78,7 +91,7 @@ def optimiser(steps: Any) -> optax.GradientTransformation:
         return lambda step: largest * relative_rate(step, steps)
 
     muon = optax.chain(
-        scale_by_muon(), optax.add_decayed_weights(WEIGHT_DECAY), optax.scale_by_learning_rate(rate(MUON_RATE))
+        scale_by_muon(), optax.add_decayed_weights(WEIGHT_DECAY), optax.scale_by_learning_rate(rate(largest.muon))
     )
-    adam = optax.adamw(rate(ADAM_RATE), b2=0.98, weight_decay=WEIGHT_DECAY, mask=matrices)
+    adam = optax.adamw(rate(largest.adam), b2=0.98, weight_decay=WEIGHT_DECAY, mask=matrices)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform({"muon": muon, "adam": adam}, kinds))

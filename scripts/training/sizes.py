@@ -1,4 +1,8 @@
-"""Configs of the two bundled checkpoints, and the size of a training step."""
+"""Configs of the two bundled checkpoints, the size of a training step, and the blocks it is computed in."""
+
+from typing import NamedTuple
+
+import jax
 
 from jaxqkv.architectures.bert import BertConfig
 from jaxqkv.architectures.gpt2 import GPT2Config
@@ -27,5 +31,27 @@ CONFIGS: dict[str, Config] = {
 }
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
-# Windows of `LENGTH` tokens in a step, and in a microbatch, which stays in the cache of a processor's core.
-WINDOWS, MICROBATCH = 16, 2
+WINDOWS = 32  # of `LENGTH` tokens, in a step
+
+
+class Blocks(NamedTuple):
+    """How much is computed at a time.
+
+    Attributes:
+      windows: of a microbatch.
+      queries: of attention.
+      tokens: whose logits are made.
+    """
+
+    windows: int
+    queries: int
+    tokens: int
+
+
+# What stays in the cache of a processor's core, and all at once for an accelerator, which waits for small work.
+CACHED, WHOLE = Blocks(2, 64, 256), Blocks(WINDOWS, LENGTH, WINDOWS * LENGTH)
+
+
+def blocks() -> Blocks:
+    """Returns the blocks for JAX's default backend."""
+    return CACHED if jax.default_backend() == "cpu" else WHOLE

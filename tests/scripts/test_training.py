@@ -100,7 +100,7 @@ def test_a_saved_state_is_taken_on_to_more_or_fewer_steps(quick, tmp_path):
 def test_next_token_loss_and_its_gradient():
     """Against float64 from the definition, for tokens that are more than a chunk and no multiple of it."""
     generator = np.random.default_rng(0)
-    hidden, embedding = generator.normal(size=(2 * objectives.CHUNK + 6, 7)), generator.normal(size=(43, 7))
+    hidden, embedding = generator.normal(size=(2 * sizes.CACHED.tokens + 6, 7)), generator.normal(size=(43, 7))
     truth, weights = generator.integers(0, 43, len(hidden)), generator.random(len(hidden))
     logits = hidden @ embedding.T
     losses = -np.take_along_axis(log_softmax(logits, -1), truth[:, None], -1)[:, 0]
@@ -127,9 +127,9 @@ def test_mean_loss_counts_every_token_but_the_first_by_its_weight(tmp_path):
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
     """Compares with the package's own forward pass, for texts of more than a block of queries and no multiple of it."""
-    config = dataclasses.replace(SMALL_CONFIGS[name], n_positions=forward.QUERIES + 15)
+    config = dataclasses.replace(SMALL_CONFIGS[name], n_positions=sizes.CACHED.queries + 15)
     generator = np.random.default_rng(0)
-    ids = jnp.asarray(generator.integers(0, 307, (3, forward.QUERIES + 11)), jnp.int32)
+    ids = jnp.asarray(generator.integers(0, 307, (3, sizes.CACHED.queries + 11)), jnp.int32)
     params = jax.tree.map(jnp.asarray, loop.fresh_params(config, tmp_path, 0)["model"])
     params = jax.tree.map(lambda x: x + jnp.asarray(generator.normal(0, 0.3, x.shape), jnp.float32), params)
     slope = jnp.asarray(generator.normal(size=(*ids.shape, config.n_embd)), jnp.float32)
@@ -146,7 +146,9 @@ def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
     config, generator = dataclasses.replace(SMALL_CONFIGS["demo-gpt2"], n_layer=1), np.random.default_rng(0)
     params = loop.fresh_params(config, tmp_path, 0)
     task = generator.integers(0, 307, (6, 2, 13)).astype(np.int32), np.ones((6, 2, 13), np.float32)
-    monkeypatch.setattr(loop, "apply_gradient", lambda params, state, totals, count, steps: (totals, float(count)))
+    monkeypatch.setattr(
+        loop, "apply_gradient", lambda params, state, totals, count, steps, config: (totals, float(count))
+    )
     sums = []
     for available, working in ((1, 1), (4, 2)):
         monkeypatch.setattr(jax, "devices", lambda count=available: jax.local_devices() * count)
@@ -173,20 +175,21 @@ def test_orthogonalised(shape):
         assert np.abs(inside - np.diag(values)).max() < 1e-4
 
 
-def test_muon_is_for_the_matrices_of_blocks(tmp_path):
+@pytest.mark.parametrize(("name", "rates"), [("demo-gpt2", optimiser.GPT2_RATES), ("demo-bert", optimiser.BERT_RATES)])
+def test_muon_is_for_the_matrices_of_blocks(name, rates, tmp_path):
     """Its step has nearly the same spectral norm for every matrix; AdamW's first, the same size for every number."""
-    config = SMALL_CONFIGS["demo-bert"]
+    config = SMALL_CONFIGS[name]
     params = loop.fresh_params(config, tmp_path, 0)
-    rules = optimiser.optimiser(1000)
+    rules = optimiser.optimiser(1000, config)
     gradient = jax.tree.map(lambda leaf: jnp.asarray(_normal(leaf.shape), jnp.float32), params)
     updates, _ = rules.update(gradient, rules.init(params), params)
     rate = 1 / optimiser.WARM_UP
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         if path[-1].key == "kernel":
             stretch = max(1, update.shape[1] / update.shape[0]) ** 0.5
-            assert np.linalg.norm(update, 2) == pytest.approx(rate * optimiser.MUON_RATE * stretch, rel=0.3)
+            assert np.linalg.norm(update, 2) == pytest.approx(rate * rates.muon * stretch, rel=0.3)
         else:
-            assert np.abs(update).max() == pytest.approx(rate * optimiser.ADAM_RATE, rel=0.02)
+            assert np.abs(update).max() == pytest.approx(rate * rates.adam, rel=0.02)
 
 
 def _normal(shape):
@@ -214,7 +217,7 @@ SOURCES = mixture.Sources(
 
 def test_mixture():
     """What every window is can be told from its tokens; each kind has its share, and weights have a mean of 1."""
-    counts = dict.fromkeys(("text", "sentences", "random", "passage"), 0)
+    counts, octaves = dict.fromkeys(("text", "sentences", "random", "passage"), 0), []
     for seed in range(40):
         ids, weights = mixture.draw(SOURCES, np.random.default_rng(seed), 32, 128)
         assert ids.shape == weights.shape == (32, 128)
@@ -222,13 +225,14 @@ def test_mixture():
         for row, weight in zip(ids, weights, strict=True):
             steps = np.diff(row)
             follows = (steps == 1) | (steps == -1008)
-            periods = [period for period in range(16, 65) if (row[period:] == row[:-period]).all()]
+            periods = [period for period in range(4, 65) if (row[period:] == row[:-period]).all()]
             if follows.all():
                 counts["text"] += 1
             elif row[0] == 5 and (row[:4] == [5, 6, 7, 1]).all():
                 counts["sentences"] += 1
             elif periods:
                 counts["random"] += 1
+                octaves.append(np.log2(periods[0]))
                 assert (weight[: periods[0] + 1] == 0).all()
                 assert (weight[periods[0] + 1 :] == weight.max()).all()
             else:
@@ -238,6 +242,9 @@ def test_mixture():
     shares = {kind: count / 1280 for kind, count in counts.items()}
     expected = {"text": 0.8, "sentences": 0.1, "random": 0.06, "passage": 0.04}
     assert shares == pytest.approx(expected, abs=0.03)
+    # Periods are as many in each octave from 4 to 64, so that their logarithms have mean 4 and deviation 4/√12.
+    assert np.mean(octaves) == pytest.approx(4, abs=4 * (4 / 12**0.5) / len(octaves) ** 0.5)
+    assert min(octaves) == 2
 
 
 def test_repeated_passage():
