@@ -35,8 +35,8 @@ def choose_precision(side: str, tf32: bool) -> None:
     if side == "jaxqkv":
         from jaxqkv.runtime.devices import set_precision
 
-        if tf32:  # full precision is the package's default
-            set_precision("high")
+        if tf32:  # full precision is the package's own default
+            set_precision("default")  # one pass, which is TensorFloat-32 on a GPU
         return
     import torch
 
