@@ -329,8 +329,14 @@ def _started(
     """Yields each case with its processes, which are started for several at a time and end whatever happens."""
     for begin in range(0, len(made), together):
         with contextlib.ExitStack() as stack:
-            group = [make() for make in made[begin : begin + together]]
-            yield from [(case, None if isinstance(case, Whole) else stack.enter_context(start(case))) for case in group]
+            group: list[tuple[Case, Workers | None]] = []
+            for make in made[begin : begin + together]:  # processes load while the next case's checkpoint is written
+                case = make()
+                group.append((case, None if isinstance(case, Whole) else stack.enter_context(start(case))))
+            for _, workers in group:  # all have loaded before the first is timed
+                for worker in (workers or {}).values():
+                    worker.wait()
+            yield from group
 
 
 def _kept(folder: Path, now: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -117,10 +117,14 @@ class Worker:
             self.device_bytes = min(now, self.device_bytes or now)
         return answer["seconds"]
 
-    def _answer(self) -> Any:
+    def wait(self) -> None:
+        """Waits until there is an answer, or the process has ended."""
         while not select.select([self.process.stdout], [], [], INTERVAL)[0]:
             self.look()
         self.look()
+
+    def _answer(self) -> Any:
+        self.wait()
         try:
             return json.loads(self.process.stdout.readline())
         except ValueError:

@@ -361,7 +361,7 @@ def _measured_by_no_process(monkeypatch):
         return result | {"cold seconds": result["median seconds"], "memory": dict.fromkeys(measuring.SIDES, 10**8)}
 
     monkeypatch.setattr(benchmark, "measure_repeated", measure)
-    monkeypatch.setattr(benchmark, "Workers", lambda case, **settings: contextlib.nullcontext())
+    monkeypatch.setattr(benchmark, "Workers", lambda case, **settings: contextlib.nullcontext({}))
 
 
 @pytest.mark.usefixtures("_measured_by_no_process")
@@ -383,6 +383,28 @@ def test_measured_in_parts(tmp_path, capsys):
     assert benchmark.main([*arguments, "causal samples", "--add"]) == 2
     assert "measured with another processor" in capsys.readouterr().err
     assert json.loads(path.read_text())["processor"] == "abacus"
+
+
+def test_processes_of_a_group_have_loaded_before_one_is_timed():
+    events = []
+
+    class Loading(contextlib.nullcontext):
+        def __init__(self, case):
+            super().__init__({case.name: SimpleNamespace(wait=lambda: events.append(f"{case.name} loaded"))})
+            events.append(f"{case.name} started")
+
+    whole = measuring.Whole("whole", lambda side, out: [])
+    made = [
+        lambda case=case: case
+        for case in (measuring.Repeated("a", {}), whole, *map(measuring.Repeated, "bc", ({}, {})))
+    ]
+    for case, workers in benchmark._started(made, 3, Loading):
+        events.append(f"{case.name} timed")
+        assert (workers is None) == (case is whole)
+    assert events == [
+        *("a started", "b started", "a loaded", "b loaded", "a timed", "whole timed", "b timed"),
+        *("c started", "c loaded", "c timed"),
+    ]
 
 
 @pytest.mark.usefixtures("_measured_by_no_process")
