@@ -195,7 +195,10 @@ class Workers(dict[str, Worker]):
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:  # nobody waits for what they are computing
+            for worker in self.values():
+                worker.process.kill()
         self._stack.close()
 
 
