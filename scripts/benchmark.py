@@ -7,6 +7,8 @@ Results are compared too, so that a fast wrong answer shows.
 """
 
 import argparse
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -16,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,17 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import processes, report
 from benchmarks.kernels import KERNELS
-from benchmarks.measuring import BenchmarkError, Repeated, Whole, environment, measure_repeated, measure_whole
+from benchmarks.measuring import (
+    SIDES,
+    BenchmarkError,
+    Repeated,
+    Whole,
+    Workers,
+    environment,
+    measure_repeated,
+    measure_whole,
+)
+from benchmarks.sizes import FIRST_USES, FORWARDS, LARGE_KERNELS, LAST_FORWARDS, SWEEPS
 from benchmarks.studies import STUDIES, inputs
 
 import jaxqkv
@@ -35,44 +48,8 @@ from jaxqkv.runtime.devices import cache_folder
 from jaxqkv.runtime.files import make_writable, replacing, written
 from jaxqkv.text.corpora import PYTHON_DOCS
 
-README = Path(__file__).with_name("README.md")
-PUBLISHED = README.with_name("benchmark.json")
 DEVICES = ("cpu", "gpu", "tpu")
 Case = Repeated | Whole
-
-# Checkpoint, sentences, tokens of each, and further settings for `passes.py`.
-FORWARDS = {
-    "quick": (("random:gpt2", 54, 24, {"padded": True}), ("random:gpt2", 4, 128, {"cache": True})),
-    "full": (
-        ("random:gpt2", 54, 24, {"padded": True}),
-        ("random:gpt2", 4, 128, {"cache": True}),
-        ("random:gpt2-medium", 1, 115, {}),
-        ("random:gpt2-medium", 8, 512, {}),
-        ("random:gpt2-xl", 1, 115, {}),
-        ("random:bert-large-uncased", 8, 512, {}),
-        ("random:bert-large-uncased", 64, 512, {"norms": True}),
-    ),
-    "demo": (
-        ("demo-gpt2", 5, 31, {"padded": True}),
-        ("demo-bert", 5, 31, {}),
-        ("demo-bert", 9, 13, {"norms": True}),
-        ("demo-gpt2", 3, 19, {"cache": True}),
-    ),
-}
-# Larger batches, which fill an accelerator.
-LARGE_FORWARDS = (
-    ("random:gpt2", 540, 24, {"padded": True}),
-    ("random:gpt2-medium", 64, 512, {}),
-    ("random:gpt2-xl", 8, 512, {}),
-    ("random:bert-large-uncased", 64, 512, {}),
-)
-FIRST_USES = {"quick": ("random:gpt2",), "full": ("random:gpt2", "random:gpt2-medium"), "demo": ("demo-gpt2",)}
-# Checkpoint, and number of tokens of the text whose heads are silenced.
-SWEEPS = {
-    "quick": (("random:gpt2", 17),),
-    "full": (("random:gpt2", 17), ("random:gpt2-medium", 24)),
-    "demo": (("demo-gpt2", 7),),
-}
 
 
 def checkpoint_folder(spec: str) -> Path:
@@ -88,7 +65,10 @@ def checkpoint_folder(spec: str) -> Path:
         print(f"writing {found.spec} to {folder}", file=sys.stderr)
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
-            save_checkpoint(part, found.config, {key: found.tensor(key) for key in found.shapes})
+            with ThreadPoolExecutor() as pool:
+                tensors = dict(zip(found.shapes, pool.map(found.tensor, found.shapes), strict=True))
+            save_checkpoint(part, found.config, tensors)
+            del tensors
             demo = open_checkpoint("demo-gpt2" if isinstance(found.config, GPT2Config) else "demo-bert").folder
             for file in demo.glob("tokenizer*.json"):
                 shutil.copy(file, part)
@@ -106,7 +86,7 @@ def _short(spec: str) -> str:
 
 def forward_name(spec: str, batch: int, pos: int, extra: dict[str, Any]) -> str:
     how = f"{' padded' * ('padded' in extra)}{', lengths only' * ('norms' in extra)}"
-    how += ", logits and cache" * ("cache" in extra)
+    how += f"{', logits and cache' * ('cache' in extra)}{', TF32' * ('tf32' in extra)}"
     return f"forward {_short(spec)}, {batch} × {pos}{how}"
 
 
@@ -150,9 +130,10 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
     """Returns names and functions that make the cases; checkpoints are written only for chosen ones."""
     size = _size(options)
     forwards: Sequence[Any] = FORWARDS[size]
+    last: Sequence[Any] = LAST_FORWARDS.get(size, ())
     sweeps: Sequence[Any] = SWEEPS[size]
     studies: dict[str, Sequence[str]] = {name: case.models(size) for name, case in STUDIES.items()}
-    first_uses = FIRST_USES[size]
+    first_uses = FIRST_USES.get(size, ())
     if options.model:
         configs = {spec: open_checkpoint(spec).config for spec in options.model}
         causal = [spec for spec in options.model if isinstance(configs[spec], GPT2Config)]
@@ -164,9 +145,10 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
         kinds = {name: others if "bert" in case.demo[0] else causal for name, case in STUDIES.items()}
         studies = {name: kinds[name] if name == "qkv-weights" else kinds[name][:1] for name in STUDIES}
     elif size == "full" and device != "cpu":
-        forwards = [*forwards, *LARGE_FORWARDS]
+        forwards, last = [*forwards, *FORWARDS["large"]], LAST_FORWARDS["large"]
 
-    yield "import", processes.import_case
+    if size != "large":
+        yield "import", processes.import_case
     for spec in first_uses:
         pos = 31 if size == "demo" else 115
         name = f"first use, {_short(spec)}, 1 × {pos}"
@@ -175,15 +157,14 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
             return processes.first_use_case(name, checkpoint_folder(spec), 1, pos, device)
 
         yield name, first_use
-    for spec, batch, pos, extra in forwards:
-        yield (
-            forward_name(spec, batch, pos, extra),
-            lambda spec=spec, b=batch, p=pos, e=extra: forward_case(spec, b, p, e),
-        )
+    for one in forwards:
+        yield forward_name(*one), lambda one=one: forward_case(*one)
     for spec, pos in sweeps:
         yield sweep_name(spec, pos), lambda spec=spec, pos=pos: sweep_case(spec, pos)
-    for kernel in KERNELS:
+    for kernel in LARGE_KERNELS if size == "large" else KERNELS:
         yield f"kernel {kernel}", lambda kernel=kernel: kernel_case(kernel, small=options.demo)
+    for one in last:
+        yield forward_name(*one), lambda one=one: forward_case(*one)
     for draw in (False, True) if size == "full" else (False,):
         for study, specs in studies.items():
             if not specs or (draw and not STUDIES[study].drawn):
@@ -198,7 +179,7 @@ def cases(options: argparse.Namespace, device: str, scratch: Path) -> Iterator[t
 
 
 def _size(options: argparse.Namespace) -> str:
-    return "demo" if options.demo else "quick" if options.quick else "full"
+    return next((size for size in ("demo", "quick", "large") if getattr(options, size)), "full")
 
 
 def about(options: argparse.Namespace, device: str) -> dict[str, Any]:
@@ -245,10 +226,21 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--list", action="store_true", help="print the names of the cases")
     sizes = top.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="run the shorter cases once each, in under three minutes")
+    sizes.add_argument(
+        "--large", action="store_true", help="run batches that fill an accelerator, the largest model last"
+    )
     sizes.add_argument("--demo", action="store_true", help="use small arrays and the bundled checkpoints")
     sizes.add_argument("--model", nargs="+", metavar="SPEC", help="checkpoints (hub ids, folders) for all cases")
     top.add_argument("--corpus", nargs="+", metavar="SPEC", help="corpora of token-frequency (default python-docs)")
     top.add_argument("--device", choices=DEVICES, help="compute on this device on both sides (default JAX's own)")
+    top.add_argument(
+        "--baselines", nargs="+", choices=SIDES[1:], default=SIDES[1:], metavar="SIDE",
+        help="compare with these baselines: tuned, notebook or both (default both)",
+    )  # fmt: skip
+    top.add_argument(
+        "--together", type=int, default=1, metavar="N",
+        help="start the processes of N cases at a time, so that they load together; each is still timed alone",
+    )  # fmt: skip
     top.add_argument("--repeat", type=int, metavar="N", help="most runs of each side (default 7; 1 with --quick)")
     top.add_argument(
         "--seconds", type=float, default=180, metavar="S", help="time each case for about S seconds (default 180)"
@@ -278,12 +270,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.publish and (options.model or options.corpus or _size(options) != "full"):
-        raise BenchmarkError("--publish is for the full benchmark, without --quick, --demo, --model and --corpus")
     device = options.device or _default_device()
+    wanted = ("full",) if device == "cpu" else ("full", "large")
+    if options.publish and (options.model or options.corpus or _size(options) not in wanted):
+        raise BenchmarkError(
+            "--publish is for the full benchmark, and on an accelerator also for --large, without --model and --corpus"
+        )
+    if options.together < 1:
+        raise BenchmarkError("--together needs a number of cases of at least 1")
+    sides = tuple(side for side in SIDES if side == "jaxqkv" or side in options.baselines)
     env = environment(device, cache_folder() / "benchmark")
     repeat = options.repeat or (1 if options.quick else 7)
     product = 256 if options.demo else 3000 if device == "cpu" else 8192
+    start = functools.partial(Workers, env=env, device=device, product=product, sides=sides)
     with tempfile.TemporaryDirectory() as scratch:
         everything = dict(cases(options, device, Path(scratch)))
         order = list(everything)
@@ -297,23 +296,47 @@ def _run(options: argparse.Namespace) -> int:
             make_writable(options.out)
         measured = about(options, device)
         measured["cases"] = _kept(options.out, measured, order) if options.add else []
-        for name in chosen:
-            case = everything[name]()
-            if isinstance(case, Whole):
-                result = measure_whole(case, env, repeat, options.seconds)
-            else:
-                result = measure_repeated(case, env, device, repeat, options.seconds, product)
+        failed = []
+        for case, workers in _started([everything[name] for name in chosen], options.together, start):
+            try:
+                if isinstance(case, Whole):
+                    result = measure_whole(case, env, repeat, options.seconds, sides)
+                else:
+                    result = measure_repeated(case, workers, repeat, options.seconds, product)
+            except BenchmarkError as error:  # the other cases may well work
+                print(f"jaxqkv: error: {case.name}: {error}", file=sys.stderr, flush=True)
+                failed.append(case.name)
+                continue
             others = [each for each in measured["cases"] if each["case"] != result["case"]]
             measured["cases"] = sorted([*others, result], key=lambda each: order.index(each["case"]))
             print(report.table([result]).splitlines()[-1], flush=True)
             with replacing(options.out / "benchmark.json") as file:  # an interruption keeps the results so far
                 file.write(json.dumps(measured, indent=1).encode())
+    if not measured["cases"]:
+        return 2
     report.chart(measured["cases"], options.out / "benchmark.png")
     print(f"\n{report.table(measured['cases'])}\n\nsee {options.out}")
+    if failed:
+        raise BenchmarkError(f"not measured: {'; '.join(failed)}")
     if options.publish:
-        shutil.copy(options.out / "benchmark.json", PUBLISHED)
-        report.write_readme(README, "benchmark", report.markdown(measured))
+        report.publish(options.out / "benchmark.json")
     return 0
+
+
+def _started(
+    made: Sequence[Callable[[], Case]], together: int, start: Callable[[Repeated], Workers]
+) -> Iterator[tuple[Any, Any]]:
+    """Yields each case with its processes, which are started for several at a time and end whatever happens."""
+    for begin in range(0, len(made), together):
+        with contextlib.ExitStack() as stack:
+            group: list[tuple[Case, Workers | None]] = []
+            for make in made[begin : begin + together]:  # processes load while the next case's checkpoint is written
+                case = make()
+                group.append((case, None if isinstance(case, Whole) else stack.enter_context(start(case))))
+            for _, workers in group:  # all have loaded before the first is timed
+                for worker in (workers or {}).values():
+                    worker.wait()
+            yield from group
 
 
 def _kept(folder: Path, now: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

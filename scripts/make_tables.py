@@ -1,13 +1,15 @@
-"""Rewrites the tables of the documents that are made from the registry: `python scripts/make_tables.py`.
+"""Rewrites the tables of the documents that are made from something else: `python scripts/make_tables.py`.
 
-They are the table of studies in README.md and the figures of each study in jaxqkv/studies/README.md. A study needs a
-section of that file: its name as the heading, the question that it asks in italics, and the place for its figures.
+From the registry: the table of studies in README.md and the figures of each study in jaxqkv/studies/README.md. A study
+needs a section of that file: its name as the heading, the question that it asks in italics, and the place for its
+figures. From scripts/benchmark.json and scripts/benchmark-gpu.json: the tables of the benchmark in scripts/README.md.
 """
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import report
 from benchmarks.report import write_readme
 
 from jaxqkv.studies import registry
@@ -26,9 +28,10 @@ class Table(NamedTuple):
 
 
 def tables() -> list[Table]:
-    """Returns every generated table, as the registry has it now."""
+    """Returns every generated table, as the registry and the published numbers have it now."""
     of_studies = [Table(STUDIES, f"figures of {study.name}", figures(study)) for study in registry.studies()]
-    return [Table(README, "studies", studies()), *of_studies]
+    of_benchmark = [Table(report.README, mark, content) for mark, content in report.tables().items()]
+    return [Table(README, "studies", studies()), *of_studies, *of_benchmark]
 
 
 def studies() -> str:

@@ -222,8 +222,9 @@ def test_lists_are_complete(name, listed):
 
 
 def test_the_numbers_of_the_documents_are_the_published_ones():
-    cases = {each["case"]: each for each in json.loads(benchmark.PUBLISHED.read_text())["cases"]}
+    cases = {each["case"]: each for each in json.loads(report.PUBLISHED["cpu"].read_text())["cases"]}
     prose = " ".join(TOP.split())
+    assert ("Nothing has been measured on a GPU yet." in prose) != report.PUBLISHED["gpu"].exists()
     seconds = cases["forward gpt2-medium, 8 × 512"]["median seconds"]
     jaxqkv, tuned = (report.duration(seconds[side]) for side in ("jaxqkv", "tuned"))
     assert f"takes {jaxqkv}; carefully written PyTorch takes {tuned}." in prose

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ SIDES = ("jaxqkv", "tuned", "notebook")
 SCRIPTS = Path(__file__).parents[1]
 # Seconds between two readings of a process's memory.
 INTERVAL = 0.02
+# Variables that the sides do not get: a cold run must find no compiled programs, and all products have the precision
+# that the case names.
+LEFT_OUT = ("JAX_COMPILATION_CACHE_DIR", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 class BenchmarkError(Exception):
@@ -75,8 +78,7 @@ def environment(device: str, cache: Path) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
     }
-    # Cold runs must find no compiled programs.
-    return {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | extra
+    return {name: value for name, value in os.environ.items() if name not in LEFT_OUT} | extra
 
 
 def anonymous_bytes(process: int) -> int | None:
@@ -111,13 +113,18 @@ class Worker:
             self.process.stdin.write(f"{result or ''}\n")
             self.process.stdin.flush()
         answer = self._answer()
-        self.device_bytes = answer["device bytes"]
+        if (now := answer["device bytes"]) is not None:  # a later peak can include copies made for the comparison
+            self.device_bytes = min(now, self.device_bytes or now)
         return answer["seconds"]
 
-    def _answer(self) -> Any:
+    def wait(self) -> None:
+        """Waits until there is an answer, or the process has ended."""
         while not select.select([self.process.stdout], [], [], INTERVAL)[0]:
             self.look()
         self.look()
+
+    def _answer(self) -> Any:
+        self.wait()
         try:
             return json.loads(self.process.stdout.readline())
         except ValueError:
@@ -157,14 +164,42 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "ended without a word"
 
 
-@contextlib.contextmanager
-def _workers(sides: Mapping[str, tuple[str, dict[str, Any]]], env: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        workers = {}
-        for name, (side, spec) in sides.items():
-            workers[name] = Worker(side, spec, env, Path(folder) / f"{name}.log")
-            stack.callback(workers[name].close)
-        yield workers
+class Workers(dict[str, Worker]):
+    """The processes of a case's sides, and of the machine's products, from when it is made to the end of a `with`."""
+
+    def __init__(self, case: Repeated, env: Mapping[str, str], device: str, product: int, sides: Sequence[str] = SIDES):
+        """Starts the processes.
+
+        Args:
+          case: what they compute.
+          env: their environment.
+          device: platform that they compute on.
+          product: size of the machine's products.
+          sides: the sides of the case.
+        """
+        super().__init__()
+        spec = {**case.spec, "device": {"gpu": "cuda"}.get(device, "cpu")}
+        started = {side: (side, spec) for side in sides}
+        if case.flops:
+            peaks = {"kind": "product", "size": product} | {
+                name: spec[name] for name in ("device", "tf32") if name in spec
+            }
+            started |= {"peak": ("jaxqkv", peaks), "torch's peak": ("tuned", peaks)}
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            for name, (side, of_side) in started.items():
+                self[name] = Worker(side, of_side, env, Path(folder) / f"{name}.log")
+                stack.callback(self[name].close)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:  # nobody waits for what they are computing
+            for worker in self.values():
+                worker.process.kill()
+        self._stack.close()
 
 
 def times(count: int, budget: float, first: Sequence[float]) -> int:
@@ -173,37 +208,33 @@ def times(count: int, budget: float, first: Sequence[float]) -> int:
     return 0 if spent > budget / 2 or not count else int(np.clip((budget - spent) / spent, 1, count))
 
 
-def measure_repeated(
-    case: Repeated, env: Mapping[str, str], device: str, count: int, budget: float, product: int
-) -> dict[str, Any]:
+def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float, product: int) -> dict[str, Any]:
     """Returns cold and warm times of every side, and of the machine's products of size `product` squared."""
-    spec = {**case.spec, "device": {"gpu": "cuda"}.get(device, "cpu")}
-    sides = {side: (side, spec) for side in SIDES}
-    if case.flops:
-        peaks = {"kind": "product", "size": product, "device": spec["device"]}
-        sides |= {"peak": ("jaxqkv", peaks), "torch's peak": ("tuned", peaks)}
-    with tempfile.TemporaryDirectory() as folder, _workers(sides, env) as workers:
-        files = {side: Path(folder) / f"{side}.npy" for side in SIDES}
+    sides = [side for side in SIDES if side in workers]
+    with tempfile.TemporaryDirectory() as folder, workers:
+        files = {side: Path(folder) / f"{side}.npy" for side in sides}
         for worker in workers.values():
             worker.ready()
-        cold = {side: workers[side].run(files[side]) for side in SIDES}
+        cold = {side: workers[side].run(files[side]) for side in sides}
         load = functools.partial(np.load, allow_pickle=False)
-        difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in SIDES[1:]}
-        for name in workers.keys() - set(SIDES):
+        difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in sides[1:]}
+        for name in workers.keys() - set(sides):
             workers[name].run()
         rounds = times(count, budget, list(cold.values()))
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(max(rounds, 1)):
             for name, worker in workers.items():
-                if rounds or name not in SIDES:
+                if rounds or name not in sides:
                     seconds[name].append(worker.run())
         if not rounds:
-            seconds |= {side: [cold[side]] for side in SIDES}
-        result = _summary(case.name, {side: seconds[side] for side in SIDES}, difference)
+            seconds |= {side: [cold[side]] for side in sides}
+        result = _summary(case.name, {side: seconds[side] for side in sides}, difference)
         result["cold seconds"] = cold
-        result["memory"] = {side: max(workers[side].bytes, default=None) for side in SIDES}
-        if any(workers[side].device_bytes for side in SIDES):
-            result["device memory"] = {side: workers[side].device_bytes for side in SIDES}
+        result["memory"] = {side: max(workers[side].bytes, default=None) for side in sides}
+        if any(workers[side].device_bytes for side in sides):
+            result["device memory"] = {side: workers[side].device_bytes for side in sides}
+        if case.spec.get("tf32"):
+            result["precision"] = "TF32"
     fastest = result["median seconds"]["jaxqkv"]
     if case.flops:
         top = 2 * product**3 / min(statistics.median(seconds["peak"]), statistics.median(seconds["torch's peak"]))
@@ -214,7 +245,9 @@ def measure_repeated(
     return result
 
 
-def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float) -> dict[str, Any]:
+def measure_whole(
+    case: Whole, env: Mapping[str, str], count: int, budget: float, sides: Sequence[str] = SIDES
+) -> dict[str, Any]:
     """Returns times and memory of whole processes, for jaxqkv also with earlier compiled programs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -224,7 +257,7 @@ def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float
             out.mkdir(exist_ok=True)
             return run_process(case.command(side, out), env, folder / "log")
 
-        order = ("jaxqkv cold", *SIDES[1:])
+        order = ("jaxqkv cold", *sides[1:])
         runs: dict[str, list[tuple[float, int | None]]] = {side: [run(side)] for side in order}
         spent = [run[0] for each in runs.values() for run in each]
         rounds = times(count - 1, budget, spent)
@@ -235,15 +268,15 @@ def measure_whole(case: Whole, env: Mapping[str, str], count: int, budget: float
             for side in (*order, "jaxqkv"):
                 runs[side].append(run(side))
         ours = folder / "jaxqkv cold"
-        difference = {side: case.difference(ours, folder / side) for side in SIDES[1:]}
+        difference = {side: case.difference(ours, folder / side) for side in sides[1:]}
     cold = runs.pop("jaxqkv cold")
     runs.setdefault("jaxqkv", cold)
-    seconds = {side: [each[0] for each in runs[side]] for side in SIDES}
+    seconds = {side: [each[0] for each in runs[side]] for side in sides}
     result = _summary(case.name, seconds, difference)
     result["cold seconds"] = {"jaxqkv": statistics.median(each[0] for each in cold)} | {
-        side: result["median seconds"][side] for side in SIDES[1:]
+        side: result["median seconds"][side] for side in sides[1:]
     }
-    memory = {side: max((each[1] for each in runs[side] if each[1]), default=None) for side in SIDES}
+    memory = {side: max((each[1] for each in runs[side] if each[1]), default=None) for side in sides}
     return result | {"memory": memory}
 
 
@@ -254,7 +287,7 @@ def _summary(name: str, seconds: dict[str, list[float]], difference: dict[str, f
         "runs": len(seconds["jaxqkv"]),
         "median seconds": median,
         "quartiles": {side: np.percentile(each, [25, 75]).tolist() for side, each in seconds.items()},
-        "faster": {side: median[side] / median["jaxqkv"] for side in SIDES[1:]},
+        "faster": {side: median[side] / median["jaxqkv"] for side in seconds if side != "jaxqkv"},
         "difference": difference,
     }
 

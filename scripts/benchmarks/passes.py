@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sides import Spec, Work, host, jax_work, on_torch, torch_work
+from benchmarks.sides import Spec, Work, fastest, host, jax_work, on_torch, torch_work
 
+# Most sentences of a batch whose Q, K and V are compared, so that few of gigabytes leave the device.
+COMPARED = 16
 # Fields that a pass with a cache keeps of each layer, besides the logits.
 CACHED = ("q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 
@@ -33,7 +35,7 @@ def forward(side: str, spec: Spec) -> Work:
         array = as_array(value)
         if spec.get("cache"):
             return array
-        real = mask if spec.get("norms") else mask[..., None]
+        real = mask if spec.get("norms") else mask[_some(batch), :, None]
         return np.where(real, array, 0)
 
     made = jax_work(run, compared) if side == "jaxqkv" else torch_work(run, spec, compared)
@@ -48,6 +50,11 @@ def _row(parts: dict[str, Any], logits: Any) -> np.ndarray:
 
 def _ends(layers: int) -> list[int]:
     return sorted({0, layers // 2, layers - 1})
+
+
+def _some(batch: int) -> np.ndarray:
+    """Returns the numbers of the sentences that are compared, evenly spread over the batch."""
+    return np.linspace(0, batch - 1, min(batch, COMPARED)).astype(int)
 
 
 def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> Any:
@@ -92,7 +99,8 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
         run = lambda: jaxqkv.forward(params, tokens, model.config, capture={"q", "k", "v"})  # noqa: E731
 
     def as_array(acts: Any) -> np.ndarray:
-        parts = [np.asarray(x[np.array(_ends(x.shape[0]))]) for x in (acts.q, acts.k, acts.v)]
+        rows = _some(len(ids))
+        parts = [np.stack([np.asarray(x[layer][rows]) for layer in _ends(len(x))]) for x in (acts.q, acts.k, acts.v)]
         return np.stack([x.swapaxes(2, 3).reshape(*x.shape[:2], x.shape[3], -1) for x in parts], axis=1)
 
     return run, as_array
@@ -100,14 +108,13 @@ def _forward_jaxqkv(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) ->
 
 def _forward_torch(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> Any:
     import importlib
-    import time
 
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     baseline = importlib.import_module(f"baselines.{side}")
-    put, synchronise, _ = on_torch(spec["device"])
+    put, *_ = on_torch(spec["device"])
     cache = spec.get("cache", False)
     model = (baseline.load_with_logits if cache else baseline.load)(spec["folder"]).to(spec["device"])
     if cache:
@@ -117,15 +124,18 @@ def _forward_torch(side: str, spec: Spec, ids: np.ndarray, mask: np.ndarray) -> 
     arguments = (put(ids).long(), put(mask).long())
 
     def settle() -> None:
-        """Chooses the attention that is faster here; runs of a minute and more keep sdpa, the default."""
-        seconds = {}
-        for kind in ("eager", "sdpa") if side == "tuned" and ids.size <= 4096 else ():
-            model.set_attn_implementation(kind)
-            start = time.perf_counter()
-            function(model, *arguments)
-            synchronise()
-            seconds[kind] = time.perf_counter() - start
-        if seconds:
-            model.set_attn_implementation(min(seconds, key=seconds.__getitem__))
+        """Chooses the attention that is faster here; a CPU's runs of a minute and more keep sdpa, the default."""
 
-    return lambda: function(model, *arguments), lambda x: host(x[_ends(len(x))]), settle
+        def run(kind: str) -> None:
+            model.set_attn_implementation(kind)
+            function(model, *arguments)
+
+        if side == "tuned" and (ids.size <= 4096 or spec["device"] != "cpu"):
+            model.set_attn_implementation(fastest(("eager", "sdpa"), run, spec["device"]))
+
+    def as_array(x: Any) -> np.ndarray:
+        if spec.get("norms"):
+            return host(x[_ends(len(x))])
+        return np.stack([host(x[layer][:, _some(len(ids))]) for layer in _ends(len(x))])
+
+    return lambda: function(model, *arguments), as_array, settle

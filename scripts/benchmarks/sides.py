@@ -1,7 +1,8 @@
 """A side of a case in its process, and the transfer of its arrays to the device and back."""
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,40 @@ class Work:
       result: converts it to an array to compare with the other sides'.
       device_peak: peak bytes of the accelerator's own memory, if it has any.
       settle: called once after the first run, to choose the faster variant.
+      forget_peak: begins to measure `device_peak` anew, where that is possible.
     """
 
     run: Callable[[], Any]
     result: Callable[[Any], np.ndarray] = np.asarray
     device_peak: Callable[[], int | None] = lambda: None
     settle: Callable[[], None] = lambda: None
+    forget_peak: Callable[[], None] = lambda: None
+
+
+def choose_precision(side: str, tf32: bool) -> None:
+    """Sets the precision of this process's float32 products: full, or TensorFloat-32 where the device has it."""
+    if side == "jaxqkv":
+        from jaxqkv.runtime.devices import set_precision
+
+        if tf32:  # full precision is the package's own default
+            set_precision("default")  # one pass, which is TensorFloat-32 on a GPU
+        return
+    import torch
+
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def fastest(variants: Iterable[Any], run: Callable[[Any], Any], device: str) -> Any:
+    """Returns the variant with the shortest run; on an accelerator of two each, since a first one loads kernels."""
+    _, synchronise, _ = on_torch(device)
+    seconds = {}
+    for variant in variants:
+        for _ in range(1 if device == "cpu" else 2):
+            start = time.perf_counter()
+            run(variant)
+            synchronise()
+            seconds[variant] = min(seconds.get(variant, np.inf), time.perf_counter() - start)
+    return min(seconds, key=seconds.__getitem__)
 
 
 def on_torch(device: str) -> tuple[Callable[[Any], Any], Callable[[], None], Callable[[], int | None]]:
@@ -42,7 +71,7 @@ def on_torch(device: str) -> tuple[Callable[[Any], Any], Callable[[], None], Cal
 def _jax_peak() -> int | None:
     import jax
 
-    statistics = jax.devices()[0].memory_stats()
+    statistics = jax.local_devices()[0].memory_stats()
     return statistics and statistics.get("peak_bytes_in_use")
 
 
@@ -60,7 +89,14 @@ def torch_work(run: Callable[[], Any], spec: Spec, result: Callable[[Any], np.nd
         synchronise()
         return value
 
-    return Work(synchronised, result, device_peak)
+    forget = (lambda: None) if spec["device"] == "cpu" else _forget_torch_peak
+    return Work(synchronised, result, device_peak, forget_peak=forget)
+
+
+def _forget_torch_peak() -> None:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
 
 
 def host(x: Any) -> np.ndarray:

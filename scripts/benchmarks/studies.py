@@ -50,7 +50,7 @@ class StudyCase:
 
     def models(self, size: str) -> tuple[str, ...]:
         """Returns the checkpoints of a size."""
-        return {"quick": self.quick, "full": self.full, "demo": self.demo}[size]
+        return {"quick": self.quick, "full": self.full, "demo": self.demo, "large": ()}[size]
 
     def settings(self, small: bool) -> dict[str, Any]:
         """Returns the options of the command and of the job."""

@@ -2,12 +2,11 @@
 
 import importlib
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.sides import Spec, Work, host, jax_work, on_torch, torch_work
+from benchmarks.sides import Spec, Work, fastest, host, jax_work, on_torch, torch_work
 
 
 def sweep(side: str, spec: Spec) -> Work:
@@ -41,7 +40,7 @@ def _torch(side: str, spec: Spec, ids: np.ndarray, answers: list[int]) -> Work:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     baseline = importlib.import_module(f"baselines.{side}")
-    put, synchronise, _ = on_torch(spec["device"])
+    put, *_ = on_torch(spec["device"])
     model = baseline.load_with_logits(spec["folder"]).to(spec["device"])
     tokens = put(ids).long()
     if side == "notebook":
@@ -50,13 +49,9 @@ def _torch(side: str, spec: Spec, ids: np.ndarray, answers: list[int]) -> Work:
 
     def settle() -> None:
         """Chooses the microbatch that is fastest here."""
-        seconds = {}
-        for branches in (8, 16, 32, 64):
-            start = time.perf_counter()
-            baseline.head_sweep(model, tokens, answers, branches)
-            synchronise()
-            seconds[branches] = time.perf_counter() - start
-        size["branches"] = min(seconds, key=seconds.__getitem__)
+        sizes = (8, 16, 32, 64) if spec["device"] == "cpu" else (32, 128, 512)
+        run = lambda branches: baseline.head_sweep(model, tokens, answers, branches)  # noqa: E731
+        size["branches"] = fastest(sizes, run, spec["device"])
 
     work = torch_work(
         lambda: baseline.head_sweep(model, tokens, answers, size["branches"]), spec, lambda x: _about_mean(host(x))

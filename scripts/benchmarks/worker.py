@@ -12,23 +12,27 @@ import time
 import numpy as np
 
 from benchmarks.cases import work
+from benchmarks.sides import choose_precision
 
 
 def main(side: str, spec: str, once: str | None = None) -> None:
-    case = work(side, json.loads(spec))
+    settings = json.loads(spec)
+    choose_precision(side, settings.get("tf32", False))
+    case = work(side, settings)
     if not once:
         print(json.dumps("ready"), flush=True)
     for number, line in enumerate([once] if once else sys.stdin):
         path = line.strip()
         start = time.perf_counter()
         value = case.run()
-        seconds = time.perf_counter() - start
+        seconds, device_bytes = time.perf_counter() - start, case.device_peak()
         if path:
             np.save(path, case.result(value))
         del value
         if number == 0 and not once:
             case.settle()
-        print(json.dumps({"seconds": seconds, "device bytes": case.device_peak()}), flush=True)
+        case.forget_peak()  # of the comparison and the choice
+        print(json.dumps({"seconds": seconds, "device bytes": device_bytes}), flush=True)
 
 
 if __name__ == "__main__":

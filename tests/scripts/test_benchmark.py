@@ -1,18 +1,22 @@
 """The benchmark compares like with like: all three sides give the same numbers. Its timings are not tested."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import baselines
 import benchmark
+import jax
 import numpy as np
 import pytest
-from benchmarks import cases, kernels, measuring, processes, report
+from benchmarks import cases, kernels, measuring, passes, processes, report, sides
 from benchmarks.studies import STUDIES, inputs
 from conftest import (
     GPT2,
@@ -28,6 +32,7 @@ from helpers.checkpoints import WORDS
 from jaxqkv.architectures import open_checkpoint
 from jaxqkv.cli import bench
 from jaxqkv.cli.main import main
+from jaxqkv.runtime import devices
 from jaxqkv.studies.stimuli import stimuli
 
 ROOT = Path(__file__).parents[2]
@@ -225,8 +230,9 @@ def test_a_side_that_fails_is_named(tmp_path):
 def test_a_side_that_cannot_begin_is_named(tmp_path):
     env = measuring.environment("cpu", tmp_path)
     case = measuring.Repeated("breaks", {"kind": "forward", "folder": str(tmp_path / "missing"), "batch": 1, "pos": 2})
+    workers = measuring.Workers(case, env, "cpu", 8)
     with pytest.raises(measuring.BenchmarkError, match=r"jaxqkv: FileNotFoundError.*missing"):
-        measuring.measure_repeated(case, env, "cpu", 1, 1.0, 8)
+        measuring.measure_repeated(case, workers, 1, 1.0, 8)
 
 
 def test_the_work_of_a_forward_pass_is_counted():
@@ -262,9 +268,75 @@ def test_long_cases_are_run_less_often():
 
 
 def test_the_readme_has_the_published_numbers():
-    measured = json.loads(benchmark.PUBLISHED.read_text())
-    assert report.markdown(measured) in benchmark.README.read_text()
+    text = report.README.read_text()
+    for mark, content in report.tables().items():
+        assert f"<!-- {mark} -->\n{content}\n<!-- end of {mark} -->" in text
+    measured = json.loads(report.PUBLISHED["cpu"].read_text())
+    assert report.markdown(measured) == report.tables()["benchmark"]
     assert len(measured["cases"]) >= 25
+
+
+def on_an_accelerator():
+    """Numbers of a large forward pass in both precisions and of a kernel, without the notebook's side."""
+    forward = {
+        "case": "forward m, 64 × 512",
+        "median seconds": {"jaxqkv": 0.25, "tuned": 0.5},
+        "faster": {"tuned": 2.0},
+        "cold seconds": {"jaxqkv": 10.0, "tuned": 1.0},
+        "difference": {"tuned": 2e-6},
+        "memory": {"jaxqkv": 10**9, "tuned": 2 * 10**9},
+        "device memory": {"jaxqkv": 3 * 10**9, "tuned": 12 * 10**9},
+        "GFLOP/s": 41_000.0,
+        "of peak": 0.82,
+        "peak GFLOP/s": 50_000.0,
+    }
+    short = forward | {"case": "forward m, 64 × 512, TF32", "precision": "TF32", "peak GFLOP/s": 400_000.0}
+    kernel = {name: forward[name] for name in list(forward)[:7]} | {"case": "kernel k"}
+    return {
+        "device": "gpu: NVIDIA H100 80GB HBM3",
+        "processor": "abacus",
+        "cores": 16,
+        "memory GB": 7.0,
+        "versions": {"jaxqkv": "0.1.0", "jax": "0.11.2"},
+        "cases": [forward, kernel, short],
+    }
+
+
+def test_the_table_of_an_accelerator():
+    """Of the sides that were run, with the device's memory, and the rate of products in each precision."""
+    heading, _, head, line, *rows = report.markdown(on_an_accelerator()).splitlines()
+    assert heading == (
+        "On NVIDIA H100 80GB HBM3, with 50.0 TFLOP/s of float32 products and 400 of TF32; abacus, 16 cores "
+        "(jaxqkv 0.1.0, jax 0.11.2):"
+    )
+    assert head == "| case | jaxqkv | tuned | × tuned | cold × tuned | memory | of tuned | difference | of peak |"
+    assert line == "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    assert rows == [
+        "| forward m, 64 × 512 | 250.0 ms | 500.0 ms | 2.00 | 0.10 | 3,000 MB | 0.25 | 2e-06 | 82% |",
+        "| kernel k | 250.0 ms | 500.0 ms | 2.00 | 0.10 | 3,000 MB | 0.25 | 2e-06 |  |",
+        "| forward m, 64 × 512, TF32 | 250.0 ms | 500.0 ms | 2.00 | 0.10 | 3,000 MB | 0.25 | 2e-06 | 82% |",
+    ]
+
+
+def test_numbers_are_published_by_their_kind_of_device(tmp_path, monkeypatch):
+    """Those of an accelerator beside the processor's, which stay as they are."""
+    kept = {kind: tmp_path / f"published-{kind}.json" for kind in ("cpu", "gpu")}
+    kept["cpu"].write_bytes(report.PUBLISHED["cpu"].read_bytes())
+    readme = tmp_path / "README.md"
+    readme.write_bytes(report.README.read_bytes())
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "PUBLISHED", kept)
+    before = report.tables()
+    assert before["benchmark on an accelerator"] == "No accelerator has been measured yet."
+    measured = tmp_path / "benchmark.json"
+    measured.write_text(json.dumps(on_an_accelerator()))
+    report.publish(measured)
+    assert json.loads(kept["gpu"].read_text()) == on_an_accelerator()
+    assert report.tables()["benchmark"] == before["benchmark"]
+    assert all(content in readme.read_text() for content in report.tables().values())
+    assert "| forward m, 64 × 512, TF32 | 250.0 ms |" in readme.read_text()
+    report.chart(on_an_accelerator()["cases"], tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
@@ -289,6 +361,7 @@ def _measured_by_no_process(monkeypatch):
         return result | {"cold seconds": result["median seconds"], "memory": dict.fromkeys(measuring.SIDES, 10**8)}
 
     monkeypatch.setattr(benchmark, "measure_repeated", measure)
+    monkeypatch.setattr(benchmark, "Workers", lambda case, **settings: contextlib.nullcontext({}))
 
 
 @pytest.mark.usefixtures("_measured_by_no_process")
@@ -310,6 +383,142 @@ def test_measured_in_parts(tmp_path, capsys):
     assert benchmark.main([*arguments, "causal samples", "--add"]) == 2
     assert "measured with another processor" in capsys.readouterr().err
     assert json.loads(path.read_text())["processor"] == "abacus"
+
+
+def test_processes_of_a_group_have_loaded_before_one_is_timed():
+    events = []
+
+    class Loading(contextlib.nullcontext):
+        def __init__(self, case):
+            super().__init__({case.name: SimpleNamespace(wait=lambda: events.append(f"{case.name} loaded"))})
+            events.append(f"{case.name} started")
+
+    whole = measuring.Whole("whole", lambda side, out: [])
+    made = [
+        lambda case=case: case
+        for case in (measuring.Repeated("a", {}), whole, *map(measuring.Repeated, "bc", ({}, {})))
+    ]
+    for case, workers in benchmark._started(made, 3, Loading):
+        events.append(f"{case.name} timed")
+        assert (workers is None) == (case is whole)
+    assert events == [
+        *("a started", "b started", "a loaded", "b loaded", "a timed", "whole timed", "b timed"),
+        *("c started", "c loaded", "c timed"),
+    ]
+
+
+@pytest.mark.usefixtures("_measured_by_no_process")
+def test_a_case_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    measure = benchmark.measure_repeated
+
+    def without_composition(case, *arguments):
+        if case.name == "kernel composition":
+            raise measuring.BenchmarkError("tuned: out of memory")
+        return measure(case, *arguments)
+
+    monkeypatch.setattr(benchmark, "measure_repeated", without_composition)
+    arguments = ["--demo", "--out", str(tmp_path), "--together", "3", "--cases", "composition", "head pairs", "sweep"]
+    assert benchmark.main(arguments) == 2
+    measured = json.loads((tmp_path / "benchmark.json").read_text())["cases"]
+    assert [each["case"] for each in measured] == ["sweep of heads demo-gpt2, 1 × 7", "kernel head pairs"]
+    error = capsys.readouterr().err
+    assert "error: kernel composition: tuned: out of memory\n" in error
+    assert error.endswith("error: not measured: kernel composition\n")
+
+
+def test_cases_that_fill_an_accelerator(capsys):
+    """None is a process of its own; what takes longest to make comes last, after what must not be lost."""
+    assert benchmark.main(["--large", "--device", "gpu", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0] == "forward gpt2-medium, 64 × 512"
+    assert listed[-3:] == [
+        "forward gpt2-xl, 8 × 512",
+        "forward gpt2-medium, 64 × 512, TF32",
+        "forward bert-large-uncased, 64 × 512, TF32",
+    ]
+    assert {"sweep of heads gpt2-medium, 1 × 24", "kernel composition", "forward gpt2, 540 × 24 padded"} < {*listed}
+    assert all(name.split()[0] in ("forward", "sweep", "kernel") for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--publish", "--large", "--device", "cpu"], "--publish is for the full benchmark"),
+        (["--together", "0"], "--together needs a number of cases of at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(arguments, message, capsys):
+    assert benchmark.main([*arguments, "--list"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sixteen_sentences_of_a_large_batch_are_compared():
+    """Spread over the batch, and the same on both sides."""
+    case = benchmark.forward_case("demo-gpt2", 37, 5, {})
+    ours, tuned, _ = all_sides(case.spec).values()
+    assert ours.shape == (3, 3, 16, 5, 128)
+    assert measuring.array_difference(ours, tuned) < MODEL_LIMIT
+    assert passes._some(37)[[0, 1, -1]].tolist() == [0, 2, 36]
+    assert passes._some(3).tolist() == [0, 1, 2]
+
+
+def test_precision_of_each_side():
+    """TensorFloat-32 only where a case asks for it, on both sides."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    case = benchmark.forward_case("demo-gpt2", 3, 5, {"tf32": True})
+    assert case.spec["tf32"] is True
+    assert case.name == "forward demo-gpt2, 3 × 5, TF32"
+    before = torch.get_float32_matmul_precision(), devices.setting("jax_default_matmul_precision")
+    try:
+        for tf32, precision in ((True, "high"), (False, "highest")):
+            sides.choose_precision("tuned", tf32)
+            assert torch.get_float32_matmul_precision() == precision
+        sides.choose_precision("jaxqkv", False)
+        assert devices.precision() == "highest"
+        sides.choose_precision("jaxqkv", True)
+        assert devices.precision() == "default"
+        assert devices.execution(None) == (False, False)  # nothing is rounded to bfloat16 beforehand
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        jax.config.update("jax_default_matmul_precision", before[1])
+
+
+def test_the_fastest_variant_is_found_once_its_kernels_are_loaded(monkeypatch):
+    """On a clock that runs only in the variants: the first run of each on an accelerator takes 10 more."""
+    monkeypatch.setattr(sides, "on_torch", lambda device: (None, lambda: None, None))
+    now, seen = [0.0], []
+    monkeypatch.setattr(sides.time, "perf_counter", lambda: now[0])
+
+    def run(seconds):
+        now[0] += seconds + 10 * (seconds not in seen and len(seen) == 2)
+        seen.append(seconds)
+
+    assert sides.fastest((3.0, 2.0, 7.0), run, "cuda") == 2.0
+    assert seen == [3.0, 3.0, 2.0, 2.0, 7.0, 7.0]
+    seen.clear()
+    assert sides.fastest((3.0, 7.0, 2.0), run, "cpu") == 3.0  # once each, the last with the 10
+    assert seen == [3.0, 7.0, 2.0]
+
+
+def test_a_run_on_an_accelerator_ends_when_the_device_has_finished(monkeypatch):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    calls = []
+    for name, value in (("synchronize", None), ("max_memory_allocated", 123), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name, value=value: calls.append(name) or value)
+    work = sides.torch_work(lambda: calls.append("run"), {"device": "cuda"})
+    work.run()
+    assert work.device_peak() == 123
+    work.forget_peak()
+    assert calls == ["run", "synchronize", "max_memory_allocated", "reset_peak_memory_stats"]
+
+
+def test_memory_of_the_comparison_is_not_the_sides(monkeypatch):
+    """The least peak of any run: JAX cannot forget one, and a first run's comparison copies arrays."""
+    worker = measuring.Worker.__new__(measuring.Worker)
+    worker.process, worker.device_bytes = SimpleNamespace(stdin=io.StringIO()), None
+    answers = iter([700, 900, 650])
+    monkeypatch.setattr(worker, "_answer", lambda: {"seconds": 1.0, "device bytes": next(answers)})
+    assert [(worker.run(), worker.device_bytes)[1] for _ in range(3)] == [700, 700, 650]
 
 
 def test_no_such_case(capsys):
