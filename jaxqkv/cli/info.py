@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxqkv.cli.output import show
 from jaxqkv.cli.parser import Line, Output, Parser, add_checkpoint, add_options, made
+from jaxqkv.errors import escaped
 from jaxqkv.studies.options import option, whole_number
 
 EXAMPLES = """examples:
@@ -47,7 +48,7 @@ def run(given: argparse.Namespace, line: Line) -> None:
     options = made(HeadsOptions, given)
     checkpoint = open_checkpoint(given.spec, revision=given.revision, seed=options.seed)
     weights = Weights(checkpoint)
-    lines = [f"{name + ':':22}{value}" for name, value in weights.summary().items()]
+    lines = [f"{name + ':':22}{escaped(value)}" for name, value in weights.summary().items()]
     document = weights.facts()
     if options.heads:
         from jaxqkv.model.loading import load

@@ -215,12 +215,14 @@ def test_what_lacks_the_prefix_is_a_head(config, tmp_path, capsys):
     heads = {"v_head.summary.weight": 3, "v_head.summary.bias": 1, "qa_outputs.weight": 2, "linear.bias": 5}
     heads |= {"crf.transitions": 7, "h.9.own": 2}
     tensors |= {key: np.zeros(size, np.float32) for key, size in heads.items()}
-    folder = write_folder(tmp_path / "x", config, tensors)
+    folder = write_folder(tmp_path / "x\ny", config, tensors)
     weights = weights_of(folder)
     assert sorted(weights.left_out) == sorted(heads)
     assert sorted(weights.names) == sorted(random_tensors(config))
     assert main(["info", str(folder)]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{'checkpoint:':22}{tmp_path}/x\\ny"  # the name's line break as an escape sequence
+    line = next(line for line in lines if line.startswith("left out:"))
     assert sorted(line.removeprefix("left out:").strip().split(", ")) == [
         "crf (1 tensor)", "h (1 tensor)", "linear (1 tensor)", "qa_outputs (1 tensor)", "v_head (2 tensors)",
     ]  # fmt: skip

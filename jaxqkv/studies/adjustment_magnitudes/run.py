@@ -52,8 +52,9 @@ class AdjustmentMagnitudesRun(Run):
         longest = int(self.lengths.max())
         self.fitted = min(options.positions, longest - 1)
         if self.fitted < options.positions:
-            self.notes.append(f"no text reaches position {options.positions}: the longest has {longest} tokens")
-            self.fitted_note = f" ({self.notes[-1].capitalize()}.)"
+            short = f"no text reaches position {options.positions}: the longest has {longest} tokens"
+            self.notes.append(f"figure 4 ends at position {self.fitted}: {short}")
+            self.fitted_note = f" ({short.capitalize()}.)"
 
     def _texts(self, options: AdjustmentMagnitudesOptions) -> list[str]:
         """Returns the first non-blank texts of the corpus, and describes the corpus in `about`.
