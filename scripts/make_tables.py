@@ -48,8 +48,8 @@ def studies() -> str:
 
 def figures(study: Study) -> str:
     """Returns a row for each figure of a study."""
-    rows = ["| id | figure |", "|---|---|"]
-    return "\n".join([*rows, *(f"| {spec.id} | {spec.title} |" for spec in study.figures.values())])
+    rows = ["| id | figure | arrays |", "|---|---|---|"]
+    return "\n".join([*rows, *(f"| {spec.id} | {spec.title} | `{spec.arrays}` |" for spec in study.figures.values())])
 
 
 def question(text: str, name: str) -> str:

@@ -7,6 +7,7 @@ import socket
 from importlib.metadata import version
 from pathlib import Path
 
+from helpers.axes import check_arrays
 from packaging.version import Version
 
 # Before jax is imported: its own cache and the hub's belong to no test.
@@ -74,6 +75,7 @@ from jaxqkv.architectures.gpt2 import GPT2Config
 from jaxqkv.architectures.roberta import RobertaConfig
 from jaxqkv.checkpoints.folder import save_checkpoint
 from jaxqkv.figures import drawers
+from jaxqkv.studies.study import FigureSpec
 
 # The suite's commands draw in its own process; tests/figures/test_drawers.py looks at others.
 drawers.FIGURES_EACH = 10**6
@@ -131,6 +133,21 @@ def _alone(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("JAXQKV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patched.setattr(socket.socket, "connect", only_loopback)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _arrays_as_declared():
+    """Every figure that a test makes in this process has the arrays that its definition names, with these axes."""
+    make = FigureSpec.display
+
+    def display(self, run, reductions):
+        made = make(self, run, reductions)
+        check_arrays(self, made.arrays)
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FigureSpec, "display", display)
         yield
 
 

@@ -62,7 +62,7 @@ class DirectionsRun(Run):
         return {"ratios": np.array([participation_ratio(read(layer)) for layer in layers])}
 
 
-@DIRECTIONS.define("1", "participation ratio by layer")
+@DIRECTIONS.define("1", "participation ratio by layer", "ratio [layer]")
 def figure_1(run, ratios):
     line = Line(x=np.arange(len(ratios)), y=ratios)
     panel = Lines(lines=[line], xlabel="Layer", ylabel="Participation ratio")

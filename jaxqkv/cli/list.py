@@ -1,6 +1,8 @@
 """`jaxqkv list`: lists the figures."""
 
 import argparse
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +10,10 @@ from jaxqkv.cli.output import show
 from jaxqkv.cli.parser import Line, Output, Parser, add_options
 from jaxqkv.studies import registry
 from jaxqkv.studies.options import flag, options_of
-from jaxqkv.studies.study import Study
+from jaxqkv.studies.study import FigureSpec, Study
 
+# Characters of a line of the table.
+WIDTH = 100
 EXAMPLES = """examples:
   jaxqkv list
   jaxqkv list weight-tour"""
@@ -24,13 +28,33 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace, line: Line) -> None:
-    """Prints a row for each figure."""
+    """Prints a row for each figure; below it the arrays, if studies are named."""
     from jaxqkv.figures.tables import Table
 
     studies = [registry.study(name) for name in given.studies or registry.names()]
-    rows = [(study.name, spec.id, spec.title) for study in studies for spec in study.figures.values()]
+    figures = [(study.name, spec) for study in studies for spec in study.figures.values()]
+    rows = [(name, spec.id, spec.title) for name, spec in figures]
+    last = "figure"
+    if given.studies:
+        last = "figure and arrays"
+        width = WIDTH - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
+        rows = [row for name, spec in figures for row in with_arrays(name, spec, width)]
     document = [everything(study) for study in studies]
-    show(given, document, lambda: Table(heading=("study", "id", "figure"), rows=rows, left=3).text())
+    show(given, document, lambda: Table(heading=("study", "id", last), rows=rows, left=3).text())
+
+
+def with_arrays(study: str, spec: FigureSpec, width: int) -> list[tuple[str, str, str]]:
+    """Returns the rows of a figure: its title, and indented below it its arrays, in lines of this width."""
+    first, *more = wrapped(spec.title, width)
+    more += [f"  {line}" for line in wrapped(str(spec.arrays), width - 2)]
+    return [(study, spec.id, first), *(("", "", line) for line in more)]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Returns a text in lines, with the axes of an array in one line."""
+    whole = re.sub(r" \[[^]]*", lambda axes: axes[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def everything(study: Study) -> dict[str, Any]:
@@ -44,5 +68,11 @@ def everything(study: Study) -> dict[str, Any]:
             {"option": flag(name), "default": default, "help": about.help}
             for name, (about, default) in options_of(study.options).items()
         ],
-        "figures": [{"id": spec.id, "title": spec.title} for spec in study.figures.values()],
+        "figures": [figure(spec) for spec in study.figures.values()],
     }
+
+
+def figure(spec: FigureSpec) -> dict[str, Any]:
+    """Returns what `--json` tells of a figure; the condition of an array that is always saved is empty."""
+    arrays = [{"name": each.name, "axes": each.axes, "condition": each.condition} for each in spec.arrays.declared]
+    return {"id": spec.id, "title": spec.title, "arrays": arrays}

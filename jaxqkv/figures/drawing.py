@@ -146,6 +146,7 @@ class Figure:
       arrays: plotted arrays, by their names in the .npz file.
       figure: matplotlib's figure; changes of it are shown and saved.
       theme: theme of the picture, "light" or "dark".
+      axes: names of the axes of each array.
     """
 
     study: str
@@ -155,6 +156,7 @@ class Figure:
     arrays: dict[str, np.ndarray]
     figure: "MatplotlibFigure"
     theme: str = "light"
+    axes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.figure, self.arrays))
@@ -174,7 +176,10 @@ class Figure:
         return path
 
     def __repr__(self) -> str:
-        rows = [(name, str(list(array.shape)), str(array.dtype)) for name, array in self.arrays.items()]
+        rows = [
+            (name, showing.shape_text(array.shape, self.axes.get(name, ())), str(array.dtype))
+            for name, array in self.arrays.items()
+        ]
         return "\n".join([f"Figure {self._heading}", *showing.aligned(rows)])
 
     def _repr_html_(self) -> str:

@@ -1,7 +1,7 @@
 """Files: pictures, arrays and manifest that appear together and whole or not at all, one gallery page."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,13 @@ from jaxqkv.runtime.files import locked, make_writable, replacing_all, written
 from jaxqkv.runtime.interrupts import undisturbed
 
 
+class NamedAxes(Protocol):
+    """Names of the axes of a figure's arrays."""
+
+    def axes(self, names: Iterable[str]) -> Mapping[str, Sequence[str]]:
+        """Returns the axes of the arrays of these names."""
+
+
 @runtime_checkable
 class Listed(Protocol):
     """A figure, as the page lists it."""
@@ -26,6 +33,10 @@ class Listed(Protocol):
     @property
     def title(self) -> str:
         """What it shows."""
+
+    @property
+    def arrays(self) -> NamedAxes:
+        """Axes of its arrays."""
 
 
 @runtime_checkable
@@ -61,7 +72,7 @@ def save_figure(display: Display, spec: Listed, record: Record, command: str, pi
 
     Args:
       display: the figure.
-      spec: its id and title.
+      spec: its id, title and axes.
       record: of the run.
       command: that draws it alone.
       pictures: content of its files, by format.
@@ -75,6 +86,7 @@ def save_figure(display: Display, spec: Listed, record: Record, command: str, pi
             alone.enter_context(locked(folder))
             alone.enter_context(undisturbed())
             entry = {"title": spec.title, "caption": display.caption, "files": names, "command": command}
+            entry["arrays"] = spec.arrays.axes(display.arrays)
             listing.write(record.manifest(spec.id, entry))
         for kind in set(FORMATS) - set(pictures):
             (folder / f"{spec.id}.{kind}").unlink(missing_ok=True)

@@ -25,7 +25,7 @@ class Record:
       study: its name.
       about: what was run: command, checkpoint, seed, …
       computing: seconds so far; `drawing` too.
-      finished: the figures that are in the folder, by id: title, caption, names of files, command.
+      finished: the figures that are in the folder, by id: title, caption, names of files, command, axes of arrays.
     """
 
     folder: Path

@@ -57,9 +57,8 @@ def array_fields(struct: Any) -> list[ArrayInfo]:
         if shape is None or dtype is None:  # a tree transformation may put anything here
             rows.append(ArrayInfo(field.name, type(value).__name__, "", 0))
             continue
-        names = axis_names(field.type)
-        sizes = [f"{n}={s}" for n, s in zip(names, shape, strict=True)] if len(names) == len(shape) else shape
-        rows.append(ArrayInfo(field.name, f"[{', '.join(map(str, sizes))}]", str(dtype), nbytes(shape, dtype)))
+        words = shape_text(shape, axis_names(field.type))
+        rows.append(ArrayInfo(field.name, words, str(dtype), nbytes(shape, dtype)))
     return rows
 
 
@@ -69,6 +68,12 @@ def axis_names(annotation: Any) -> tuple[str, ...]:
         if hasattr(each, "dim_str"):
             return tuple(each.dim_str.split())
     return ()
+
+
+def shape_text(shape: Sequence[int], names: Sequence[str]) -> str:
+    """Returns a shape with the names of its axes, `[head=8, pos=5]`; without names unless there are as many."""
+    sizes = [f"{n}={s}" for n, s in zip(names, shape, strict=True)] if len(names) == len(shape) else shape
+    return f"[{', '.join(map(str, sizes))}]"
 
 
 def nbytes(shape: Sequence[int], dtype: Any) -> int:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from jaxqkv.errors import JaxqkvError, NotDrawable, nearest
+from jaxqkv.studies.arrays import FigureArrays
 from jaxqkv.studies.options import Options, from_keywords
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ class FigureSpec:
     Attributes:
       id: name on the command line.
       title: title in the table of figures.
+      arrays: names and axes of its arrays.
       make: function of the run, and of the reductions that its other parameters name.
     """
 
     id: str
     title: str
+    arrays: FigureArrays
     make: Callable[..., "Display"]
 
     @property
@@ -109,11 +112,21 @@ class Study:
         self._run = run
         return run
 
-    def define(self, id: str, title: str) -> Callable[[Make], Make]:
-        """Makes the decorated function a figure of this study; its parameters after the run name reductions."""
+    def define(self, id: str, title: str, arrays: str) -> Callable[[Make], Make]:
+        """Makes the decorated function a figure of this study; its parameters after the run name reductions.
+
+        Args:
+          id: name on the command line.
+          title: title in the table of figures.
+          arrays: names and axes of the figure's arrays, as `edges [edge], density [layer, bin]`; see
+            `jaxqkv.studies.arrays`.
+
+        Raises:
+          ValueError: for arrays in another form.
+        """
 
         def register(make: Make) -> Make:
-            self._figures[id] = FigureSpec(id, title, make)
+            self._figures[id] = FigureSpec(id, title, FigureArrays(arrays), make)
             return make
 
         return register
@@ -192,7 +205,8 @@ class Study:
                 display = spec.display(run, reductions)
                 arrays = {name: np.array(array) for name, array in display.arrays.items()}
                 picture = drawn(display, chosen.theme, chosen.dpi)
+                axes = spec.arrays.axes(arrays)
                 figures[spec.id] = Figure(
-                    self.name, spec.id, spec.title, display.caption, arrays, picture, chosen.theme
+                    self.name, spec.id, spec.title, display.caption, arrays, picture, chosen.theme, axes
                 )
         return figures[id] if isinstance(id, str) else [figures[each] for each in id or figures]

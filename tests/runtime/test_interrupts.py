@@ -21,6 +21,7 @@ from jaxqkv.pages import gallery
 from jaxqkv.pages.manifest import Record, listed_figures
 from jaxqkv.runtime.files import locked, replacing_all
 from jaxqkv.runtime.interrupts import AGAIN, heard, undisturbed
+from jaxqkv.studies.arrays import FigureArrays
 from jaxqkv.studies.registry import study
 from jaxqkv.studies.study import FigureSpec
 
@@ -164,7 +165,7 @@ def save(folder, id, about, size=3, formats=()):
     record = Record(folder, "qkv-weights", about)
     display = Display(arrays={"x": np.ones(size)}, panels=[[Table(heading=("a",), rows=[("b",)])]], caption="c",
                       size=(1, 1))  # fmt: skip
-    spec = FigureSpec(id, id, lambda run: display)
+    spec = FigureSpec(id, id, FigureArrays("x [sample]"), lambda run: display)
     made = dict(zip(formats, pictures(display, formats, "light", 40), strict=True))
     gallery.save_figure(display, spec, record, "jaxqkv", made)
     return record

@@ -37,7 +37,11 @@ def by_layer(values: Float[np.ndarray, " layer"], marker: str, title: str, ylabe
     )
 
 
-@STUDY.define("1", "which positions are real, and how long the texts are")
+@STUDY.define(
+    "1",
+    "which positions are real, and how long the texts are",
+    "mask [batch, pos], lengths [batch], counts [bin], edges [edge]",
+)
 def figure_1(run: AdjustmentMagnitudesRun) -> Display:
     mask = np.asarray(run.batch.mask)
     counts, edges = freedman_diaconis_histogram(run.lengths)
@@ -57,7 +61,11 @@ def figure_1(run: AdjustmentMagnitudesRun) -> Display:
     )
 
 
-@STUDY.define("2", "distributions of the log norms by layer")
+@STUDY.define(
+    "2",
+    "distributions of the log norms by layer",
+    "mean, std [layer], density_LAYER [bin], edges_LAYER [edge]",
+)
 def figure_2(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     later = np.asarray(run.batch.mask)[:, 1:]
     if not later.any():
@@ -100,7 +108,7 @@ def figure_2(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     )
 
 
-@STUDY.define("3", "log of the mean norm by layer and position")
+@STUDY.define("3", "log of the mean norm by layer and position", "log_norm [layer, pos], count [pos]")
 def figure_3(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     log_norm, count = mean_by_position(run, norms), np.asarray(run.batch.mask).sum(axis=0)
     finite = log_norm[np.isfinite(log_norm)]
@@ -139,7 +147,7 @@ def figure_3(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     )
 
 
-@STUDY.define("4", "regression of the log mean norm on position by layer")
+@STUDY.define("4", "regression of the log mean norm on position by layer", "intercept, slope [layer]")
 def figure_4(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     last = run.fitted
     if last < 2:
@@ -170,7 +178,11 @@ def figure_4(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     )
 
 
-@STUDY.define("5", "regression of the log norm on those of the two positions before by layer")
+@STUDY.define(
+    "5",
+    "regression of the log norm on those of the two positions before by layer",
+    "beta [layer, constant/t-2/t-1]",
+)
 def figure_5(run: AdjustmentMagnitudesRun, norms: Norms) -> Display:
     # Position t with t − 2 and t − 1 before it, none of them the first.
     now = np.asarray(run.batch.mask)[:, 3:]

@@ -30,7 +30,7 @@ def _chosen(samples: Sequence[Sample]) -> list[np.ndarray]:
     return [np.asarray(s.values)[np.broadcast_to(s.where, s.values.shape)] for s in samples]
 
 
-@STUDY.define("1", "standard deviation of matrix products, and what scaling does to it")
+@STUDY.define("1", "standard deviation of matrix products, and what scaling does to it", "n, raw, scaled [size]")
 def figure_1(run: AttentionScoresRun) -> Display:
     generator = np.random.default_rng(run.seed)
     products = [generator.normal(size=(n, n)) @ generator.normal(size=(n, n)) for n in MATRIX_SIZES]
@@ -52,7 +52,7 @@ def figure_1(run: AttentionScoresRun) -> Display:
     )
 
 
-@STUDY.define("3", "Q of every head of one layer")
+@STUDY.define("3", "Q of every head of one layer", "q [head, pos, head_dim]")
 def figure_3(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     q = of_layer["q"][0][:, run.first_text]
     panels, grid = head_images(q.swapaxes(1, 2), "Qh", ORIGINAL_GRID, vmin=-2, vmax=2, origin="lower")
@@ -67,7 +67,11 @@ def figure_3(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     )
 
 
-@STUDY.define("4", "scores of the last token within and across heads")
+@STUDY.define(
+    "4",
+    "scores of the last token within and across heads",
+    "GROUP [score], density_GROUP [bin], edges_GROUP [edge]; GROUP: within, across",
+)
 def figure_4(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     run.need_tokens(3, "figure 4")
     within, across = _chosen(of_layer["last_token"])
@@ -104,7 +108,11 @@ def figure_4(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     )
 
 
-@STUDY.define("5a", "scores of the last token within and across heads by layer")
+@STUDY.define(
+    "5a",
+    "scores of the last token within and across heads by layer",
+    "edges [edge], density [layer, within/across, bin]",
+)
 def figure_5a(run: AttentionScoresRun, last_token: Reduced) -> Display:
     run.need_tokens(3, "figure 5a")
     values = last_token["density"]
@@ -129,7 +137,7 @@ def figure_5a(run: AttentionScoresRun, last_token: Reduced) -> Display:
     )
 
 
-@STUDY.define("5b", "the same, averaged over layers")
+@STUDY.define("5b", "the same, averaged over layers", "edges [edge], mean, std [within/across, bin]")
 def figure_5b(run: AttentionScoresRun, last_token: Reduced) -> Display:
     run.need_tokens(3, "figure 5b")
     values = last_token["density"]
@@ -146,7 +154,12 @@ def figure_5b(run: AttentionScoresRun, last_token: Reduced) -> Display:
     )
 
 
-@STUDY.define("6", "all scores and their softmax by layer")
+@STUDY.define(
+    "6",
+    "all scores and their softmax by layer",
+    "edges [edge], mean, std [layer], density [layer, bin], softmax_edges [layer, softmax_edge], softmax_density "
+    "[layer, softmax_bin]",
+)
 def figure_6(run: AttentionScoresRun, scores: Reduced) -> Display:
     n_layer = len(scores["mean"])
     means = layer_points(scores["mean"], "h", face=0.45)
@@ -187,7 +200,7 @@ def figure_6(run: AttentionScoresRun, scores: Reduced) -> Display:
     )
 
 
-@STUDY.define("7a", "what a causal mask does to the softmax")
+@STUDY.define("7a", "what a causal mask does to the softmax", "mask, softmax [query, key]")
 def figure_7a(run: AttentionScoresRun) -> Display:
     mask = np.triu(np.ones((MASK_SIZE, MASK_SIZE)), 1)
     softmax = np.tril(np.ones_like(mask)) / np.arange(1, MASK_SIZE + 1)[:, None]
@@ -220,7 +233,11 @@ def figure_7a(run: AttentionScoresRun) -> Display:
     )
 
 
-@STUDY.define("7b", "causal attention to others and to oneself")
+@STUDY.define(
+    "7b",
+    "causal attention to others and to oneself",
+    "SAMPLE [weight]; SAMPLE: final_to_previous, self_other, self_first",
+)
 def figure_7b(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     run.need_causal("figure 7b")
     run.need_tokens(2, "figure 7b")
@@ -243,7 +260,11 @@ def figure_7b(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     )
 
 
-@STUDY.define("8", "causal attention to others and to oneself by layer")
+@STUDY.define(
+    "8",
+    "causal attention to others and to oneself by layer",
+    "edges [edge], density [layer, final_to_previous/self_other/self_first, bin]",
+)
 def figure_8(run: AttentionScoresRun, causal_pattern: Reduced) -> Display:
     run.need_causal("figure 8")
     run.need_tokens(2, "figure 8")
@@ -270,7 +291,7 @@ def figure_8(run: AttentionScoresRun, causal_pattern: Reduced) -> Display:
     )
 
 
-@STUDY.define("9", "scores of the whole width against the mean over heads")
+@STUDY.define("9", "scores of the whole width against the mean over heads", "all_heads, mean_of_heads [query, key]")
 def figure_9(run: AttentionScoresRun, of_layer: Mapping[str, Any]) -> Display:
     real = np.ix_(run.first_text, run.first_text)
     all_heads, mean_of_heads = (np.asarray(of_layer[name])[real] for name in ("all_heads", "mean_of_heads"))

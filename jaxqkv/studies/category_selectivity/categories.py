@@ -19,7 +19,11 @@ from jaxqkv.studies.significance import LEVEL, marked
 UNIFORM = 10_000
 
 
-@STUDY.define("5", "similarities within and across categories")
+@STUDY.define(
+    "5",
+    "similarities within and across categories",
+    "t [qkv], density_GROUP_MATRIX [bin], edges_GROUP_MATRIX [edge]; GROUP: within, across; MATRIX: q, k, v",
+)
 def figure_5(run: CategorySelectivityRun, shown: Reduced) -> Display:
     masks = run.words.masks()
     t = selectivity(shown["similarity"][None], run.words).t[0]
@@ -54,7 +58,7 @@ def tested(
     return {**found._asdict(), "p": p, "q_value": q}, q < LEVEL
 
 
-@STUDY.define("6a", "category selectivity by layer")
+@STUDY.define("6a", "category selectivity by layer", "difference, t, average, p, q_value [layer, qkv]")
 def figure_6a(run: CategorySelectivityRun, layers: Reduced) -> Display:
     arrays, significant = tested(run, layers)
     x = np.arange(len(significant))
@@ -102,7 +106,11 @@ def scatter(found: Selectivity, what: str) -> list[list[Panel]]:
     return [list(row) for row in rows_of(panels, 3)]
 
 
-@STUDY.define("6b", "category selectivity against average similarity")
+@STUDY.define(
+    "6b",
+    "category selectivity against average similarity",
+    "difference, t, average, p, q_value [layer, qkv]",
+)
 def figure_6b(run: CategorySelectivityRun, layers: Reduced) -> Display:
     arrays, _ = tested(run, layers)
     found = Selectivity(arrays["difference"], arrays["t"], arrays["average"])
@@ -116,7 +124,11 @@ def figure_6b(run: CategorySelectivityRun, layers: Reduced) -> Display:
     )
 
 
-@STUDY.define("7a", "what Fisher's z does to cosines")
+@STUDY.define(
+    "7a",
+    "what Fisher's z does to cosines",
+    "cosine, z [value], counts_SAMPLE [bin], edges_SAMPLE [edge]; SAMPLE: cosine, z",
+)
 def figure_7a(run: CategorySelectivityRun) -> Display:
     cosine = jax.random.uniform(jax.random.key(run.seed), (UNIFORM,), minval=-1, maxval=1)
     values = {"cosine": np.asarray(cosine), "z": np.asarray(fisher_z(cosine))}
@@ -141,7 +153,11 @@ def figure_7a(run: CategorySelectivityRun) -> Display:
     )
 
 
-@STUDY.define("7b", "category selectivity against average similarity, in Fisher's z")
+@STUDY.define(
+    "7b",
+    "category selectivity against average similarity, in Fisher's z",
+    "difference, t, average [layer, qkv]",
+)
 def figure_7b(run: CategorySelectivityRun, layers: Reduced) -> Display:
     found = selectivity(np.asarray(fisher_z(layers["similarity"])), run.words)
     return Display(

@@ -44,7 +44,7 @@ def against(
     return panels
 
 
-@STUDY.define("1", "which pairs of words are compared")
+@STUDY.define("1", "which pairs of words are compared", "same, upper, within, across [word, word]")
 def figure_1(run: CategorySelectivityRun) -> Display:
     masks = run.words.masks()
     titles = ("A) Same category", "B) Above the diagonal", "C) Within categories", "D) Across categories")
@@ -60,7 +60,11 @@ def figure_1(run: CategorySelectivityRun) -> Display:
     )
 
 
-@STUDY.define("2a", "Q, K and V against each other, all words and dimensions")
+@STUDY.define(
+    "2a",
+    "Q, K and V against each other, all words and dimensions",
+    "activations [qkv, word, head·head_dim], r [Q-K/Q-V/K-V]",
+)
 def figure_2a(run: CategorySelectivityRun, shown: Reduced) -> Display:
     activations, r = shown["activations"], shown["r"]
     return Display(
@@ -87,7 +91,7 @@ def by_layer(values: Float[np.ndarray, "layer pair"], **intervals: Any) -> list[
     return lines
 
 
-@STUDY.define("2b", "correlations of Q, K and V by layer")
+@STUDY.define("2b", "correlations of Q, K and V by layer", "r [layer, Q-K/Q-V/K-V]")
 def figure_2b(run: CategorySelectivityRun, layers: Reduced) -> Display:
     panel = Lines(
         lines=by_layer(layers["r"]), xlabel="Transformer layer", ylabel="Correlation", integer_x=True, zero_y=True
@@ -101,7 +105,7 @@ def figure_2b(run: CategorySelectivityRun, layers: Reduced) -> Display:
     )
 
 
-@STUDY.define("3a", "cosine similarities of words in Q, K and V")
+@STUDY.define("3a", "cosine similarities of words in Q, K and V", "similarity [qkv, word, word]")
 def figure_3a(run: CategorySelectivityRun, shown: Reduced) -> Display:
     panels = [
         matrix(
@@ -124,7 +128,7 @@ def figure_3a(run: CategorySelectivityRun, shown: Reduced) -> Display:
     )
 
 
-@STUDY.define("3b", "similarities of words in Q, K and V against each other")
+@STUDY.define("3b", "similarities of words in Q, K and V against each other", "values [qkv, pair], r [Q-K/Q-V/K-V]")
 def figure_3b(run: CategorySelectivityRun, shown: Reduced) -> Display:
     values = shown["similarity"][:, *np.triu_indices(len(run.words.words), 1)]
     r = rsa(shown["similarity"][None])[0]
@@ -138,7 +142,7 @@ def figure_3b(run: CategorySelectivityRun, shown: Reduced) -> Display:
     )
 
 
-@STUDY.define("4", "similarity of Q's, K's and V's representations by layer")
+@STUDY.define("4", "similarity of Q's, K's and V's representations by layer", "rsa, low, high [layer, Q-K/Q-V/K-V]")
 def figure_4(run: CategorySelectivityRun, layers: Reduced) -> Display:
     if len(run.words.words) < 3:
         raise NotDrawable("figure 4 correlates pairs of words, and two words are a single pair")

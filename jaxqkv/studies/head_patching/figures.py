@@ -32,7 +32,11 @@ def _over_heads(values: np.ndarray) -> Lines:
     return Lines(lines=[line], xlabel="Transformer layer", ylabel="ΔIOI", integer_x=True, zero_y=True)
 
 
-@STUDY.define("1", "log probabilities of the next token after both texts")
+@STUDY.define(
+    "1",
+    "log probabilities of the next token after both texts",
+    "clean, donor [vocab], score_clean, score_donor []",
+)
 def figure_1(run: HeadPatchingRun, scores: Any) -> Display:
     found: Scores = _need(run, scores)
     points: dict[str, Any] = {"marker": ".", "linestyle": "", "size": 3}
@@ -68,7 +72,7 @@ def figure_1(run: HeadPatchingRun, scores: Any) -> Display:
     )
 
 
-@STUDY.define("2", "every head shuffled")
+@STUDY.define("2", "every head shuffled", "delta, norm [layer, head]")
 def figure_2(run: HeadPatchingRun, shuffled: Any) -> Display:
     delta, norm = _need(run, shuffled)
     layers = np.repeat(np.arange(len(delta)), delta.shape[1]) / len(delta)
@@ -90,7 +94,7 @@ def figure_2(run: HeadPatchingRun, shuffled: Any) -> Display:
     )
 
 
-@STUDY.define("3a", "z of every head by token, in one layer of the donor")
+@STUDY.define("3a", "z of every head by token, in one layer of the donor", "z [pos, head, head_dim]")
 def figure_3a(run: HeadPatchingRun, z: Any) -> Display:
     values = z[run.layer]
     panels = []
@@ -110,7 +114,7 @@ def figure_3a(run: HeadPatchingRun, z: Any) -> Display:
     )
 
 
-@STUDY.define("3b", "norm of z by layer and token of the donor")
+@STUDY.define("3b", "norm of z by layer and token of the donor", "norm [layer, pos]")
 def figure_3b(run: HeadPatchingRun, z: Any) -> Display:
     norm = np.linalg.norm(z, axis=-1).mean(axis=-1)
     image = Image(values=norm, origin="lower", ylabel="Transformer layer", xlabel="Token", colorbar="Norm of z",
@@ -125,7 +129,7 @@ def figure_3b(run: HeadPatchingRun, z: Any) -> Display:
     )
 
 
-@STUDY.define("4", "z at the two places of a name, by layer")
+@STUDY.define("4", "z at the two places of a name, by layer", "difference [layer, head, head_dim], ratio [layer]")
 def figure_4(run: HeadPatchingRun, z: Any) -> Display:
     first, second = run.places()
     difference = z[:, first] - z[:, second]
@@ -151,7 +155,11 @@ def figure_4(run: HeadPatchingRun, z: Any) -> Display:
     )
 
 
-@STUDY.define("5", "every head taken from the donor")
+@STUDY.define(
+    "5",
+    "every head taken from the donor",
+    "delta, recovered [layer, head]; with several --pairs: low, high [layer, head]",
+)
 def figure_5(run: HeadPatchingRun, patched: Any) -> Display:
     every = _need(run, patched)
     delta = every.mean(axis=0)
@@ -181,7 +189,7 @@ def figure_5(run: HeadPatchingRun, patched: Any) -> Display:
     )
 
 
-@STUDY.define("5-positions", "every head taken from the donor, each position apart")
+@STUDY.define("5-positions", "every head taken from the donor, each position apart", "delta [layer, head, pos]")
 def figure_5_positions(run: HeadPatchingRun, positions: Any) -> Display:
     delta = _need(run, positions)
     n_layer, n_head, pos = delta.shape

@@ -35,7 +35,11 @@ def _by_layer(values: np.ndarray, ylabel: str, **line: Any) -> Lines:
     return Lines(lines=lines, xlabel="Transformer layer", ylabel=ylabel, integer_x=True)
 
 
-@STUDY.define("2", "cosines between the hidden states of a text's positions, by layer")
+@STUDY.define(
+    "2",
+    "cosines between the hidden states of a text's positions, by layer",
+    "cosine [layer, pair], counts [layer, bin], edges [edge]",
+)
 def figure_2(run: HeadSilencingRun, cosines: Any) -> Display:
     cosine = cosines[0]
     counts = np.stack([np.histogram(row, EDGES)[0] for row in cosine])
@@ -60,7 +64,11 @@ def figure_2(run: HeadSilencingRun, cosines: Any) -> Display:
     )
 
 
-@STUDY.define("3", "the same cosines with a head silenced")
+@STUDY.define(
+    "3",
+    "the same cosines with a head silenced",
+    "difference [layer, pair], counts_LAYER [bin], edges_LAYER [edge]",
+)
 def figure_3(run: HeadSilencingRun, cosines: Any) -> Display:
     difference = cosines[0] - cosines[1]
     arrays, lines = {"difference": difference}, []
@@ -84,7 +92,7 @@ def figure_3(run: HeadSilencingRun, cosines: Any) -> Display:
     )
 
 
-@STUDY.define("4a", "next-token log probabilities, clean and silenced")
+@STUDY.define("4a", "next-token log probabilities, clean and silenced", "clean, silenced [vocab]")
 def figure_4a(run: HeadSilencingRun, runs: Any) -> Display:
     clean, silenced = _need(run, runs)
     points = Line(x=clean, y=silenced, marker=".", linestyle="", size=3, color=style.WITHIN)
@@ -109,7 +117,11 @@ def figure_4a(run: HeadSilencingRun, runs: Any) -> Display:
     )
 
 
-@STUDY.define("4b", "most probable token with one head silenced in each layer")
+@STUDY.define(
+    "4b",
+    "most probable token with one head silenced in each layer",
+    "token, log_probability [layer], clean []",
+)
 def figure_4b(run: HeadSilencingRun, sweep: Any) -> Display:
     found: Sweep = _need(run, sweep)
     token, log_probability = found.token[:, run.head], found.largest[:, run.head]
@@ -131,7 +143,7 @@ def figure_4b(run: HeadSilencingRun, sweep: Any) -> Display:
     )
 
 
-@STUDY.define("4c", "every head of one layer: the log probabilities of two answers")
+@STUDY.define("4c", "every head of one layer: the log probabilities of two answers", "target, against, token [head]")
 def figure_4c(run: HeadSilencingRun, fact: Any) -> Display:
     model, layer, text, words, changes, token = _need(run, fact)
     edges = np.arange(len(token) + 1) - 0.5
@@ -160,7 +172,11 @@ def _changes(run: HeadSilencingRun, sweep: Any) -> tuple[np.ndarray, np.ndarray,
     return found.target - clean[0], found.largest - clean[1], clean
 
 
-@STUDY.define("5a", "every head silenced: the log probability of the target, and the largest")
+@STUDY.define(
+    "5a",
+    "every head silenced: the log probability of the target, and the largest",
+    "target, largest [layer, head], clean [target/largest]",
+)
 def figure_5a(run: HeadSilencingRun, sweep: Any) -> Display:
     target, largest, clean = _changes(run, sweep)
     word = run.word(run.target)
@@ -179,7 +195,7 @@ def figure_5a(run: HeadSilencingRun, sweep: Any) -> Display:
     )
 
 
-@STUDY.define("5b", "their means and standard deviations over heads, by layer")
+@STUDY.define("5b", "their means and standard deviations over heads, by layer", "mean, std [layer, target/largest]")
 def figure_5b(run: HeadSilencingRun, sweep: Any) -> Display:
     target, largest, _ = _changes(run, sweep)
     both = np.stack([target, largest], axis=-1)
@@ -199,7 +215,7 @@ def figure_5b(run: HeadSilencingRun, sweep: Any) -> Display:
     )
 
 
-@STUDY.define("5c", "the same sweep by its gradient")
+@STUDY.define("5c", "the same sweep by its gradient", "exact, attribution [layer, head], r []")
 def figure_5c(run: HeadSilencingRun, sweep: Any, gradient: Any) -> Display:
     exact, _, _ = _changes(run, sweep)
     attribution = _need(run, gradient)

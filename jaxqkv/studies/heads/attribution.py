@@ -107,7 +107,11 @@ def attribution(run: HeadsRun) -> Contributions:
     return contributions(run.model, run.pair_batch, run.answers)
 
 
-@STUDY.define("attribution", "what every head and MLP adds to the logit difference of two answers")
+@STUDY.define(
+    "attribution",
+    "what every head and MLP adds to the logit difference of two answers",
+    "head [clean/donor, layer, head], mlp [clean/donor, layer], embedding, bias, total [clean/donor]",
+)
 def figure_attribution(run: HeadsRun, attribution: Contributions) -> Display:
     about = dict(zip(TEXTS, (run.pair.clean, run.pair.donor), strict=True))
     maps = [

@@ -102,7 +102,11 @@ def _head_ticks(shape: tuple[int, ...]) -> dict[str, Any]:
     return {axis: range(size) for axis, size in zip(("xticks", "yticks"), shape, strict=True) if size < TICKS}
 
 
-@STUDY.define("copying", "how much every head makes what it attends to more probable")
+@STUDY.define(
+    "copying",
+    "how much every head makes what it attends to more probable",
+    "copying [layer, head]; unless --null 0: q_value [layer, head]",
+)
 def figure_copying(run: HeadsRun, copying: Copying) -> Display:
     scores, null = copying
     arrays, marks, tested = {"copying": scores}, np.zeros(scores.shape, bool), ""
@@ -168,7 +172,11 @@ def spectra(run: HeadsRun) -> Spectra:
     return Spectra(*map(np.stack, zip(*found, strict=True)))
 
 
-@STUDY.define("spectra", "largest singular value and effective rank of W_QK and W_OV of every head")
+@STUDY.define(
+    "spectra",
+    "largest singular value and effective rank of W_QK and W_OV of every head",
+    "qk_largest, qk_rank, ov_largest, ov_rank [layer, head]",
+)
 def figure_spectra(run: HeadsRun, spectra: Spectra) -> Display:
     panels = []
     for name, largest, rank in (
@@ -233,7 +241,11 @@ def _named(excess: Float[np.ndarray, "layer head layer head"], baseline: float) 
     return ", ".join(found)
 
 
-@STUDY.define("composition", "Q-, K- and V-composition of every pair of heads")
+@STUDY.define(
+    "composition",
+    "Q-, K- and V-composition of every pair of heads",
+    "q, k, v [earlier_layer, earlier_head, later_layer, later_head], baseline []",
+)
 def figure_composition(run: HeadsRun, composition: Composition) -> Display:
     layers = Layers(run.weights, run.options.raw)
     config = run.config

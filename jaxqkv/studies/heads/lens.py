@@ -53,7 +53,7 @@ def lens(run: HeadsRun) -> Lens:
     return read_streams(run.model, run.batch)
 
 
-@STUDY.define("lens", "most probable next token at every layer and position")
+@STUDY.define("lens", "most probable next token at every layer and position", "token, probability [layer+1, pos]")
 def figure_lens(run: HeadsRun, lens: Lens) -> Display:
     rows, pos = lens.token.shape
     shown = slice(max(pos - WORDS, 0), pos)

@@ -77,7 +77,11 @@ def norms(run: HeadsRun) -> Norms:
     return measure_norms(run.model, run.batch)
 
 
-@STUDY.define("norms", "what attention moves beside how large its weights are")
+@STUDY.define(
+    "norms",
+    "what attention moves beside how large its weights are",
+    "weight, norm [layer, query, key], first_weight, first_norm [layer, head]",
+)
 def figure_norms(run: HeadsRun, norms: Norms) -> Display:
     n_layer = run.config.n_layer
     layers = [run.options.layer] if run.options.layer is not None else _spread(n_layer)

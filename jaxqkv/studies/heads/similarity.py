@@ -50,7 +50,11 @@ def ward_order(cosine: Float[np.ndarray, "all_heads all_heads"]) -> Int[np.ndarr
     return np.asarray(leaves_list(ward(distances)), np.int64)
 
 
-@STUDY.define("similarity", "similarity of every pair of heads, by weights and by patterns")
+@STUDY.define(
+    "similarity",
+    "similarity of every pair of heads, by weights and by patterns",
+    "qk, ov, overlap, divergence [layer·head, layer·head], order [layer·head]",
+)
 def figure_similarity(run: HeadsRun, similarity: Similarities) -> Display:
     arrays = similarity.weights._asdict() | {"divergence": similarity.divergence}
     order = ward_order(similarity.weights.qk)

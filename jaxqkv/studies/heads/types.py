@@ -181,7 +181,13 @@ def map_of_heads(values: Float[np.ndarray, "layer head"], marked: Bool[np.ndarra
     return Image(values=values.T, texts=texts, **about | image)
 
 
-@STUDY.define("types", "what every head attends to in random tokens that are said twice")
+@STUDY.define(
+    "types",
+    "what every head attends to in random tokens that are said twice",
+    "ids [batch, pos], previous, duplicate, induction, first, entropy, control_previous, control_duplicate, "
+    "control_induction, low_duplicate, high_duplicate, low_induction, high_induction [layer, head]; unless "
+    "--null 0: q_value_previous, q_value_duplicate, q_value_induction [layer, head]",
+)
 def figure_types(run: HeadsRun, types: Types) -> Display:
     arrays: dict[str, Any] = {"ids": types.given.texts}
     arrays |= {kind: types.mean(kind) for kind in HeadTypes._fields}

@@ -47,7 +47,7 @@ def as_published(run: PredictionDivergenceRun) -> str:
     )
 
 
-@STUDY.define("2a", "which next tokens are predicted, and the share of them along the text")
+@STUDY.define("2a", "which next tokens are predicted, and the share of them along the text", "correct, share [pos]")
 def figure_2a(run: PredictionDivergenceRun, predicted: Predicted) -> Display:
     correct = run.correct
     totals = np.concatenate([[0], np.cumsum(correct)])
@@ -78,7 +78,11 @@ def figure_2a(run: PredictionDivergenceRun, predicted: Predicted) -> Display:
     )
 
 
-@STUDY.define("2b", "length of the next token where it is predicted and where it is not")
+@STUDY.define(
+    "2b",
+    "length of the next token where it is predicted and where it is not",
+    "length [pos], density_SIDE [bin], edges_SIDE [edge], mean [correct/incorrect]; SIDE: correct, incorrect",
+)
 def figure_2b(run: PredictionDivergenceRun, predicted: Predicted) -> Display:
     run.need_both("figure 2b")
     words = run.model.tokenizer.tokens(run.next[run.first :].tolist())
@@ -112,7 +116,11 @@ def histograms(
     return edges, [(each / each.sum()).astype(np.float32) for each in counts]
 
 
-@STUDY.define("3", "norms where the next token is predicted and where it is not")
+@STUDY.define(
+    "3",
+    "norms where the next token is predicted and where it is not",
+    "edges [edge], correct_probability, incorrect_probability [bin]",
+)
 def figure_3(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms) -> Display:
     norm = require_finite(norms[run.layer])
     run.need_both("figure 3")
@@ -131,7 +139,7 @@ def figure_3(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms) -
     )
 
 
-@STUDY.define("4", "divergence by the number of bins")
+@STUDY.define("4", "divergence by the number of bins", "edges_count, divergence [edge_count]")
 def figure_4(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms) -> Display:
     norm = require_finite(norms[run.layer])
     run.need_both("figure 4")
@@ -155,7 +163,11 @@ def tested(run: PredictionDivergenceRun, norms: Norms, tests: LayerTests | None,
     return tests
 
 
-@STUDY.define("5", "divergence against permuted predictions")
+@STUDY.define(
+    "5",
+    "divergence against permuted predictions",
+    "null [permutation], observed, p [], counts [bin], edges [edge]",
+)
 def figure_5(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms, tests: LayerTests | None) -> Display:
     tests = tested(run, norms, tests, "figure 5")
     null, observed, p = tests.null[:, run.layer], tests.divergence[run.layer], tests.p[run.layer]
@@ -183,7 +195,12 @@ def figure_5(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms, t
     )
 
 
-@STUDY.define("6", "means, divergences and differences by layer")
+@STUDY.define(
+    "6",
+    "means, divergences and differences by layer",
+    "mean [layer, correct/incorrect], divergence, null_mean, null_low, null_high, p, q_value, difference, "
+    "difference_p, difference_q_value, p_shift [layer]",
+)
 def figure_6(run: PredictionDivergenceRun, predicted: Predicted, norms: Norms, tests: LayerTests | None) -> Display:
     tests = tested(run, norms, tests, "figure 6")
     correct, layers = run.correct, np.arange(len(norms))

@@ -17,7 +17,7 @@ TITLES = ("A) Mean", "B) Mean of absolute values", "C) Variance")
 SIDES = {"Target": style.TARGET, "Non-target": style.NON_TARGET}
 
 
-@STUDY.define("1", "Q, K and V of the target in every occurrence")
+@STUDY.define("1", "Q, K and V of the target in every occurrence", "activations [occurrence, qkv·head·head_dim]")
 def figure_1(run: QkvActivationsRun, shown: Reduced) -> Display:
     activations = shown["activations"]
     width = activations.shape[1] // 3
@@ -40,7 +40,11 @@ def figure_1(run: QkvActivationsRun, shown: Reduced) -> Display:
     )
 
 
-@STUDY.define("2a", "mean, absolute mean and variance of Q, K and V, target and non-target")
+@STUDY.define(
+    "2a",
+    "mean, absolute mean and variance of Q, K and V, target and non-target",
+    "mean, l1, variance [qkv, target/non-target]",
+)
 def figure_2a(run: QkvActivationsRun, shown: Reduced) -> Display:
     values = shown["rows"].mean(axis=0)
     panels: list[Panel] = []
@@ -70,7 +74,11 @@ def figure_2a(run: QkvActivationsRun, shown: Reduced) -> Display:
     )
 
 
-@STUDY.define("2b", "distributions of Q, K and V, target and non-target")
+@STUDY.define(
+    "2b",
+    "distributions of Q, K and V, target and non-target",
+    "edges [edge], density [qkv, target/non-target, bin]",
+)
 def figure_2b(run: QkvActivationsRun, shown: Reduced) -> Display:
     values = shown["density"]
     panels = [
@@ -112,7 +120,11 @@ def by_layer(
     return Lines(lines=lines, title=title, xlabel="Transformer layer", ylabel=ylabel, integer_x=True, **axes)
 
 
-@STUDY.define("3a", "mean, absolute mean and variance of Q, K and V by layer")
+@STUDY.define(
+    "3a",
+    "mean, absolute mean and variance of Q, K and V by layer",
+    "mean, l1, variance [layer, qkv, target/non-target]",
+)
 def figure_3a(run: QkvActivationsRun, layers: Reduced) -> Display:
     values = layers["rows"].mean(axis=1)
     average = values.mean(axis=2)
@@ -128,7 +140,7 @@ def figure_3a(run: QkvActivationsRun, layers: Reduced) -> Display:
     )
 
 
-@STUDY.define("3b", "target against non-target by layer")
+@STUDY.define("3b", "target against non-target by layer", "difference, low, high [layer, qkv, mean/l1/variance]")
 def figure_3b(run: QkvActivationsRun, layers: Reduced) -> Display:
     rows = layers["rows"][..., 0, :] - layers["rows"][..., 1, :]
     difference = rows.mean(axis=1)
@@ -148,7 +160,7 @@ def figure_3b(run: QkvActivationsRun, layers: Reduced) -> Display:
     )
 
 
-@STUDY.define("4", "distributions of Q, K and V by layer")
+@STUDY.define("4", "distributions of Q, K and V by layer", "edges [edge], density [layer, qkv, target/non-target, bin]")
 def figure_4(run: QkvActivationsRun, layers: Reduced) -> Display:
     values = layers["density"]
     panels = [
@@ -176,7 +188,7 @@ def figure_4(run: QkvActivationsRun, layers: Reduced) -> Display:
     )
 
 
-@STUDY.define("5a", "Q of every head of one layer")
+@STUDY.define("5a", "Q of every head of one layer", "q [head, pos, head_dim]")
 def figure_5a(run: QkvActivationsRun, shown: Reduced) -> Display:
     heads = shown["q"].reshape(len(shown["q"]), run.config.n_head, -1).swapaxes(0, 1)
     panels, grid = head_images(heads.swapaxes(1, 2), "Qh", ORIGINAL_GRID, vmin=-2, vmax=2, origin="lower")
@@ -192,7 +204,7 @@ def figure_5a(run: QkvActivationsRun, shown: Reduced) -> Display:
     )
 
 
-@STUDY.define("5b", "standard deviation over positions by layer")
+@STUDY.define("5b", "standard deviation over positions by layer", "std [layer, qkv]")
 def figure_5b(run: QkvActivationsRun, layers: Reduced) -> Display:
     return Display(
         arrays={"std": layers["std"]},

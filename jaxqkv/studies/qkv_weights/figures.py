@@ -57,7 +57,11 @@ def _across_models(run: QKVWeightsRun, moments: Sequence[Reduced], caption: str)
     return Display(arrays=arrays, panels=rows, caption=caption, size=(10, 0.7 + 2.4 * len(rows)), legend=True)
 
 
-@STUDY.define("1", "table of the models and their attention parameters")
+@STUDY.define(
+    "1",
+    "table of the models and their attention parameters",
+    "model, n_embd, n_layer, n_head, head_dim, attention_parameters [model]",
+)
 def figure_1(run: QKVWeightsRun) -> Display:
     rows = []
     for weights in run.weights:
@@ -80,7 +84,7 @@ def figure_1(run: QKVWeightsRun) -> Display:
     )
 
 
-@STUDY.define("2a", "W_Q, W_K and W_V of one layer as one wide matrix")
+@STUDY.define("2a", "W_Q, W_K and W_V of one layer as one wide matrix", "weights [embed, qkv·head·head_dim]")
 def figure_2a(run: QKVWeightsRun) -> Display:
     inner = run.config.attention_width
     image = Image(
@@ -97,7 +101,11 @@ def figure_2a(run: QKVWeightsRun) -> Display:
     return Display(arrays={"weights": run.wide}, panels=[[image]], caption=caption, title=run.heading, size=(10, 3.7))
 
 
-@STUDY.define("2b", "histograms of W_Q, W_K and W_V of one layer")
+@STUDY.define(
+    "2b",
+    "histograms of W_Q, W_K and W_V of one layer",
+    "counts_MATRIX [bin], edges_MATRIX [edge]; MATRIX: q, k, v; with --compare: *_NAME",
+)
 def figure_2b(run: QKVWeightsRun) -> Display:
     arrays: dict[str, np.ndarray] = {}
     lines = []
@@ -117,7 +125,11 @@ def figure_2b(run: QKVWeightsRun) -> Display:
     return Display(arrays=arrays, panels=[[panel]], caption=caption, size=(8, 3.4))
 
 
-@STUDY.define("2c", "distributions of W_Q, W_K and W_V by layer")
+@STUDY.define(
+    "2c",
+    "distributions of W_Q, W_K and W_V by layer",
+    "edges [edge], density [layer, qkv, bin]; with --compare: density_NAME [layer, qkv, bin]",
+)
 def figure_2c(run: QKVWeightsRun, densities: Sequence[Reduced]) -> Display:
     arrays, rows = {"edges": WEIGHT_EDGES}, []
     for each, reduced in zip(run.shown, densities, strict=True):
@@ -145,7 +157,11 @@ def figure_2c(run: QKVWeightsRun, densities: Sequence[Reduced]) -> Display:
     )
 
 
-@STUDY.define("2d", "mean and standard deviation of W_Q, W_K and W_V by layer")
+@STUDY.define(
+    "2d",
+    "mean and standard deviation of W_Q, W_K and W_V by layer",
+    "mean, std [layer, qkv]; with --compare: *_NAME",
+)
 def figure_2d(run: QKVWeightsRun, moments: Sequence[Reduced]) -> Display:
     arrays: dict[str, np.ndarray] = {}
     panels: list[Lines] = []
@@ -170,14 +186,14 @@ def figure_2d(run: QKVWeightsRun, moments: Sequence[Reduced]) -> Display:
     )
 
 
-@STUDY.define("3", "means and standard deviations by layer, every model")
+@STUDY.define("3", "means and standard deviations by layer, every model", "mean_NAME, std_NAME [layer, qkv]")
 def figure_3(run: QKVWeightsRun, moments_of_models: Sequence[Reduced]) -> Display:
     return _across_models(
         run, moments_of_models, "Mean and sample standard deviation of the weights of each layer, one row a model."
     )
 
 
-@STUDY.define("4a", "W_Q of every head of one layer")
+@STUDY.define("4a", "W_Q of every head of one layer", "heads [head, embed, head_dim]")
 def figure_4a(run: QKVWeightsRun) -> Display:
     heads = run.first.W_Q(run.layer, by_head=True)
     panels, grid = head_images(heads.swapaxes(1, 2), "H", ORIGINAL_GRID, vmin=-0.1, vmax=0.1)
@@ -189,7 +205,11 @@ def figure_4a(run: QKVWeightsRun) -> Display:
     )
 
 
-@STUDY.define("4b", "cosine similarity of the columns of head 0 of W_Q")
+@STUDY.define(
+    "4b",
+    "cosine similarity of the columns of head 0 of W_Q",
+    "similarity [head_dim, head_dim], values [pair]",
+)
 def figure_4b(run: QKVWeightsRun) -> Display:
     similarity = np.asarray(column_cosine(run.first.W_Q(run.layer, by_head=True)[0]))
     values = similarity[np.triu_indices(len(similarity), 1)]
@@ -219,7 +239,11 @@ def figure_4b(run: QKVWeightsRun) -> Display:
     return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(10, 3.9))
 
 
-@STUDY.define("5a", "cosine similarities within and across heads of one layer")
+@STUDY.define(
+    "5a",
+    "cosine similarities within and across heads of one layer",
+    "density_MATRIX_GROUP [bin], edges_MATRIX_GROUP [edge]; MATRIX: q, k; GROUP: within, across",
+)
 def figure_5a(run: QKVWeightsRun) -> Display:
     arrays: dict[str, np.ndarray] = {}
     panels: list[Panel] = []
@@ -241,7 +265,11 @@ def figure_5a(run: QKVWeightsRun) -> Display:
     return Display(arrays=arrays, panels=[panels], caption=caption, title=run.heading, size=(12, 3.9))
 
 
-@STUDY.define("5b", "cosine similarities within and across heads by layer")
+@STUDY.define(
+    "5b",
+    "cosine similarities within and across heads by layer",
+    "edges [edge], density [layer, qk, within/across, bin]",
+)
 def figure_5b(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
     values = head_cosines[0]["density"]
     places = [(0, 0, "A", "within"), (0, 1, "B", "across"), (1, 0, "C", "within"), (1, 1, "D", "across")]
@@ -266,7 +294,11 @@ def figure_5b(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
     )
 
 
-@STUDY.define("5c", "mean and standard deviation of the similarities by layer")
+@STUDY.define(
+    "5c",
+    "mean and standard deviation of the similarities by layer",
+    "mean, std [layer, qk, within/across]; with --significance: p, q_value [layer, qk]",
+)
 def figure_5c(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
     mean, std = head_cosines[0]["mean"], head_cosines[0]["std"]
     panels = []
@@ -305,7 +337,11 @@ def figure_5c(run: QKVWeightsRun, head_cosines: Sequence[Reduced]) -> Display:
     )
 
 
-@STUDY.define("6", "cosine similarities of all columns by layer, every model")
+@STUDY.define(
+    "6",
+    "cosine similarities of all columns by layer, every model",
+    "mean_NAME, std_NAME [layer, qkv]; with --significance: p_NAME, q_value_NAME [layer, qkv]",
+)
 def figure_6(run: QKVWeightsRun, column_cosines_of_models: Sequence[Reduced]) -> Display:
     display = _across_models(
         run,

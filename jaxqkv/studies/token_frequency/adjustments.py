@@ -15,7 +15,7 @@ from jaxqkv.text.counting import TokenCounts
 MOST_FREQUENT = 20
 
 
-@STUDY.define("1", "log frequency by token")
+@STUDY.define("1", "log frequency by token", "counts, log_frequency [vocab], documents []")
 def figure_1(run: TokenFrequencyRun, counts: TokenCounts) -> Display:
     occurrences, log_frequency = counts.counts, counts.log_frequency
     order = np.argsort(-occurrences, kind="stable")[:MOST_FREQUENT]
@@ -46,7 +46,7 @@ def figure_1(run: TokenFrequencyRun, counts: TokenCounts) -> Display:
     )
 
 
-@STUDY.define("2", "the batch of tokens")
+@STUDY.define("2", "the batch of tokens", "ids [batch, pos]")
 def figure_2(run: TokenFrequencyRun, ids: Int[np.ndarray, "sequence pos"]) -> Display:
     size, length = ids.shape
     image = Image(
@@ -68,7 +68,12 @@ def figure_2(run: TokenFrequencyRun, ids: Int[np.ndarray, "sequence pos"]) -> Di
     )
 
 
-@STUDY.define("4a", "adjustment by log frequency in three layers")
+@STUDY.define(
+    "4a",
+    "adjustment by log frequency in three layers",
+    "log_frequency [batch, pos], adjustment [first/middle/last, batch, pos], r, layers [first/middle/last], "
+    "left_out []",
+)
 def figure_4a(
     run: TokenFrequencyRun,
     counts: TokenCounts,
@@ -109,7 +114,11 @@ def figure_4a(
     )
 
 
-@STUDY.define("4b", "correlation of adjustment and log frequency by layer")
+@STUDY.define(
+    "4b",
+    "correlation of adjustment and log frequency by layer",
+    "r [layer], left_out []; with --significance: p, q_value [layer]",
+)
 def figure_4b(run: TokenFrequencyRun, layer_correlations: Float[np.ndarray, " layer"], left_out: int) -> Display:
     tests, marks, tested = run.correlation_tests(layer_correlations), [], ""
     if tests:

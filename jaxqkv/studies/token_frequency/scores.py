@@ -19,7 +19,7 @@ from jaxqkv.text.counting import TokenCounts
 SUM = "Log-probability sum"
 
 
-@STUDY.define("5a", "log frequencies of every pair of one sequence")
+@STUDY.define("5a", "log frequencies of every pair of one sequence", "pair_log_frequency [query, key], left_out []")
 def figure_5a(run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray, "2 pos"], left_out: int) -> Display:
     sums = pair_sums(counts.log_frequency[ends[0]])
     image = Image(
@@ -40,7 +40,11 @@ def figure_5a(run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray,
     )
 
 
-@STUDY.define("5b", "score by log frequency of the pair")
+@STUDY.define(
+    "5b",
+    "score by log frequency of the pair",
+    "pair_log_frequency, score [pair], layer, left_out, left_out_pairs []",
+)
 def figure_5b(
     run: TokenFrequencyRun,
     counts: TokenCounts,
@@ -73,7 +77,11 @@ def figure_5b(
     )
 
 
-@STUDY.define("5-edges", "edges of bins with equal counts and with equal widths")
+@STUDY.define(
+    "5-edges",
+    "edges of bins with equal counts and with equal widths",
+    "percentile_edges, linear_edges [edge], left_out []",
+)
 def figure_5_edges(
     run: TokenFrequencyRun, counts: TokenCounts, ends: Int[np.ndarray, "2 pos"], left_out: int
 ) -> Display:
@@ -100,7 +108,7 @@ def figure_5_edges(
     )
 
 
-@STUDY.define("5c", "score in bins of the pair's log frequency")
+@STUDY.define("5c", "score in bins of the pair's log frequency", "centres, mean, std [batch, bin], layer, left_out []")
 def figure_5c(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Display:
     centres, mean, std = bins
     panels = [
@@ -129,7 +137,11 @@ def figure_5c(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Displa
     )
 
 
-@STUDY.define("5d", "correlation of log frequency with binned scores by sequence")
+@STUDY.define(
+    "5d",
+    "correlation of log frequency with binned scores by sequence",
+    "r_mean, r_std [batch], layer, left_out []",
+)
 def figure_5d(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Display:
     centres, *moments = bins
     r_mean, r_std = (np.asarray(row_correlations(centres.astype(np.float32), y)) for y in moments)
@@ -157,7 +169,12 @@ def figure_5d(run: TokenFrequencyRun, bins: BinMoments, left_out: int) -> Displa
     )
 
 
-@STUDY.define("6", "binned scores by layer")
+@STUDY.define(
+    "6",
+    "binned scores by layer",
+    "centres, mean, std [layer, bin], r_mean, r_std [layer], left_out []; with --significance: p_mean, p_std, "
+    "q_value_mean, q_value_std [layer]",
+)
 def figure_6(run: TokenFrequencyRun, layer_bins: BinMoments, left_out: int) -> Display:
     centres, mean, std = layer_bins
     r_mean, r_std = (

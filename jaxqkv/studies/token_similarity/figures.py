@@ -24,7 +24,11 @@ ORIGINAL_SENTENCES, ORIGINAL_WIDTH = 54, 768
 PAIRS_SHOWN = 20_000
 
 
-@STUDY.define("pairs", "Q and K of the target in two sentences, and two dimensions over sentences")
+@STUDY.define(
+    "pairs",
+    "Q and K of the target in two sentences, and two dimensions over sentences",
+    "target [sentence, qkv·head·head_dim]",
+)
 def figure_pairs(run: TokenSimilarityRun, samples: Reduced) -> Display:
     q, k = samples["target"][:, : run.embed], samples["target"][:, run.embed : 2 * run.embed]
     one, two = (nearest_index(sentence, len(q), ORIGINAL_SENTENCES) for sentence in SENTENCES)
@@ -79,17 +83,29 @@ def _matrix(run: TokenSimilarityRun, similarity: np.ndarray, what: str) -> Displ
     )
 
 
-@STUDY.define("cosine", "cosine similarity of all dimensions of the target")
+@STUDY.define(
+    "cosine",
+    "cosine similarity of all dimensions of the target",
+    "similarity [qkv·head·head_dim, qkv·head·head_dim], values [pair], counts [bin], edges [edge]",
+)
 def figure_cosine(run: TokenSimilarityRun, samples: Reduced) -> Display:
     return _matrix(run, np.asarray(column_cosine(samples["target"])), "Cosine similarity")
 
 
-@STUDY.define("correlation", "correlation of all dimensions of the target")
+@STUDY.define(
+    "correlation",
+    "correlation of all dimensions of the target",
+    "similarity [qkv·head·head_dim, qkv·head·head_dim], values [pair], counts [bin], edges [edge]",
+)
 def figure_correlation(run: TokenSimilarityRun, samples: Reduced) -> Display:
     return _matrix(run, np.asarray(column_correlation(samples["target"])), "Correlation")
 
 
-@STUDY.define("mask", "which pairs of dimensions are within and across Q, K and V")
+@STUDY.define(
+    "mask",
+    "which pairs of dimensions are within and across Q, K and V",
+    "vector [qkv·head·head_dim], matrix [qkv·head·head_dim, qkv·head·head_dim]",
+)
 def figure_mask(run: TokenSimilarityRun) -> Display:
     vector = np.repeat([1, 2, 3], run.embed)
     matrix = np.triu(vector[:, None] * vector[None, :], 1)
@@ -133,7 +149,12 @@ def _starred(line: Line, significant: bool) -> Line:
     return dataclasses.replace(line, label=f"{line.label} *") if significant else line
 
 
-@STUDY.define("distributions", "similarities by group, target and non-target")
+@STUDY.define(
+    "distributions",
+    "similarities by group, target and non-target",
+    "edges [edge], target, non_target [QQ/KK/VV/QK/QV/KV, bin], random [bin]; with --significance: p, q_value "
+    "[QQ/KK/VV/QK/QV/KV]",
+)
 def figure_distributions(run: TokenSimilarityRun, group_densities: Reduced) -> Display:
     target, non_target, random = (group_densities[name] for name in ("target", "non_target", "random"))
     within, across = ("QQ", "KK", "VV"), ("QK", "QV", "KV")
@@ -174,7 +195,7 @@ def figure_distributions(run: TokenSimilarityRun, group_densities: Reduced) -> D
     )
 
 
-@STUDY.define("means", "mean activation of every dimension of the target")
+@STUDY.define("means", "mean activation of every dimension of the target", "mean [qkv·head·head_dim]")
 def figure_means(run: TokenSimilarityRun, samples: Reduced) -> Display:
     mean = samples["target"].mean(axis=0)
     lines = []
@@ -192,7 +213,7 @@ def figure_means(run: TokenSimilarityRun, samples: Reduced) -> Display:
     )
 
 
-@STUDY.define("pair-order", "similarities of Q pairs in the order of the upper triangle")
+@STUDY.define("pair-order", "similarities of Q pairs in the order of the upper triangle", "values [pair]")
 def figure_pair_order(run: TokenSimilarityRun, samples: Reduced) -> Display:
     qq = run.similarity(samples["target"])[: run.embed, : run.embed]
     values = qq[np.triu_indices(run.embed, 1)][:PAIRS_SHOWN]
@@ -213,7 +234,12 @@ def figure_pair_order(run: TokenSimilarityRun, samples: Reduced) -> Display:
     )
 
 
-@STUDY.define("laminar", "similarities, means and variances by layer")
+@STUDY.define(
+    "laminar",
+    "similarities, means and variances by layer",
+    "edges [edge], target, non_target [layer, QQ/KK/VV/QK/QV/KV, bin], mean, variance [layer, qkv]; with "
+    "--significance: p, q_value [layer, QQ/KK/VV/QK/QV/KV]",
+)
 def figure_laminar(run: TokenSimilarityRun, laminar: Reduced) -> Display:
     densities, mean, variance = (laminar[name] for name in ("densities", "mean", "variance"))
     n_layer = len(densities)

@@ -90,7 +90,12 @@ def _sizes(tour: Tour) -> tuple[Pie, StackedBars]:
     return pie, bars
 
 
-@STUDY.define("architecture", "every tensor by category, and where the parameters are")
+@STUDY.define(
+    "architecture",
+    "every tensor by category, and where the parameters are",
+    "name, category, layer, parameters [tensor], total, megabytes []; with tied embeddings: total_with_tied, "
+    "megabytes_with_tied []; with more checkpoints: *_NAME",
+)
 def figure_architecture(run: WeightTourRun) -> Display:
     summaries = {tour.name: _summary(tour) for tour in run.tours}
 
@@ -153,7 +158,11 @@ def _moved(run: WeightTourRun, wanted: Sequence[int]) -> str:
     )
 
 
-@STUDY.define("positions", "the whole position-embedding matrix")
+@STUDY.define(
+    "positions",
+    "the whole position-embedding matrix",
+    "positions [pos, embed]; with more checkpoints: *_NAME",
+)
 def figure_positions(run: WeightTourRun) -> Display:
     limits = symmetric(*(tour.positions for tour in run.tours))
     panels = [
@@ -177,7 +186,11 @@ def figure_positions(run: WeightTourRun) -> Display:
     )
 
 
-@STUDY.define("position-dimension", "one dimension of the position embeddings")
+@STUDY.define(
+    "position-dimension",
+    "one dimension of the position embeddings",
+    "values [pos], dimension []; with more checkpoints: *_NAME",
+)
 def figure_position_dimension(run: WeightTourRun) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
         (dimension,) = _dimensions(tour, [DIMENSION])
@@ -227,7 +240,11 @@ def _dimension_panels(run: WeightTourRun, chosen: Chosen, titles: Mapping[str, s
     ]
 
 
-@STUDY.define("position-dimensions", "three dimensions of the position embeddings")
+@STUDY.define(
+    "position-dimensions",
+    "three dimensions of the position embeddings",
+    "dimensions [dimension], values [dimension, pos]; with more checkpoints: *_NAME",
+)
 def figure_position_dimensions(run: WeightTourRun) -> Display:
     dimensions = {tour.name: _dimensions(tour, DIMENSIONS) for tour in run.tours}
     chosen = {name: [(each, f"Dimension {each}") for each in shown] for name, shown in dimensions.items()}
@@ -242,7 +259,12 @@ def figure_position_dimensions(run: WeightTourRun) -> Display:
     )
 
 
-@STUDY.define("position-variance", "dimensions of lowest, middle and highest variance over positions")
+@STUDY.define(
+    "position-variance",
+    "dimensions of lowest, middle and highest variance over positions",
+    "dimensions [lowest/middle/highest], values [lowest/middle/highest, pos], variance [embed]; with more "
+    "checkpoints: *_NAME",
+)
 def figure_position_variance(run: WeightTourRun) -> Display:
     variances = {tour.name: _variance(tour) for tour in run.tours}
     chosen, titles = {}, {}
@@ -268,7 +290,11 @@ def _variance(tour: Tour) -> Float[np.ndarray, " embed"]:
     return tour.positions.var(axis=0, dtype=np.float64)
 
 
-@STUDY.define("position-correlation", "correlation of neighbouring positions")
+@STUDY.define(
+    "position-correlation",
+    "correlation of neighbouring positions",
+    "r [pos-1]; with more checkpoints: *_NAME",
+)
 def figure_position_correlation(run: WeightTourRun) -> Display:
     short = [tour.name for tour in run.tours if len(tour.positions) < 2]
     if short:

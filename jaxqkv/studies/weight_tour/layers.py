@@ -31,7 +31,11 @@ def _histogram_statistics(wide: Float[AnyArray, "embed three_embed"]) -> dict[st
 # --- attention weights of one layer ---
 
 
-@STUDY.define("weight-histogram", "distribution of the attention weights of one layer")
+@STUDY.define(
+    "weight-histogram",
+    "distribution of the attention weights of one layer",
+    "density [bin], edges [edge], mean, std, skewness, kurtosis, ks, p []; with more checkpoints: *_NAME",
+)
 def figure_weight_histogram(run: WeightTourRun) -> Display:
     panels: list[Panel] = []
     texts, by_tour = [], {}
@@ -109,7 +113,11 @@ def _weight_image(values: np.ndarray, title: str, extent: tuple[int, int, int, i
     )
 
 
-@STUDY.define("weights", "the attention weights of one layer")
+@STUDY.define(
+    "weights",
+    "the attention weights of one layer",
+    "weights [embed, qkv·head·head_dim]; with more checkpoints: *_NAME",
+)
 def figure_weights(run: WeightTourRun) -> Display:
     limits, panels = symmetric(*(tour.wide for tour in run.tours)), []
     for tour in run.tours:
@@ -141,7 +149,12 @@ def _windows(shape: tuple[int, int]) -> list[Window]:
     return list(zip(rows, columns, strict=True))
 
 
-@STUDY.define("weights-zoom", "two windows of the attention weights")
+@STUDY.define(
+    "weights-zoom",
+    "two windows of the attention weights",
+    "window_NUMBER [row, column], rows_NUMBER, columns_NUMBER [start/stop]; NUMBER: 1, 2; with more checkpoints: "
+    "*_NAME",
+)
 def figure_weights_zoom(run: WeightTourRun) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
         cut = {}
@@ -170,7 +183,11 @@ def figure_weights_zoom(run: WeightTourRun) -> Display:
 # --- layers ---
 
 
-@STUDY.define("pca-variance", "variance explained by principal components")
+@STUDY.define(
+    "pca-variance",
+    "variance explained by principal components",
+    "layers [shown_layer], explained [shown_layer, component]; with more checkpoints: *_NAME",
+)
 def figure_pca_variance(run: WeightTourRun, components: ByCheckpoint) -> Display:
     def explained(tour: Tour) -> Float[np.ndarray, "layer component"]:
         return np.cumsum(components[tour.name][0], axis=1)
@@ -201,7 +218,12 @@ def figure_pca_variance(run: WeightTourRun, components: ByCheckpoint) -> Display
     )
 
 
-@STUDY.define("pca-scatter", "rows of the attention weights on two principal components")
+@STUDY.define(
+    "pca-scatter",
+    "rows of the attention weights on two principal components",
+    "layers [shown_layer], scores [shown_layer, embed, PC1/PC2], explained [shown_layer]; with more checkpoints: "
+    "*_NAME",
+)
 def figure_pca_scatter(run: WeightTourRun, components: ByCheckpoint) -> Display:
     def arrays(tour: Tour) -> dict[str, Any]:
         explained, scores = components[tour.name]
@@ -232,7 +254,11 @@ def figure_pca_scatter(run: WeightTourRun, components: ByCheckpoint) -> Display:
     )
 
 
-@STUDY.define("layer-statistics", "mean, standard deviation, maximum and minimum by layer")
+@STUDY.define(
+    "layer-statistics",
+    "mean, standard deviation, maximum and minimum by layer",
+    "mean, std, max, min [layer]; with more checkpoints: *_NAME",
+)
 def figure_layer_statistics(run: WeightTourRun, statistics: ByCheckpoint) -> Display:
     titles = {
         "mean": "Mean weight value",
@@ -260,7 +286,11 @@ def figure_layer_statistics(run: WeightTourRun, statistics: ByCheckpoint) -> Dis
     )
 
 
-@STUDY.define("row-variance", "variance of the rows of the attention weights by layer")
+@STUDY.define(
+    "row-variance",
+    "variance of the rows of the attention weights by layer",
+    "variance [layer, embed]; with more checkpoints: *_NAME",
+)
 def figure_row_variance(run: WeightTourRun, row_variance: ByCheckpoint) -> Display:
     limits, rows = reach(*(row_variance[tour.name] for tour in run.tours)), []
     for tour in run.tours:

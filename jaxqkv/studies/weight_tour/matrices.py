@@ -23,7 +23,11 @@ def _query_rows(tour: Tour, as_published: bool) -> Float[np.ndarray, "head weigh
     return tour.weights.W_Q(tour.layer, by_head=True).reshape(n_head, -1)
 
 
-@STUDY.define("query-heads", "W_Q of one layer as one row a head")
+@STUDY.define(
+    "query-heads",
+    "W_Q of one layer as one row a head",
+    "heads [head, embed·head_dim]; with more checkpoints: *_NAME",
+)
 def figure_query_heads(run: WeightTourRun) -> Display:
     heads = {tour.name: _query_rows(tour, run.as_published) for tour in run.tours}
     smallest, largest = extremes(*heads.values())
@@ -60,7 +64,11 @@ def _head_vectors(tour: Tour, layer: int, as_published: bool) -> Float[np.ndarra
     return matrix.reshape(len(matrix), tour.config.n_head, -1).mean(axis=-1, dtype=np.float64).T
 
 
-@STUDY.define("head-clusters", "clusters of heads in the first and last layers")
+@STUDY.define(
+    "head-clusters",
+    "clusters of heads in the first and last layers",
+    "layers [shown_layer], linkage [shown_layer, head-1, left/right/distance/count]; with more checkpoints: *_NAME",
+)
 def figure_head_clusters(run: WeightTourRun) -> Display:
     from scipy.cluster.hierarchy import linkage
 
@@ -111,7 +119,11 @@ def figure_head_clusters(run: WeightTourRun) -> Display:
 # --- trained or not ---
 
 
-@STUDY.define("training-signature", "what tells trained weights from fresh ones, by layer")
+@STUDY.define(
+    "training-signature",
+    "what tells trained weights from fresh ones, by layer",
+    "ks, kurtosis, effective_rank, largest_singular_value [layer, qkv]; with more checkpoints: *_NAME",
+)
 def figure_training_signature(run: WeightTourRun, signature: ByCheckpoint) -> Display:
     titles = {
         "ks": "KS distance from normal",
