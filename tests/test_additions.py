@@ -102,14 +102,13 @@ def test_a_study(added, tmp_path, capsys):
     assert (tmp_path / "out" / "directions" / "1.png").read_bytes().startswith(b"\x89PNG")
     manifest = json.loads((tmp_path / "out" / "directions" / "manifest.json").read_text())
     assert manifest["command"].startswith("jaxqkv figures directions 1 --model")
+    assert manifest["figures"]["1"]["arrays"] == {"ratio": ["layer"]}
     assert 'id="directions-1"' in (tmp_path / "out" / "index.html").read_text()
     capsys.readouterr()
     assert main(["list", "directions"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].split() == [
-        "directions",
-        "1",
-        *["participation", "ratio", "by", "layer"],
-    ]
+    *_, title, arrays = capsys.readouterr().out.splitlines()
+    assert title.split() == ["directions", "1", *["participation", "ratio", "by", "layer"]]
+    assert arrays.strip() == "ratio [layer]"
     with pytest.raises(SystemExit):
         main(["figures", "directions", "--help"])
     assert "--matrix {Q,K,V}" in capsys.readouterr().out

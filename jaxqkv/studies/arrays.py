@@ -61,7 +61,8 @@ class FigureArrays:
     text: str
 
     def __post_init__(self) -> None:
-        assert self.declared
+        if not self.declared:
+            raise self._unread(self.text)
 
     def __str__(self) -> str:
         return self.text
@@ -74,9 +75,7 @@ class FigureArrays:
         for each in more:
             head, colon, rest = each.partition(": ")
             if not colon:
-                raise ValueError(
-                    f"{self.text!r}: a condition or a word in capitals, and a colon, must precede {each!r}"
-                )
+                raise self._unread(each)
             if _VARIABLE.fullmatch(head):
                 values[head] = rest.split(", ")
             else:
@@ -96,12 +95,15 @@ class FigureArrays:
         while place < len(text):
             group = _GROUP.match(text, place)
             if group is None:
-                raise ValueError(f"{self.text!r}: a name and its axes in brackets, as 'x [layer]', are expected at "
-                                 f"{text[place:]!r}")  # fmt: skip
+                raise self._unread(text[place:])
             names, axes = group.groups()
             for name in names.split(", "):
                 yield name, tuple(filter(None, axes.split(", ")))
             place = group.end()
+
+    def _unread(self, part: str) -> ValueError:
+        form = "x, y [layer], z []; with --option: p [layer]"
+        return ValueError(f"arrays {self.text!r}: the form is {form!r}, which {part!r} is not")
 
     def find(self, name: str) -> Declared | None:
         """Returns the declaration of an array; None if there is none."""

@@ -52,12 +52,36 @@ def test_list_is_the_registry(capsys):
     ]
 
 
+def test_list_of_named_studies_has_arrays(capsys):
+    assert main(["list", "qkv-weights"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.split()[1] == "2c")
+    assert lines[place].endswith("  distributions of W_Q, W_K and W_V by layer")
+    said = " ".join(line.strip() for line in lines[place + 1 : place + 3])
+    assert said == str(study("qkv-weights").figures["2c"].arrays)
+    assert main(["list", *names()]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) == 100
+    for name in names():
+        for spec in study(name).figures.values():
+            assert str(spec.arrays).replace(" ", "") in re.sub(r"\s", "", printed)
+
+
 def test_list_as_json_has_options_and_figures(capsys):
     assert main(["list", "weight-tour", "category-selectivity", "--json"]) == 0
     tour, selectivity = json.loads(capsys.readouterr().out)
     assert (tour["study"], tour["models"], tour["demo"]) == ("weight-tour", ["gpt2"], "demo-gpt2")
     assert len(tour["figures"]) == 16
-    assert tour["figures"][2] == {"id": "position-dimension", "title": "one dimension of the position embeddings"}
+    assert tour["figures"][2] == {
+        "id": "position-dimension",
+        "title": "one dimension of the position embeddings",
+        "arrays": [
+            {"name": "values", "axes": ["pos"], "condition": ""},
+            {"name": "dimension", "axes": [], "condition": ""},
+            {"name": "values_NAME", "axes": ["pos"], "condition": "with more checkpoints"},
+            {"name": "dimension_NAME", "axes": [], "condition": "with more checkpoints"},
+        ],
+    }
     options = {each["option"]: each for each in selectivity["options"]}
     assert options["--permutations"]["default"] == 1000
     assert "--text-file" not in options

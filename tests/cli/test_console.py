@@ -130,8 +130,13 @@ class TestJson:
                 "caption": manifest["figures"][id]["caption"],
                 "files": [str(folder / f"{id}.npz")],
                 "command": manifest["figures"][id]["command"],
+                "arrays": manifest["figures"][id]["arrays"],
             }
-            assert len(arrays_of(figure["files"][0])) > 0
+            arrays = arrays_of(figure["files"][0])
+            assert len(arrays) > 0
+            assert {name: values.ndim for name, values in arrays.items()} == {
+                name: len(axes) for name, axes in figure["arrays"].items()
+            }
 
     def test_figures_of_this_run_alone_and_what_is_not_drawn(self, lines, tmp_path, capfd):
         study_name, *options = lines["attention-scores"][1:]
@@ -154,7 +159,9 @@ class TestJson:
         found = {each["study"]: each["figures"] for each in self.document(["list"], capfd)}
         assert list(found) == names()
         for name, figures in found.items():
-            assert figures == [{"id": figure.id, "title": figure.title} for figure in study(name).figures.values()]
+            for listed, figure in zip(figures, study(name).figures.values(), strict=True):
+                assert (listed["id"], listed["title"]) == (figure.id, figure.title)
+                assert [each["name"] for each in listed["arrays"]] == [each.name for each in figure.arrays.declared]
 
     def test_view(self, tmp_path, capfd):
         path = tmp_path / "attention.html"

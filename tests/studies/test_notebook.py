@@ -177,8 +177,8 @@ class TestFigure:
     def test_what_it_says(self, figure):
         assert repr(figure).splitlines() == [
             "Figure 5a of attention-scores: scores of the last token within and across heads by layer",
-            "  edges    [101]        float64",
-            "  density  [3, 2, 100]  float32",
+            "  edges    [edge=101]                           float64",
+            "  density  [layer=3, within/across=2, bin=100]  float32",
         ]
         assert "in each layer of tiny" in figure.caption
 
