@@ -12,7 +12,7 @@ from jaxqkv.studies import registry
 from jaxqkv.studies.options import flag, options_of
 from jaxqkv.studies.study import FigureSpec, Study
 
-# Characters of a line of the table.
+# Most characters of a line with arrays.
 WIDTH = 100
 EXAMPLES = """examples:
   jaxqkv list
@@ -21,7 +21,8 @@ EXAMPLES = """examples:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses the words after `list`."""
-    parser = Parser(prog="jaxqkv list", description="List the figures of all studies, or of some.", epilog=EXAMPLES)
+    about = "List the figures of all studies, or those of some with their arrays and axes."
+    parser = Parser(prog="jaxqkv list", description=about, epilog=EXAMPLES)
     parser.add_argument("studies", metavar="STUDY", nargs="*", help="studies to list (default all)")
     add_options(parser, Output)
     return parser.parse_all(words)
