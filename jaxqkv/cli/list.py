@@ -52,10 +52,11 @@ def with_arrays(study: str, spec: FigureSpec, width: int) -> list[tuple[str, str
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Returns a text in lines, with the axes of an array in one line."""
+    """Returns a text in lines, with the axes of an array in one line where they fit."""
+    how: dict[str, Any] = {"width": width, "break_long_words": False, "break_on_hyphens": False}
     whole = re.sub(r" \[[^]]*", lambda axes: axes[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
-    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
-    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+    lines = (line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(whole, **how))
+    return [part for line in lines for part in textwrap.wrap(line, **how)]
 
 
 def everything(study: Study) -> dict[str, Any]:

@@ -41,6 +41,16 @@ def test_capitals_stand_for_text_and_layers_for_numbers():
     assert arrays.find("mean_a_b").match("mean_a_b") == ("a_b",)
 
 
+def test_the_narrowest_name_counts():
+    arrays = FigureArrays("p [layer]; with more: *_NAME; with sums: p_sum, p_sum_NAME []")
+    assert arrays.axes(["p_sum_x", "p_sum", "p_su", "p"]) == {
+        "p_sum_x": (),
+        "p_sum": (),
+        "p_su": ("layer",),
+        "p": ("layer",),
+    }
+
+
 @pytest.mark.parametrize(
     "text", ["", "x", "x [a", "x [a]]", "x[a]", "x [a] y [b]", "x [a];y [b]", "x [a]; y [b]", "x [a],", "*_NAME"]
 )
