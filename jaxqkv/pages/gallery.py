@@ -85,7 +85,12 @@ def save_figure(display: Display, spec: Listed, record: Record, command: str, pi
                 file.write(picture)
             alone.enter_context(locked(folder))
             alone.enter_context(undisturbed())
-            entry = {"title": spec.title, "caption": display.caption, "files": names, "command": command}
+            entry: dict[str, Any] = {
+                "title": spec.title,
+                "caption": display.caption,
+                "files": names,
+                "command": command,
+            }
             entry["arrays"] = spec.arrays.axes(display.arrays)
             listing.write(record.manifest(spec.id, entry))
         for kind in set(FORMATS) - set(pictures):

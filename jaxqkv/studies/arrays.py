@@ -106,7 +106,7 @@ class FigureArrays:
         return ValueError(f"arrays {self.text!r}: the form is {form!r}, which {part!r} is not")
 
     def find(self, name: str) -> Declared | None:
-        """Returns the declaration of an array, of several that which leaves least to capitals; None if there is none."""
+        """Returns the declaration of an array: the one that leaves least to capitals; None if there is none."""
         found = {each: parts for each in self.declared if (parts := each.match(name)) is not None}
         return min(found, key=lambda each: sum(map(len, found[each])), default=None)
 
