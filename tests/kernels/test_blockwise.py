@@ -17,13 +17,12 @@ MASK = np.arange(POS) >= np.array([[0], [4]])  # padding on the left in the seco
 KEYS = GENERATOR.random((BATCH, POS)) < 0.3
 
 
-@pytest.fixture(autouse=True)
-def blocks(monkeypatch):
-    """Four blocks, of which the last is not full."""
-    monkeypatch.setattr(blockwise, "BLOCK", 7)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+@pytest.fixture(autouse=True, scope="module")
+def blocks():
+    """Four blocks, of which the last is not full. No other test has texts of POS, whose program would be taken."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blockwise, "BLOCK", 7)
+        yield
 
 
 def expected(q, k, mask, keys, causal, scale):
