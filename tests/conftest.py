@@ -105,7 +105,7 @@ from jaxqkv.figures import drawers
 # The suite's commands draw in its own process; tests/figures/test_drawers.py looks at others.
 drawers.FIGURES_EACH = 10**6
 
-DAYS_KEPT = 7  # of a compiled program that no test uses any more
+DAYS_KEPT = 7  # of a compiled program
 
 SIZES = {
     "vocab_size": 43,
@@ -133,14 +133,17 @@ CONFIGS = {"gpt2": GPT2, "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILB
 
 def pytest_configure(config):
     """Programs are compiled once for all workers, and again only when they change (`--cache-clear` forgets them)."""
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # where an operation is from: nobody reads it here
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     folder = config.cache.mkdir("xla")
-    for path in folder.iterdir():
-        if path.stat().st_atime < time.time() - DAYS_KEPT * 86400:
-            path.unlink(missing_ok=True)
+    if not hasattr(config, "workerinput"):
+        for path in folder.iterdir():
+            if path.stat().st_mtime < time.time() - DAYS_KEPT * 86400:
+                path.unlink()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # where an operation is from: nobody reads it here
 
 
 @pytest.hookimpl(tryfirst=True)
