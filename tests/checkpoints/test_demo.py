@@ -67,7 +67,7 @@ def test_they_predict_text_that_they_never_saw(name, limit):
 
 
 def test_gpt2_copies_with_induction_heads():
-    """What is said of 64 random tokens, said twice, in the checkpoints' README."""
+    """64 random tokens, said twice: the heads and what they are good for are those that the documents name."""
     model = jaxqkv.load("demo-gpt2")
     half = 64
     ids = np.tile(np.random.default_rng(0).integers(1, 4096, (16, half)), 2)
@@ -75,11 +75,15 @@ def test_gpt2_copies_with_induction_heads():
     assert surprise(logits[:, : half - 1], ids[:, 1:half]) > np.log(4096)
     assert surprise(logits[:, half:-1], ids[:, half + 1 :]) < 1.5
 
-    def to_what_followed(attention, mask):
-        return jnp.diagonal(attention.pattern, 1 - half, 2, 3)[..., 2:].mean(-1)
+    def to_earlier(attention, mask):
+        back = {"previous": 1, "followed": half - 1}  # from the second time on
+        return {name: jnp.diagonal(attention.pattern, -n, 2, 3)[..., -half + 1 :].mean(-1) for name, n in back.items()}
 
-    found = np.asarray(model.run(ids, reduce=to_what_followed)).mean(1)
-    assert np.argwhere(found > 0.4).tolist() == [[6, 0], [6, 6], [6, 7]]
+    found = {
+        name: np.argwhere(np.asarray(each).mean(1) > 0.4) for name, each in model.run(ids, reduce=to_earlier).items()
+    }
+    assert found["followed"].tolist() == [[6, 0], [6, 6], [6, 7]]
+    assert found["previous"].tolist() == [[2, 3], [3, 6]]
 
 
 @pytest.mark.parametrize("names", [("John", "Mary", "house", "book"), ("Mike", "Emma", "cafe", "coffee")])
