@@ -188,13 +188,14 @@ def figure_5_positions(run: HeadPatchingRun, positions: Any) -> Display:
     delta = _need(run, positions)
     n_layer, n_head, pos = delta.shape
     rows = delta.reshape(n_layer * n_head, pos)
+    largest = np.take_along_axis(delta, np.abs(delta).argmax(-1, keepdims=True), -1)[..., 0]
     image = head_map(rows.T, xlabel="Position", ylabel=f"Layer · {n_head} + head", colorbar="ΔIOI")
     return Display(
         arrays={"delta": delta},
         panels=[[image]],
         title=run.label,
         caption=f"Change of the IOI score with z of each head of {run.name} taken from the donor at one position "
-        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values."
-        f"{run.of_pairs}",
+        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values; "
+        f"strongest heads, at their best position: {strongest(largest)}.{run.of_pairs}",
         size=(8, 8),
     )
