@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.base import Architecture, Counterpart, Params
-from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm, masked_head, masked_logits
+from jaxqkv.architectures.layers import MLP, SelfAttention, embedding, layer_norm, masked_head, masked_logits
 from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.config import ACTIVATIONS
@@ -34,9 +34,9 @@ class Embed(nn.Module):
     ) -> Float[Array, "batch pos embed"]:
         """Returns the first residual stream."""
         config = self.config
-        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
-        total += nn.Embed(config.type_vocab_size, config.n_embd, name="token_type")(token_types)
-        total += nn.Embed(config.position_rows, config.n_embd, name="position")(positions)
+        total = embedding(config.vocab_size, config.n_embd, "word")(ids)
+        total += embedding(config.type_vocab_size, config.n_embd, "token_type")(token_types)
+        total += embedding(config.position_rows, config.n_embd, "position")(positions)
         return layer_norm(config, "norm")(total)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxqkv.architectures.base import Architecture, Counterpart, Params
 from jaxqkv.architectures.bert import PostNormBlock
-from jaxqkv.architectures.layers import layer_norm, masked_head, masked_logits
+from jaxqkv.architectures.layers import embedding, layer_norm, masked_head, masked_logits
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.config import ACTIVATIONS
 from jaxqkv.checkpoints.tables import Rule, Table, linear, norm
@@ -32,8 +32,8 @@ class Embed(nn.Module):
     ) -> Float[Array, "batch pos embed"]:
         """Returns the first residual stream."""
         config = self.config
-        total = nn.Embed(config.vocab_size, config.n_embd, name="word")(ids)
-        total += nn.Embed(config.n_positions, config.n_embd, name="position")(positions)
+        total = embedding(config.vocab_size, config.n_embd, "word")(ids)
+        total += embedding(config.n_positions, config.n_embd, "position")(positions)
         return layer_norm(config, "norm")(total)
 
 

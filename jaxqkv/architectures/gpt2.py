@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.architectures.attention import Scale
 from jaxqkv.architectures.base import Architecture, Counterpart, Params, apply
-from jaxqkv.architectures.layers import MLP, SelfAttention, layer_norm
+from jaxqkv.architectures.layers import MLP, SelfAttention, embedding, layer_norm
 from jaxqkv.architectures.sites import UNEDITED, Editing
 from jaxqkv.checkpoints import config_keys
 from jaxqkv.checkpoints.tables import Rule, Table, conv1d, norm
@@ -36,8 +36,8 @@ class Embed(nn.Module):
     ) -> Float[Array, "batch pos embed"]:
         """Returns the first residual stream."""
         config = self.config
-        tokens = nn.Embed(config.vocab_size, config.n_embd, name="wte")(ids)
-        return tokens + nn.Embed(config.n_positions, config.n_embd, name="wpe")(positions)
+        tokens = embedding(config.vocab_size, config.n_embd, "wte")(ids)
+        return tokens + embedding(config.n_positions, config.n_embd, "wpe")(positions)
 
 
 class Block(nn.Module):

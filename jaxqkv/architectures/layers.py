@@ -31,6 +31,8 @@ ACTIVATION_FUNCTIONS = {
     "mish": jax.nn.mish,
     "linear": lambda x: x,
 }
+# Flax traces the initialiser of every parameter to learn its shape, and zeros are the quickest to trace.
+ZEROS = nn.initializers.zeros_init()
 
 
 def layer_norm(config: Architecture, name: str) -> nn.LayerNorm:
@@ -38,9 +40,15 @@ def layer_norm(config: Architecture, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
 
 
+def embedding(rows: int, width: int, name: str) -> nn.Embed:
+    """Returns the module that looks up rows of an embedding."""
+    return nn.Embed(rows, width, embedding_init=ZEROS, name=name)
+
+
 def dense(width: int, name: str, execution: Execution) -> nn.Dense:
     """Returns the module x · kernel + bias."""
-    return nn.Dense(width, dot_general=rounded_product if execution.rounded else None, name=name)
+    product = rounded_product if execution.rounded else None
+    return nn.Dense(width, kernel_init=ZEROS, dot_general=product, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -75,7 +83,7 @@ class MaskedTransform(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         """Returns the transformed hidden states."""
-        x = ACTIVATION_FUNCTIONS[self.activation](nn.Dense(self.config.n_embd, name="transform")(x))
+        x = ACTIVATION_FUNCTIONS[self.activation](nn.Dense(self.config.n_embd, kernel_init=ZEROS, name="transform")(x))
         return layer_norm(self.config, "norm")(x)
 
 

@@ -117,6 +117,15 @@ def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
     return Image(values=values.T, cmap="RdBu_r", vmin=-limit, vmax=limit, **about)
 
 
+def strongest(values: Shaped[np.ndarray, "layer head"], count: int = 3) -> str:
+    """Returns the heads of the largest finite magnitudes in words, since the colours of `head_map` end below these."""
+    magnitudes = np.where(np.isfinite(values), np.abs(values), -1)
+    order = np.argsort(-magnitudes, axis=None, kind="stable")[: min(count, int((magnitudes >= 0).sum()))]
+    places = zip(*np.unravel_index(order, values.shape), strict=True)
+    named = [f"{layer}.{head} ({values[layer, head]:.2f})" for layer, head in places]
+    return ", ".join(named) or "none"
+
+
 def layer_points(values: Shaped[np.ndarray, "layer"], marker: str, face: float = 1.0) -> list[Line]:
     """Returns a point for each layer, in the colours of `layer_lines`."""
     points = layer_lines([np.array([layer]) for layer in range(len(values))], values[:, None])

@@ -17,7 +17,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from jaxqkv.errors import JaxqkvWarning
 from jaxqkv.figures import fonts
-from jaxqkv.figures.displays import Display
+from jaxqkv.figures.displays import Display, strongest
 from jaxqkv.figures.distributions import Violins
 from jaxqkv.figures.drawing import drawn, rendered
 from jaxqkv.figures.panels import Image, Line, Lines
@@ -279,3 +279,10 @@ def test_placeholders_and_symbols_are_no_fonts_for_text():
     """Matplotlib brings a font that has a box for every character, and some with glyphs at other places."""
     assert not [name for name in fonts._families() if name.startswith(("Last Resort", "cm", "STIXSize", "STIXNon"))]
     assert "DejaVu Sans" in fonts._families()
+
+
+def test_the_strongest_heads_are_named():
+    values = np.array([[0.5, -2.0, np.nan], [1.0, np.inf, -1.0]])
+    assert strongest(values) == "0.1 (-2.00), 1.0 (1.00), 1.2 (-1.00)"
+    assert strongest(values, 1) == "0.1 (-2.00)"
+    assert strongest(np.full((2, 3), np.nan)) == "none"

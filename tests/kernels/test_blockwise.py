@@ -17,13 +17,12 @@ MASK = np.arange(POS) >= np.array([[0], [4]])  # padding on the left in the seco
 KEYS = GENERATOR.random((BATCH, POS)) < 0.3
 
 
-@pytest.fixture(autouse=True)
-def blocks(monkeypatch):
-    """Four blocks, of which the last is not full."""
-    monkeypatch.setattr(blockwise, "BLOCK", 7)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+@pytest.fixture(autouse=True, scope="module")
+def blocks():
+    """Four blocks, of which the last is not full. No other test has texts of POS, whose program would be taken."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blockwise, "BLOCK", 7)
+        yield
 
 
 def expected(q, k, mask, keys, causal, scale):
@@ -47,7 +46,7 @@ LIMIT = 60 * (HEAD_DIM + 2) * 2.0**-24
 def test_against_the_whole_pattern(causal, scale):
     found = kernels.attention_statistics(Q, K, MASK, KEYS, scale, causal=causal)
     values = expected(Q, K, MASK, KEYS, causal, HEAD_DIM**-0.5 if scale is None else scale)
-    for name, actual, value in zip(found._fields, found, values, strict=True):
+    for name, actual, value in zip(found._fields, jax.device_get(found), values, strict=True):
         assert actual.dtype == jnp.float32
         assert actual.shape == (BATCH, HEADS, POS)
         if name == "logsumexp":
@@ -59,9 +58,9 @@ def test_against_the_whole_pattern(causal, scale):
 
 def test_queries_that_see_nothing():
     """The first four of the second text, causally: before its first token."""
-    found = kernels.attention_statistics(Q, K, MASK, causal=True)
+    found = jax.device_get(kernels.attention_statistics(Q, K, MASK, causal=True))
     assert np.isneginf(found.logsumexp[1, :, :4]).all()
-    assert all((np.asarray(each[1, :, :4]) == 0).all() for each in found[1:])
+    assert all((each[1, :, :4] == 0).all() for each in found[1:])
     assert np.isfinite(found.logsumexp[1, :, 4:]).all()
 
 
@@ -74,13 +73,13 @@ def test_scores_without_a_pattern(causal, value):
     k[0, 0, 9, 2] = value
     found = kernels.attention_statistics(q, k, MASK[:1], causal=causal)
     sees = (np.arange(POS) >= 9) | (not causal)
-    for name, actual, expected in zip(found._fields, found, plain, strict=True):
+    for name, actual, expected in zip(found._fields, *map(jax.device_get, (found, plain)), strict=True):
         np.testing.assert_array_equal(actual[0, 0, ~sees], expected[0, 0, ~sees])
-        broken = np.asarray(actual[0, 0, sees])
+        broken = actual[0, 0, sees]
         assert (np.isposinf(broken) if name == "logsumexp" and value == np.inf else np.isnan(broken)).all(), name
     q = np.where(np.arange(POS)[:, None] == 3, np.float32(np.nan), q)
     found = kernels.attention_statistics(q, K[:1, :1], MASK[:1], causal=causal)
-    for actual in found:
+    for actual in jax.device_get(found):
         assert np.flatnonzero(np.isnan(actual[0, 0])).tolist() == [3]
 
 
@@ -93,7 +92,9 @@ def test_the_mass_is_of_the_first_real_token_unless_others_are_given():
 def test_on_every_backend_the_same():
     """One head after another, as on a CPU, and all at once, as elsewhere."""
     whole = jax.vmap(lambda q, k: kernels.attention_statistics(q[None], k[None], MASK[:1], causal=True))
-    for one, two in zip(whole(Q, K), kernels.attention_statistics(Q, K, MASK[[0, 0]], causal=True), strict=True):
+    for one, two in zip(
+        jax.device_get(jax.jit(whole)(Q, K)), kernels.attention_statistics(Q, K, MASK[[0, 0]], causal=True), strict=True
+    ):
         np.testing.assert_allclose(one[:, 0], two, rtol=1e-5, atol=1e-6)
 
 
@@ -110,7 +111,7 @@ def test_derivatives():
         return together + jax.nn.logsumexp(scores, axis=-1).sum()
 
     q = jnp.asarray(Q[:1, :1]) / 8
-    actual, value = jax.grad(loss)(q), jax.grad(plain)(q)
+    actual, value = (jax.jit(jax.grad(each))(q) for each in (loss, plain))
     np.testing.assert_allclose(actual, value, atol=1e-5 * np.abs(value).max())
 
 

@@ -353,6 +353,10 @@ held, sizes = [], []
 pool = run.TokenFrequencyRun._pool
 
 def pooled(self, chunk, reduced):
+    if not held:  # what came before, modules and programs above all, is not looked through each time
+        gc.collect()
+        gc.freeze()
+        tracemalloc.start()
     pool(self, chunk, reduced)
     del chunk, reduced
     gc.collect()
@@ -360,7 +364,6 @@ def pooled(self, chunk, reduced):
     sizes.append(anonymous())
 
 run.TokenFrequencyRun._pool = pooled
-tracemalloc.start()
 assert main(sys.argv[1:]) == 0
 print(json.dumps([held, sizes]))
 """

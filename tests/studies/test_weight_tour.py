@@ -18,8 +18,6 @@ from conftest import (
 )
 from scipy import stats
 from scipy.cluster.hierarchy import linkage
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
 
 import jaxqkv
 from jaxqkv.cli.main import main
@@ -199,6 +197,9 @@ class TestOneLayer:
 
 class TestLayers:
     def test_principal_components_are_scikit_learns(self, arrays):
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import StandardScaler
+
         assert arrays["pca-variance"]["layers"].tolist() == arrays["pca-scatter"]["layers"].tolist() == ENDS
         for index, layer in enumerate(ENDS):
             pca = PCA()

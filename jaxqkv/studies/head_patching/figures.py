@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_map, rows_of
+from jaxqkv.figures.displays import Display, head_map, rows_of, strongest
 from jaxqkv.figures.panels import Image, Line, Lines, Panel, plain
 from jaxqkv.studies.head_patching import STUDY
 from jaxqkv.studies.head_patching.run import HeadPatchingRun, Scores
@@ -89,7 +89,8 @@ def figure_2(run: HeadPatchingRun, shuffled: Any) -> Display:
         title=run.label,
         caption=f"Change of the IOI score with z of each head of {run.name} shuffled over positions and dimensions "
         f"together (seed {run.options.seed}{how}): by head, mean and standard deviation over heads, and against the "
-        f"norm of z over both. Colours to ± twice the mean of absolute values.{run.of_pairs}",
+        f"norm of z over both. Colours to ± twice the mean of absolute values. Strongest (layer.head): "
+        f"{strongest(delta)}.{run.of_pairs}",
         size=(14, 4.2),
     )
 
@@ -184,7 +185,8 @@ def figure_5(run: HeadPatchingRun, patched: Any) -> Display:
         title=run.label,
         caption=f"Change of the IOI score with z of each head of {run.name} taken from the donor: by head, mean and "
         f"standard deviation over heads by layer, and as a share of the way from the clean score to the donor's, "
-        f"{gap:.3f}. Colours to ± twice the mean of absolute values.{said}{run.of_pairs}",
+        f"{gap:.3f}. Colours to ± twice the mean of absolute values. Strongest (layer.head): {strongest(delta)}."
+        f"{said}{run.of_pairs}",
         size=(12, 8),
     )
 
@@ -194,13 +196,14 @@ def figure_5_positions(run: HeadPatchingRun, positions: Any) -> Display:
     delta = _need(run, positions)
     n_layer, n_head, pos = delta.shape
     rows = delta.reshape(n_layer * n_head, pos)
+    largest = np.take_along_axis(delta, np.abs(delta).argmax(-1, keepdims=True), -1)[..., 0]
     image = head_map(rows.T, xlabel="Position", ylabel=f"Layer · {n_head} + head", colorbar="ΔIOI")
     return Display(
         arrays={"delta": delta},
         panels=[[image]],
         title=run.label,
         caption=f"Change of the IOI score with z of each head of {run.name} taken from the donor at one position "
-        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values."
-        f"{run.of_pairs}",
+        f"alone; a row a head, those of a layer together. Colours to ± twice the mean of absolute values; "
+        f"strongest heads, at their best position: {strongest(largest)}.{run.of_pairs}",
         size=(8, 8),
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_map, layer_map
+from jaxqkv.figures.displays import Display, head_map, layer_map, strongest
 from jaxqkv.figures.distributions import Bars
 from jaxqkv.figures.panels import Line, Lines, plain
 from jaxqkv.figures.tables import Table
@@ -190,7 +190,7 @@ def figure_5a(run: HeadSilencingRun, sweep: Any) -> Display:
         title=run.label,
         caption=f"Change of the log probability (nats) of {word} and of the most probable token with each head of "
         f"{run.name} silenced alone ({run.silenced}); clean {clean[0]:.3f} and {clean[1]:.3f}. Colours to ± twice the "
-        "mean of absolute values.",
+        f"mean of absolute values. Strongest in A (layer.head): {strongest(target)}.",
         size=(11, 4.5),
     )
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqkv.architectures.activations import Attention
 from jaxqkv.errors import NotDrawable
 from jaxqkv.figures import style
-from jaxqkv.figures.displays import Display, head_map
+from jaxqkv.figures.displays import Display, head_map, strongest
 from jaxqkv.figures.panels import Line, Lines
 from jaxqkv.kernels import attribution as attribution_kernel
 from jaxqkv.model.model import Model
@@ -132,6 +132,7 @@ def figure_attribution(run: HeadsRun, attribution: Contributions) -> Display:
     one, two = run.pair.answers
     said = "; ".join(f"{name}, {text!r}: {total:.3f}" for (name, text), total in
                      zip(about.items(), attribution.total, strict=True))  # fmt: skip
+    heads = [f"{name}, {strongest(values)}" for name, values in zip(TEXTS, attribution.head, strict=True)]
     return Display(
         arrays=attribution._asdict(),
         panels=[maps, [by_layer, _all_parts(attribution)]],
@@ -139,7 +140,8 @@ def figure_attribution(run: HeadsRun, attribution: Contributions) -> Display:
         caption=f"What each part of {run.name} adds to the logit of {one!r} minus that of {two!r} at the last position "
         f"of two texts ({said}): every head, every MLP, the embedding of token and position, and what does not depend "
         "on the text. The parts are divided by the standard deviation of the whole final residual, so that they add "
-        f"up to the difference{_dtype(run)}. Colours to ± twice the mean of absolute values.",
+        f"up to the difference{_dtype(run)}. Colours to ± twice the mean of absolute values. Strongest heads "
+        f"(layer.head): {'; '.join(heads)}.",
         size=(11, 8),
     )
 

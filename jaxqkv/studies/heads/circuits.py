@@ -125,7 +125,7 @@ def figure_copying(run: HeadsRun, copying: Copying) -> Display:
             f" Stars: more than in {len(null)} freshly initialised checkpoints of the same sizes (q < {LEVEL}, "
             f"one-sided; {int(marks.sum())} of {marks.size} heads)."
         )
-    stars = [["*" if mark else "" for mark in row] for row in marks.T]
+    stars = [["★" if mark else "" for mark in row] for row in marks.T]
     image = head_map(scores, colorbar="Copying score", texts=stars, **_head_ticks(scores.shape))
     image.vmin, image.vmax = -1, 1
     dots = Lines(lines=points, xlabel="Transformer layer", ylabel="Copying score", ylim=(-1.05, 1.05), integer_x=True,

@@ -164,8 +164,8 @@ def types(run: HeadsRun) -> Types:
 # Kinds, as panels call them, and their colours beside the control.
 TITLES = {
     "previous": "Previous token",
-    "duplicate": "Same token, earlier",
-    "induction": "Token after it",
+    "duplicate": "Duplicate token",
+    "induction": "Induction",
     "first": "First position",
     "entropy": "Entropy",
 }
@@ -195,10 +195,9 @@ def figure_types(run: HeadsRun, types: Types) -> Display:
     for kind in REPEATING:
         arrays |= {f"low_{kind}": types.low[kind], f"high_{kind}": types.high[kind]}
     arrays |= {f"q_value_{kind}": values for kind, values in types.q_value.items()}
-    panels = [
-        map_of_heads(arrays[kind], types.marked(kind), vmin=0, title=TITLES[kind], colorbar="Attention")
-        for kind in KINDS
-    ]
+    largest = extremes(*(arrays[kind] for kind in (*KINDS, "first")))[1] or 1.0
+    colours: dict[str, Any] = {"vmin": 0, "vmax": largest, "colorbar": "Attention"}
+    panels = [map_of_heads(arrays[kind], types.marked(kind), title=TITLES[kind], **colours) for kind in KINDS]
     longest = float(np.log(types.given.texts.shape[1]))
     ends = np.array([0, extremes(*(arrays[kind] for kind in KINDS))[1]])
     against = Lines(
@@ -215,7 +214,7 @@ def figure_types(run: HeadsRun, types: Types) -> Display:
         ylabel="Attention",
     )  # fmt: skip
     others = [
-        map_of_heads(arrays["first"], vmin=0, title=TITLES["first"], colorbar="Attention"),
+        map_of_heads(arrays["first"], title=TITLES["first"], **colours),
         map_of_heads(arrays["entropy"], vmin=0, vmax=longest, title=TITLES["entropy"], colorbar="Nats"),
         against,
     ]
@@ -240,8 +239,9 @@ def _caption(run: HeadsRun, found: Types) -> str:
     fewer = "" if n == TOKENS else f" ({TOKENS} tokens in other models; this one has no room or tokens for more.)"
     return (
         f"Mean attention of every head of {run.name} in {TEXTS} texts of {n} different random {which}, said twice: to "
-        "the token before; from the second half to the same token in the first, and to the token after that one "
-        "(induction); to the first position; and the entropy of the attention in nats. In the control the first half "
-        f"is other random tokens. {stars} Without a BOS token position 0 is a sink: a head with nothing to look at "
+        "the token before; from the second half to the same token in the first (duplicate token), and to the token "
+        "after that one (induction); to the first position, all four in the same colours; and the entropy of the "
+        "attention in nats. In the control the first half is other random tokens. "
+        f"{stars} Without a BOS token position 0 is a sink: a head with nothing to look at "
         f"attends to it.{fewer}"
     )
