@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument(
         "--together", type=int, default=1, metavar="N",
-        help="start the processes of N cases at a time, so that they load together; each is still timed alone",
+        help="load the processes of N cases at the same time, and then time one after another (default 1)",
     )  # fmt: skip
     top.add_argument("--repeat", type=int, metavar="N", help="most runs of each side (default 7; 1 with --quick)")
     top.add_argument(

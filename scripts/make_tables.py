@@ -1,4 +1,4 @@
-"""Rewrites the tables of the documents that are made from something else: `python scripts/make_tables.py`.
+"""Rewrites the generated tables of the documents: `python scripts/make_tables.py`.
 
 From the registry: the table of studies in README.md and the figures of each study in jaxqkv/studies/README.md. A study
 needs a section of that file: its name as the heading, the question that it asks in italics, and the place for its

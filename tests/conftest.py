@@ -58,8 +58,8 @@ def jaxtyped_where_there_are_axes(typechecker):
     return decorate
 
 
-# Shapes are checked in the functions that have some. Mypy knows all other types; to look at them too, in each of the
-# tens of thousands of calls that read weights and make the keys of compiled programs, would take a tenth of the time.
+# Shapes are checked in the functions that have some. Mypy checks all other types; to check them here too, in the tens
+# of thousands of calls that read weights and make the keys of compiled programs, would take a tenth of the time.
 ROOT = Path(__file__).parents[1]
 FILES = [path for path in (ROOT / "jaxqkv").rglob("*.py") if "jaxtyping import" in path.read_text()]
 SHAPED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
@@ -135,7 +135,7 @@ CONFIGS = {"gpt2": GPT2, "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILB
 
 def pytest_configure(config):
     """Programs are compiled once for all workers, and again only when they change (`--cache-clear` forgets them)."""
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # where an operation is from: nobody reads it here
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # no test reads where in the code an operation is from
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     folder = config.cache.mkdir("xla")

@@ -12,7 +12,7 @@ from jaxqkv.studies import registry
 from jaxqkv.studies.options import flag, options_of
 from jaxqkv.studies.study import FigureSpec, Study
 
-# Most characters of a line with arrays.
+# Characters of a line with arrays, at most.
 WIDTH = 100
 EXAMPLES = """examples:
   jaxqkv list
@@ -52,7 +52,7 @@ def with_arrays(study: str, spec: FigureSpec, width: int) -> list[tuple[str, str
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Returns a text in lines, with the axes of an array in one line where they fit."""
+    """Returns a text as lines; the axes of an array stay on one line where they fit."""
     how: dict[str, Any] = {"width": width, "break_long_words": False, "break_on_hyphens": False}
     whole = re.sub(r" \[[^]]*", lambda axes: axes[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     lines = (line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(whole, **how))
@@ -75,6 +75,6 @@ def everything(study: Study) -> dict[str, Any]:
 
 
 def figure(spec: FigureSpec) -> dict[str, Any]:
-    """Returns what `--json` tells of a figure; the condition of an array that is always saved is empty."""
+    """Returns a figure as `--json` prints it; an array that is always saved has an empty condition."""
     arrays = [{"name": each.name, "axes": each.axes, "condition": each.condition} for each in spec.arrays.declared]
     return {"id": spec.id, "title": spec.title, "arrays": arrays}

@@ -118,7 +118,7 @@ def head_map(values: Shaped[np.ndarray, "layer head"], **image: Any) -> Image:
 
 
 def strongest(values: Shaped[np.ndarray, "layer head"], count: int = 3) -> str:
-    """Returns the heads of the largest finite magnitudes in words, since the colours of `head_map` end below these."""
+    """Returns in words the heads of the largest finite magnitudes, which may lie beyond the colours of `head_map`."""
     magnitudes = np.where(np.isfinite(values), np.abs(values), -1)
     order = np.argsort(-magnitudes, axis=None, kind="stable")[: min(count, int((magnitudes >= 0).sum()))]
     places = zip(*np.unravel_index(order, values.shape), strict=True)

@@ -25,11 +25,11 @@ class Declared(NamedTuple):
     """One array of a figure, or several whose names have a part that differs.
 
     Attributes:
-      name: in the .npz file; capitals stand for any text.
+      name: in the .npz file; capitals stand for any text, `LAYER` for a number.
       axes: names of its axes.
       condition: in which case it is saved; empty if always.
-      family: the name as the definition has it, before values are put in the place of capitals.
-      member: these values.
+      family: name in the definition, with the capitals of listed values too.
+      member: the listed values that this name has in their place.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Declared(NamedTuple):
     member: tuple[str, ...]
 
     def match(self, name: str) -> tuple[str, ...] | None:
-        """Returns the parts of an array's name that differ within the family; None for the name of another array."""
+        """Returns what the capitals of the family stand for in an array's name; None for the name of another array."""
         parts = _VARIABLE.split(self.name)
         variables = [r"(\d+)" if each == _NUMBER else "(.+)" for each in _VARIABLE.findall(self.name)]
         whole = "".join(itertools.chain(*itertools.zip_longest(map(re.escape, parts), variables, fillvalue="")))
@@ -106,7 +106,7 @@ class FigureArrays:
         return ValueError(f"arrays {self.text!r}: the form is {form!r}, which {part!r} is not")
 
     def find(self, name: str) -> Declared | None:
-        """Returns the declaration of an array: the one that leaves least to capitals; None if there is none."""
+        """Returns the declaration of an array; of several, the one whose capitals stand for least; None without any."""
         found = {each: parts for each in self.declared if (parts := each.match(name)) is not None}
         return min(found, key=lambda each: sum(map(len, found[each])), default=None)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.sides import Spec, Work, fastest, host, jax_work, on_torch, torch_work
 
-# Most sentences of a batch whose Q, K and V are compared, so that few of gigabytes leave the device.
+# Most sentences whose Q, K and V are compared; those of a whole large batch are gigabytes to copy from the device.
 COMPARED = 16
 # Fields that a pass with a cache keeps of each layer, besides the logits.
 CACHED = ("q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")

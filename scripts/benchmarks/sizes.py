@@ -27,7 +27,7 @@ FORWARDS: dict[str, tuple[tuple[str, int, int, dict[str, Any]], ...]] = {
         ("demo-gpt2", 3, 19, {"cache": True}),
     ),
 }
-# Further ones after the sweeps and kernels: a checkpoint that takes long to write and to load, and TensorFloat-32.
+# Passes after the sweeps and kernels: of a checkpoint that takes long to write and to load, and in TensorFloat-32.
 LAST_FORWARDS: dict[str, tuple[tuple[str, int, int, dict[str, Any]], ...]] = {
     "large": (
         ("random:gpt2-xl", 8, 512, {}),
@@ -43,5 +43,5 @@ SWEEPS = {
     "large": (("random:gpt2", 17), ("random:gpt2-medium", 24)),
     "demo": (("demo-gpt2", 7),),
 }
-# Kernels of the size `large`; the other sizes have all.
+# Kernels of the size `large`; the other sizes have all kernels.
 LARGE_KERNELS = ("composition", "head pairs", "column cosines", "binned scores", "statistics of attention")

@@ -1,7 +1,8 @@
 """The hidden states of `jaxqkv.hidden`, arranged so that gradients on a CPU take half the time.
 
-Attention takes queries block by block, leaves out the keys that a causal block does not see, and has a gradient of its
-own without transposed copies of scores. Every token is visible: training windows have no padding.
+Attention takes queries block by block, on an accelerator all at once. It leaves out the keys that a causal block does
+not see, and has a gradient of its own without transposed copies of scores. Every token is visible: training windows
+have no padding.
 """
 
 import functools

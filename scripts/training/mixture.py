@@ -7,7 +7,7 @@ import numpy as np
 # Shares of the windows; the rest is unchanged text.
 RANDOM_REPEATED, PASSAGE_REPEATED, SENTENCES = 0.06, 0.04, 0.10
 # Lengths of repeated passages: the shortest in tokens, the longest as a fraction of a window. Copying is learnt from
-# the shortest periods first, where even attention over all tokens already points at the right one.
+# the shortest periods first, in which uniform attention already favours the right token.
 SHORTEST_RANDOM, LONGEST_RANDOM, SHORTEST_PASSAGE, LONGEST_PASSAGE = 4, 0.5, 16, 0.4
 MASKED = 0.2  # share of a window's tokens; above BERT's 0.15, since a short training gains by more predictions
 

@@ -42,7 +42,7 @@ def sinusoids(config: Config) -> np.ndarray:
 def next_token_loss(hidden: jax.Array, embedding: jax.Array, truth: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns Σ weight · cross-entropy in nats of the product with the output embedding.
 
-    The logits of a block of tokens are computed at a time, with their gradient, so that they stay in the cache.
+    Logits of a block of tokens are computed at a time, with their gradient, so that on a CPU they stay in the cache.
 
     Args:
       hidden: `[token, embed]`.

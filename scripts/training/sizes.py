@@ -38,9 +38,9 @@ class Blocks(NamedTuple):
     """How much is computed at a time.
 
     Attributes:
-      windows: of a microbatch.
-      queries: of attention.
-      tokens: whose logits are made.
+      windows: windows in a microbatch.
+      queries: queries whose attention is computed.
+      tokens: tokens whose logits are computed.
     """
 
     windows: int
@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
     tokens: int
 
 
-# What stays in the cache of a processor's core, and all at once for an accelerator, which waits for small work.
+# `CACHED` fits in the cache of a processor's core. `WHOLE` is all at once: an accelerator is idle between small parts.
 CACHED, WHOLE = Blocks(2, 64, 256), Blocks(WINDOWS, LENGTH, WINDOWS * LENGTH)
 
 

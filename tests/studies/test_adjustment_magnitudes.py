@@ -145,7 +145,7 @@ def test_texts_are_cut_and_positions_named(folder, tmp_path, capsys):
         "every figure shows all layers; --layer changes nothing",
         f"{tmp_path}/texts.txt has 2 texts, fewer than 64, and all are run",
         "cut to the model's 17 positions: 1 of 2 texts",
-        "figure 4 ends at position 16: no text reaches position 30: the longest has 17 tokens",
+        "figure 4 ends at position 16, since no text reaches position 30: the longest has 17 tokens",
     ]
     captions = {id: each["caption"] for id, each in manifest["figures"].items()}
     assert captions["1"].endswith("2 texts of 4 to 17 tokens. (Cut to the model's 17 positions: 1 of 2 texts.)")

@@ -53,7 +53,7 @@ class AdjustmentMagnitudesRun(Run):
         self.fitted = min(options.positions, longest - 1)
         if self.fitted < options.positions:
             short = f"no text reaches position {options.positions}: the longest has {longest} tokens"
-            self.notes.append(f"figure 4 ends at position {self.fitted}: {short}")
+            self.notes.append(f"figure 4 ends at position {self.fitted}, since {short}")
             self.fitted_note = f" ({short.capitalize()}.)"
 
     def _texts(self, options: AdjustmentMagnitudesOptions) -> list[str]:

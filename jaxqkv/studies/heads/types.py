@@ -240,8 +240,8 @@ def _caption(run: HeadsRun, found: Types) -> str:
     return (
         f"Mean attention of every head of {run.name} in {TEXTS} texts of {n} different random {which}, said twice: to "
         "the token before; from the second half to the same token in the first (duplicate token), and to the token "
-        "after that one (induction); to the first position, all four in the same colours; and the entropy of the "
-        "attention in nats. In the control the first half is other random tokens. "
+        "after that one (induction); to the first position (these four on one colour scale); and the entropy of the "
+        "attention in nats. In the control the first halves are other random tokens. "
         f"{stars} Without a BOS token position 0 is a sink: a head with nothing to look at "
         f"attends to it.{fewer}"
     )
