@@ -143,7 +143,9 @@ def figure_4b(run: HeadSilencingRun, sweep: Any) -> Display:
     )
 
 
-@STUDY.define("4c", "every head of one layer: the log probabilities of two answers", "target, against, token [head]")
+@STUDY.define(
+    "4c", "every head of one layer: changes of the log probabilities of two answers", "target, against, token [head]"
+)
 def figure_4c(run: HeadSilencingRun, fact: Any) -> Display:
     model, layer, text, words, changes, token = _need(run, fact)
     edges = np.arange(len(token) + 1) - 0.5
@@ -174,7 +176,7 @@ def _changes(run: HeadSilencingRun, sweep: Any) -> tuple[np.ndarray, np.ndarray,
 
 @STUDY.define(
     "5a",
-    "every head silenced: the log probability of the target, and the largest",
+    "every head silenced: changes of the target's log probability and of the largest",
     "target, largest [layer, head], clean [target/largest]",
 )
 def figure_5a(run: HeadSilencingRun, sweep: Any) -> Display:
