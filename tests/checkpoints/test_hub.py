@@ -17,6 +17,13 @@ from helpers.hub import COMMIT, Handler, Hub
 
 pytestmark = pytest.mark.slow
 
+# Runs commands, and prints their statuses after all else.
+SEVERAL = """
+import json, sys
+from jaxqkv.cli.main import main
+print(json.dumps([main(line) for line in json.loads(sys.argv[1])]))
+"""
+
 
 @pytest.fixture
 def hub(tmp_path):
@@ -39,7 +46,7 @@ def hub(tmp_path):
 
 @pytest.fixture
 def command(hub, tmp_path):
-    """Runs `jaxqkv` in a new process whose hub is the stand-in."""
+    """Runs `jaxqkv` in a new process whose hub is the stand-in; of several lines, one after the other."""
 
     def run(*arguments, url=None, **extra):
         environment = os.environ | {
@@ -50,6 +57,8 @@ def command(hub, tmp_path):
             "JAX_PLATFORMS": "cpu",
         }
         line = [sys.executable, "-m", "jaxqkv.cli", *arguments]
+        if not isinstance(arguments[0], str):
+            line = [sys.executable, "-c", SEVERAL, json.dumps(arguments)]
         return subprocess.run(
             line, env=environment | extra, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
         )
@@ -60,10 +69,13 @@ def command(hub, tmp_path):
 def error_line(result):
     """The one line of an error; the hub's own progress bars come before it."""
     assert result.returncode == 2
+    (line,) = error_lines(result)
+    return line
+
+
+def error_lines(result):
     assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("jaxqkv: error: ")]
-    assert len(lines) == 1
-    return lines[0]
+    return [line for line in result.stderr.splitlines() if line.startswith("jaxqkv: error: ")]
 
 
 def test_fetches_what_it_needs_and_works_offline_afterwards(hub, command):
@@ -120,24 +132,25 @@ def test_offline_with_part_of_a_copy(hub, command):
     assert re.search("tiny: (not|no model.safetensors .* offline,) in the local cache.*; go online once", line), line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nobody"], "nobody: neither a folder here nor a repository on the hub"),
-        (["tiny", "--revision", "v9"], "tiny: no revision 'v9' on the hub"),
-        (["not a/valid/id"], "not a/valid/id: neither a folder here nor a valid hub id"),
-        (["owner/pickled"], "owner/pickled: no model.safetensors"),
-        (["./nobody"], "./nobody: no such folder"),
-    ],
-)
-def test_what_the_hub_does_not_have(command, arguments, message):
-    assert message in error_line(command("info", *arguments))
+def test_what_the_hub_does_not_have(command):
+    messages = {
+        ("nobody",): "nobody: neither a folder here nor a repository on the hub",
+        ("tiny", "--revision", "v9"): "tiny: no revision 'v9' on the hub",
+        ("not a/valid/id",): "not a/valid/id: neither a folder here nor a valid hub id",
+        ("owner/pickled",): "owner/pickled: no model.safetensors",
+        ("./nobody",): "./nobody: no such folder",
+    }
+    result = command(*(["info", *arguments] for arguments in messages))
+    assert json.loads(result.stdout.splitlines()[-1]) == [2] * len(messages)
+    for message, line in zip(messages.values(), error_lines(result), strict=True):
+        assert message in line
 
 
 def test_a_folder_never_touches_the_network(hub, command):
     folder = Path(hub.repositories["tiny"])
     asked = []
     hub.RequestHandlerClass = type("Spy", (Handler,), {"answer": lambda self, body: asked.append(self.path)})
-    assert command("info", str(folder)).returncode == 0
-    assert command("figures", "qkv-weights", "1", "--arrays-only", "--model", str(folder)).returncode == 0
+    figure = ["figures", "qkv-weights", "1", "--arrays-only", "--model", str(folder)]
+    result = command(["info", str(folder)], figure)
+    assert json.loads(result.stdout.splitlines()[-1]) == [0, 0]
     assert asked == []

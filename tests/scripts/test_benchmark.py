@@ -16,7 +16,7 @@ import benchmark
 import jax
 import numpy as np
 import pytest
-from benchmarks import cases, kernels, measuring, passes, processes, report, sides
+from benchmarks import cases, kernels, measuring, passes, processes, report, sides, worker
 from benchmarks.studies import STUDIES, inputs
 from conftest import (
     GPT2,
@@ -127,8 +127,9 @@ ONLY_OURS = {
 ROUNDED = re.compile(r"(counts|edges)_\d+")
 
 
-# Options of the studies that make a pass for each head, for the tiny checkpoint.
+# Studies of the tiny checkpoint, with the options of those that make a pass for each head.
 OF_WORDS = {
+    "qkv-weights": {},
     "head-silencing": {"text": "a cat saw her run home her"},
     "head-patching": {"clean": "a cat saw her home", "donor": "a her cat her home", "answers": [" her", " cat"]},
 }
@@ -140,6 +141,8 @@ def test_studies_agree(study, tmp_path, tiny, monkeypatch):
     """Every figure that the baselines have of every study, computed three times over."""
     case = STUDIES[study]
     spec = str(tiny) if study in OF_WORDS else case.demo[0]
+    if study == "weight-tour":  # whose first and last three layers are six
+        spec = str(write_folder(tmp_path / "deep", changed(GPT2, n_layer=7, initializer_range=0.2)))
     folder = open_checkpoint(spec).folder
     if study in OF_WORDS:
         monkeypatch.setitem(STUDIES, study, dataclasses.replace(case, options=OF_WORDS[study]))
@@ -165,9 +168,23 @@ def test_studies_agree(study, tmp_path, tiny, monkeypatch):
             absent = set(expected) - ONLY_OURS - set(arrays)
             assert all(study == "head-silencing" and ROUNDED.fullmatch(name) for name in absent), (figure, absent)
             assert_alike({name: (expected[name], arrays[name]) for id, name in case.random if id == figure}, job)
+            if study == "qkv-activations" and "density" in arrays:
+                arrays = arrays | {"density": moved_back(expected["density"], arrays["density"])}
             np.savez(theirs / f"{figure}.npz", **arrays)
         difference = processes.study_difference(ours, theirs)
         assert 0 < difference < LIMITS.get(study, 3e-4)
+
+
+def moved_back(ours, theirs):
+    """Their densities, where one value at most, on an edge within rounding, lies in the bin beside ours: put back."""
+    moved = np.abs(ours - theirs) > 3e-4 * np.nanmax(ours)
+    if not moved.any():
+        return theirs
+    (*one, here), (*other, there) = np.argwhere(moved).tolist()
+    assert (one, here + 1) == (other, there)
+    gone, come = (ours - theirs)[moved]
+    assert gone == pytest.approx(-come, rel=1e-3)
+    return np.where(moved, ours, theirs)
 
 
 def assert_alike(pairs, job):
@@ -188,8 +205,19 @@ def assert_alike(pairs, job):
         assert (np.abs(middles[0] - middles[1]) < (ours + theirs) / 2).all()  # they overlap
 
 
+def in_this_process(command, env, log):
+    """A worker's seconds and bytes, without the seconds in which a process of its own loads PyTorch and JAX."""
+    assert command[:3] == [sys.executable, "-m", "benchmarks.worker"]
+    with log.open("w") as output, contextlib.redirect_stdout(output):
+        worker.main(*command[3:])
+    return 1.0, 10**8
+
+
 @pytest.mark.slow
-def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys):
+def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys, monkeypatch):
+    """A kernel's processes, and the first use of a checkpoint in this one: whole processes are in the next test."""
+    monkeypatch.setattr(measuring, "run_process", in_this_process)
+    monkeypatch.setattr(devices, "enable_compilation_cache", lambda: None)
     arguments = ["--demo", "--cases", "first use", "head pairs", "--repeat", "1", "--out", str(tmp_path)]
     assert benchmark.main(arguments) == 0
     measured = json.loads((tmp_path / "benchmark.json").read_text())
@@ -205,6 +233,34 @@ def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(each["case"] in printed for each in measured["cases"])
+
+
+@pytest.mark.slow
+def test_whole_processes_are_timed(tmp_path):
+    """On processes that load NumPy alone: each sleeps, and jaxqkv without earlier programs sleeps longest."""
+    seconds = {"jaxqkv cold": 0.6, "jaxqkv": 0, "tuned": 0.2, "notebook": 0.4}
+    numbers = {"jaxqkv cold": [8, 4], "jaxqkv": [9, 9], "tuned": [8, 5], "notebook": [8, 2]}
+
+    def command(side, out):
+        code = "import benchmarks.sides, sys, time, numpy\ntime.sleep(float(sys.argv[1]))\n"
+        code += "numpy.save(sys.argv[2], numpy.full(3_000_000, eval(sys.argv[3])[1]) / eval(sys.argv[3])[0])"
+        return [sys.executable, "-c", code, str(seconds[side]), str(out / "result.npy"), str(numbers[side])]
+
+    def difference(ours, theirs):
+        return measuring.array_difference(*(np.load(side / "result.npy") for side in (ours, theirs)))
+
+    case = measuring.Whole("sleeps", command, difference)
+    result = measuring.measure_whole(case, measuring.environment("cpu", tmp_path), 1, 60.0)
+    assert result["difference"] == {"tuned": 0.25, "notebook": 0.5}
+    assert result["runs"] == 1
+    median, cold = result["median seconds"], result["cold seconds"]
+    assert median["tuned"] > 0.2
+    assert median["notebook"] > 0.4
+    assert cold["jaxqkv"] > 0.6
+    assert {side: cold[side] for side in PEERS} == {side: median[side] for side in PEERS}
+    assert result["faster"] == {side: median[side] / median["jaxqkv"] for side in PEERS}
+    if sys.platform == "linux":
+        assert all(1e6 < each < 5e8 for each in result["memory"].values())
 
 
 def test_a_wrong_answer_shows(tmp_path):
@@ -230,7 +286,7 @@ def test_a_side_that_fails_is_named(tmp_path):
 def test_a_side_that_cannot_begin_is_named(tmp_path):
     env = measuring.environment("cpu", tmp_path)
     case = measuring.Repeated("breaks", {"kind": "forward", "folder": str(tmp_path / "missing"), "batch": 1, "pos": 2})
-    workers = measuring.Workers(case, env, "cpu", 8)
+    workers = measuring.Workers(case, env, "cpu", 8, sides=("jaxqkv",))
     with pytest.raises(measuring.BenchmarkError, match=r"jaxqkv: FileNotFoundError.*missing"):
         measuring.measure_repeated(case, workers, 1, 1.0, 8)
 

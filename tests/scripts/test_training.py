@@ -1,6 +1,7 @@
 """How the bundled checkpoints are trained: the mixture, the optimiser, the loss, and a training that is interrupted."""
 
 import dataclasses
+import functools
 import pydoc_data.topics
 
 import jax
@@ -105,11 +106,10 @@ def test_next_token_loss_and_its_gradient():
     logits = hidden @ embedding.T
     losses = -np.take_along_axis(log_softmax(logits, -1), truth[:, None], -1)[:, 0]
     slope = weights[:, None] * (np.exp(log_softmax(logits, -1)) - np.eye(43)[truth])
-    arrays = [jnp.asarray(array, jnp.float32) for array in (hidden, embedding)]
-    rest = jnp.asarray(truth, jnp.int32), jnp.asarray(weights, jnp.float32)
-    loss, gradients = jax.value_and_grad(
-        lambda h, e: 3 * objectives.next_token_loss(h, e, *rest), (0, 1)
-    )(*arrays)  # fmt: skip
+    arrays = [array.astype(np.float32) for array in (hidden, embedding)]
+    rest = truth.astype(np.int32), weights.astype(np.float32)
+    of_arrays = jax.value_and_grad(lambda h, e: 3 * objectives.next_token_loss(h, e, *map(jnp.asarray, rest)), (0, 1))
+    loss, gradients = jax.jit(of_arrays)(*arrays)
     assert float(loss) == pytest.approx(3 * (weights * losses).sum(), rel=1e-5)
     assert relative_error(gradients[0], 3 * slope @ embedding) < 1e-5
     assert relative_error(gradients[1], 3 * slope.T @ hidden) < 1e-5
@@ -119,8 +119,8 @@ def test_mean_loss_counts_every_token_but_the_first_by_its_weight(tmp_path):
     config, generator = SMALL_CONFIGS["demo-gpt2"], np.random.default_rng(0)
     ids, weights = generator.integers(0, 307, (3, 13)), generator.random((3, 13)).astype(np.float32)
     params = loop.fresh_params(config, tmp_path, 0)
-    losses = evaluation.cross_entropy(jaxqkv.logits(params["model"], ids, config)[:, :-1], ids[:, 1:])
-    loss = objectives.mean_loss(params, (jnp.asarray(ids), jnp.asarray(weights)), config)
+    losses = evaluation.cross_entropy(np.asarray(jaxqkv.logits(params["model"], ids, config))[:, :-1], ids[:, 1:])
+    loss = jax.jit(objectives.mean_loss, static_argnames="config")(params, (ids, weights), config=config)
     assert float(loss) == pytest.approx((losses * weights[:, 1:]).mean(), rel=1e-5)
 
 
@@ -129,14 +129,20 @@ def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
     """Compares with the package's own forward pass, for texts of more than a block of queries and no multiple of it."""
     config = dataclasses.replace(SMALL_CONFIGS[name], n_positions=sizes.CACHED.queries + 15)
     generator = np.random.default_rng(0)
-    ids = jnp.asarray(generator.integers(0, 307, (3, sizes.CACHED.queries + 11)), jnp.int32)
-    params = jax.tree.map(jnp.asarray, loop.fresh_params(config, tmp_path, 0)["model"])
-    params = jax.tree.map(lambda x: x + jnp.asarray(generator.normal(0, 0.3, x.shape), jnp.float32), params)
-    slope = jnp.asarray(generator.normal(size=(*ids.shape, config.n_embd)), jnp.float32)
+    ids = generator.integers(0, 307, (3, sizes.CACHED.queries + 11)).astype(np.int32)
+    params = loop.fresh_params(config, tmp_path, 0)["model"]
+    params = jax.tree.map(lambda x: np.asarray(x) + generator.normal(0, 0.3, x.shape).astype(np.float32), params)
+    slope = generator.normal(size=(*ids.shape, config.n_embd)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(hidden, params, slope):
+        states, pull = jax.vjp(lambda params: hidden(params, jnp.asarray(ids), config), params)
+        return states, pull(slope)
+
     results = []
     for hidden in (jaxqkv.hidden, forward.hidden):
-        states, pull = jax.vjp(lambda params, hidden=hidden: hidden(params, ids, config), params)
-        results.append((states, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(pull(slope))])))
+        states, gradient = both(hidden, params, slope)
+        results.append((states, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])))
     for expected, ours in zip(*results, strict=True):
         assert relative_error(ours, expected) < 1e-5
 
@@ -166,7 +172,7 @@ def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
 def test_orthogonalised(shape):
     """The singular vectors stay, the singular values come near 1."""
     matrices = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    result = np.asarray(optimiser.orthogonalised(jnp.asarray(matrices)))
+    result = np.asarray(jax.jit(optimiser.orthogonalised)(matrices))
     for matrix, each in zip(matrices, result, strict=True):
         left, _, right = np.linalg.svd(matrix, full_matrices=False)
         inside = left.T @ each @ right.T
@@ -181,8 +187,9 @@ def test_muon_is_for_the_matrices_of_blocks(name, rates, tmp_path):
     config = SMALL_CONFIGS[name]
     params = loop.fresh_params(config, tmp_path, 0)
     rules = optimiser.optimiser(1000, config)
-    gradient = jax.tree.map(lambda leaf: jnp.asarray(_normal(leaf.shape), jnp.float32), params)
-    updates, _ = rules.update(gradient, rules.init(params), params)
+    gradient = jax.tree.map(lambda leaf: _normal(leaf.shape).astype(np.float32), params)
+    updates = jax.jit(lambda gradient, params: rules.update(gradient, rules.init(params), params)[0])(gradient, params)
+    updates = jax.tree.map(np.asarray, updates)
     rate = 1 / optimiser.WARM_UP
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         if path[-1].key == "kernel":
