@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 import shutil
 import time
@@ -128,13 +127,13 @@ def apply_gradient(
 
 
 def update(params: Any, state: Any, task: Any, steps: Any, *, config: Config) -> tuple[Any, Any, jax.Array]:
-    """Makes one step, the microbatches shared out to the devices that work at the same time.
+    """Makes one step, the microbatches shared out evenly to as many devices as possible, which work side by side.
 
     Returns:
       Parameters and the optimiser's state after it, and the loss before it.
     """
     count = len(jax.tree.leaves(task)[0])
-    devices = jax.devices()[: math.gcd(count, jax.device_count())]
+    devices = jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if count % n == 0)]
     share, totals = count // len(devices), []
     for index, device in enumerate(devices):
         part = jax.tree.map(lambda array: array[index * share : (index + 1) * share], task)  # noqa: B023

@@ -148,7 +148,7 @@ def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
 
 
 def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
-    """Shares six microbatches between two of four devices; their sums are those of one."""
+    """Shares six microbatches between three of four devices; their sums are those of one."""
     config, generator = dataclasses.replace(SMALL_CONFIGS["demo-gpt2"], n_layer=1), np.random.default_rng(0)
     params = loop.fresh_params(config, tmp_path, 0)
     task = generator.integers(0, 307, (6, 2, 13)).astype(np.int32), np.ones((6, 2, 13), np.float32)
@@ -156,7 +156,7 @@ def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
         loop, "apply_gradient", lambda params, state, totals, count, steps, config: (totals, float(count))
     )
     sums = []
-    for available, working in ((1, 1), (4, 2)):
+    for available, working in ((1, 1), (4, 3)):
         monkeypatch.setattr(jax, "devices", lambda count=available: jax.local_devices() * count)
         monkeypatch.setattr(jax, "device_count", lambda count=available: count)
         totals, count = loop.update(params, None, task, 1000, config=config)
