@@ -27,7 +27,7 @@ class StudyCase:
       quick, full, demo: checkpoints by the benchmark's size; empty if it is not run.
       figures: figures that the baselines compute; all of them by default.
       texts: returns the texts for the baselines.
-      text_file, corpus: whether jaxqkv also gets the texts, in a file or as the documents of a corpus.
+      corpus: whether jaxqkv also gets the texts, as the documents of a corpus; else they are the study's own.
       counted: whether it counts a whole corpus, which replaces the texts.
       options: of both the command and the baselines' job.
       small: options that replace these with `--demo` and in tests.
@@ -40,7 +40,6 @@ class StudyCase:
     quick: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     texts: Callable[[], list[str]] = lambda: stimuli("attention_scores/purple.txt")
-    text_file: bool = False
     corpus: bool = False
     counted: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,12 +54,6 @@ class StudyCase:
     def settings(self, small: bool) -> dict[str, Any]:
         """Returns the options of the command and of the job."""
         return {**self.options, **(self.small if small else {})}
-
-
-def stuttered() -> list[str]:
-    """Returns Alice with every third word said twice, since random weights predict the same token again."""
-    words = alice().split()
-    return [" ".join(f"{word} {word}" if place % 3 == 0 else word for place, word in enumerate(words))]
 
 
 def passages() -> list[str]:
@@ -115,10 +108,9 @@ STUDIES = {
         small={"batch": 19, "positions": 11},
     ),
     "prediction-divergence": StudyCase(
-        quick=("random:gpt2",),
-        full=("random:gpt2-medium",),
-        texts=stuttered,
-        text_file=True,
+        quick=("demo-gpt2",),  # random weights predict no token of a text
+        full=("demo-gpt2",),
+        texts=lambda: [alice()],
         options={"permutations": 1000},
         small={"permutations": 40, "length": 97},
         random=_random(_5=("null", "p", "counts", "edges"), _6=BY_CHANCE),
@@ -169,10 +161,6 @@ def inputs(study: str, folder: Path, small: bool, corpus: list[str] | None = Non
         path = folder / f"{study}.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         words, job["texts"] = ["--corpus", str(path)], texts[: settings["batch"]]
-    elif case.text_file:
-        path = folder / f"{study}.txt"
-        path.write_text("\n".join(texts))
-        words = ["--text-file", str(path)]
     for name, value in settings.items():
         words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return words, job
