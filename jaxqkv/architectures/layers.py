@@ -83,7 +83,7 @@ class MaskedTransform(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         """Returns the transformed hidden states."""
-        x = ACTIVATION_FUNCTIONS[self.activation](nn.Dense(self.config.n_embd, kernel_init=ZEROS, name="transform")(x))
+        x = ACTIVATION_FUNCTIONS[self.activation](dense(self.config.n_embd, "transform", Execution())(x))
         return layer_norm(self.config, "norm")(x)
 
 

@@ -90,8 +90,8 @@ def save_figure(display: Display, spec: Listed, record: Record, command: str, pi
                 "caption": display.caption,
                 "files": names,
                 "command": command,
+                "arrays": spec.arrays.axes(display.arrays),
             }
-            entry["arrays"] = spec.arrays.axes(display.arrays)
             listing.write(record.manifest(spec.id, entry))
         for kind in set(FORMATS) - set(pictures):
             (folder / f"{spec.id}.{kind}").unlink(missing_ok=True)

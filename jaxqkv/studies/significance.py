@@ -35,6 +35,11 @@ def stars(
     return Line(x=x[chosen], y=y[chosen], color=color, marker="*", size=13, linestyle="", face=1.0)
 
 
+def star_texts(significant: Bool[np.ndarray, "layer head"]) -> list[list[str]]:
+    """Returns the texts of a map with a column for each layer: a star in every significant cell."""
+    return [["★" if each else "" for each in row] for row in significant.T]
+
+
 def marked(
     x: Shaped[np.ndarray, "point"], y: Float[np.ndarray, "point"], significant: Bool[np.ndarray, "point"], **look: Any
 ) -> list[Line]:

@@ -46,13 +46,14 @@ def _row(result: Result) -> dict[str, str]:
     # A case so long that only its first run is timed.
     cold_only = median["jaxqkv"] == cold["jaxqkv"]
     ours = _memory(result, "jaxqkv")
+    parts = {side: _part(result, side) for side in peers}
     return {
         "case": result["case"] + " (cold)" * cold_only,
         **{side: duration(median[side]) for side in ("jaxqkv", *peers)},
         **{f"× {side}": f"{result['faster'][side]:.2f}" for side in peers},
         **{f"cold × {side}": f"{cold[side] / cold['jaxqkv']:.2f}" for side in peers},
         "memory": f"{ours / 1e6:,.0f} MB" if ours else "",
-        **{f"of {side}": "" if np.isnan(_part(result, side)) else f"{_part(result, side):.2f}" for side in peers},
+        **{f"of {side}": "" if np.isnan(part) else f"{part:.2f}" for side, part in parts.items()},
         "difference": f"{max(differences):.0e}" if differences else "",
         "GFLOP/s": f"{result['GFLOP/s']:,.0f}" if "GFLOP/s" in result else "",
         "of peak": f"{result['of peak']:.0%}" if "of peak" in result else "",

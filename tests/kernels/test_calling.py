@@ -186,9 +186,9 @@ ONE_BY_ONE |= {"first_and_last", "freedman_diaconis_histogram", "percentile_edge
 
 @pytest.mark.parametrize("name", CALLS)
 def test_without_compilation(name):
-    """As one debugs: the same numbers, to the rounding of other sums; a principal component may point either way.
+    """Gives the same numbers as compiled, to the rounding of other sums; a principal component may point either way.
 
-    Kernels get NumPy's arrays as they are then, their loops are Python's, and no part is compiled by itself. Some run
+    Kernels then get NumPy's arrays as they are, their loops are Python's, and no part is compiled by itself. Some run
     so; of the others, the operations are recorded and compiled as one program, since 1,200 of one each take a minute.
     """
     value = np.abs if name == "principal_components" else np.asarray

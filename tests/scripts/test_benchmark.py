@@ -359,7 +359,7 @@ def on_an_accelerator():
 
 
 def test_the_table_of_an_accelerator():
-    """Of the sides that were run, with the device's memory, and the rate of products in each precision."""
+    """Shows the sides that were run, with the device's memory, and the rate of products in each precision."""
     heading, _, head, line, *rows = report.markdown(on_an_accelerator()).splitlines()
     assert heading == (
         "On NVIDIA H100 80GB HBM3, with 50.0 TFLOP/s of float32 products and 400 of TF32; abacus, 16 cores "
@@ -375,7 +375,7 @@ def test_the_table_of_an_accelerator():
 
 
 def test_numbers_are_published_by_their_kind_of_device(tmp_path, monkeypatch):
-    """Those of an accelerator beside the processor's, which stay as they are."""
+    """Keeps those of an accelerator beside the processor's, which stay as they are."""
     kept = {kind: tmp_path / f"published-{kind}.json" for kind in ("cpu", "gpu")}
     kept["cpu"].write_bytes(report.PUBLISHED["cpu"].read_bytes())
     readme = tmp_path / "README.md"

@@ -22,7 +22,7 @@ from jaxqkv.studies.heads.layers import Heads, Layers
 from jaxqkv.studies.heads.null import null_q, null_values
 from jaxqkv.studies.heads.pairs_of_heads import Composition, compositions
 from jaxqkv.studies.heads.run import HeadsRun, reduction
-from jaxqkv.studies.significance import LEVEL
+from jaxqkv.studies.significance import LEVEL, star_texts
 from jaxqkv.typing import AnyArray
 
 # Raised when copying scores are computed otherwise, so that those of fresh checkpoints are computed again.
@@ -125,8 +125,7 @@ def figure_copying(run: HeadsRun, copying: Copying) -> Display:
             f" Stars: more than in {len(null)} freshly initialised checkpoints of the same sizes (q < {LEVEL}, "
             f"one-sided; {int(marks.sum())} of {marks.size} heads)."
         )
-    stars = [["★" if mark else "" for mark in row] for row in marks.T]
-    image = head_map(scores, colorbar="Copying score", texts=stars, **_head_ticks(scores.shape))
+    image = head_map(scores, colorbar="Copying score", texts=star_texts(marks), **_head_ticks(scores.shape))
     image.vmin, image.vmax = -1, 1
     dots = Lines(lines=points, xlabel="Transformer layer", ylabel="Copying score", ylim=(-1.05, 1.05), integer_x=True,
                  zero_y=True, title="A point a head")  # fmt: skip

@@ -20,7 +20,7 @@ from jaxqkv.model.model import Model
 from jaxqkv.studies.heads import STUDY
 from jaxqkv.studies.heads.null import null_q, null_values
 from jaxqkv.studies.heads.run import HeadsRun, reduction
-from jaxqkv.studies.significance import LEVEL
+from jaxqkv.studies.significance import LEVEL, star_texts
 from jaxqkv.text.corpora import digest
 
 # Texts, and the tokens of each that are said twice.
@@ -175,7 +175,7 @@ COLORS = {"previous": style.Q, "duplicate": style.K, "induction": style.V}
 def map_of_heads(values: Float[np.ndarray, "layer head"], marked: Bool[np.ndarray, "layer head"] | None = None,
                  **image: Any) -> Image:  # fmt: skip
     """Returns values of every head as colours, a column a layer, with a star at those that are marked."""
-    texts = () if marked is None else [["★" if each else "" for each in row] for row in marked.T]
+    texts = () if marked is None else star_texts(marked)
     about: dict[str, Any] = {"xlabel": "Transformer layer", "ylabel": "Head", "origin": "lower"}
     about |= {"integer_x": True, "integer_y": True}
     return Image(values=values.T, texts=texts, **about | image)
