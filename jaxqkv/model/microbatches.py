@@ -13,6 +13,8 @@ from jaxqkv.errors import JaxqkvError
 
 # Most tokens of a microbatch on a CPU; with more, activations leave the cache and each token takes longer.
 CPU_TOKENS = 2048
+# Tokens of the programs of a sweep on an accelerator; programs of fewer tokens take mostly the time to start them.
+ACCELERATOR_TOKENS = 2048
 # Most sequences of a microbatch if nothing limits them.
 LARGEST = 1 << 20
 # Roundings by which a reducer's results may differ when the batch is cut in another way. Products of thousands of
@@ -51,6 +53,11 @@ def sequences_that_fit(pos: int, config: Config, memory: int | None, whole: bool
     if jax.default_backend() == "cpu" and not (memory is None and whole):
         most = min(most, max(1, CPU_TOKENS // pos))
     return most
+
+
+def sequences_to_join(pos: int) -> int:
+    """Returns how many sequences of `pos` tokens are faster as one microbatch than as several; on a CPU none are."""
+    return 1 if jax.default_backend() == "cpu" else max(1, ACCELERATOR_TOKENS // pos)
 
 
 def first(size: int, tree: Any, parts: int) -> Any:

@@ -1,7 +1,7 @@
 """A metric after an edit of each head alone, in one pass over the layers.
 
 The clean stream goes through the blocks once. At each layer an edited copy of it branches off for every head, and all
-branches so far continue together, in microbatches of one shape. Nothing before an edit is computed twice, each layer's
+branches so far continue together, in chunks of one shape. Nothing before an edit is computed twice, each layer's
 weights are read once, and logits are computed only at the positions that the metric looks at.
 """
 
@@ -61,19 +61,27 @@ def _branch_off(
     branches: Branches,
     layer: Any,
     start: Any,
+    streams: Any,
+    place: Any,
     *,
     config: Architecture,
     execution: Execution,
     count: int,
 ) -> tuple[Any, Any]:
-    """Returns the clean stream after a layer, and the streams of `count` branches, `[branch · batch, pos, embed]`."""
+    """Returns the clean stream after a layer, and the streams of `count` branches, `[branch · batch, pos, embed]`.
+
+    If `streams` of more branches are given, those of these are put among them, at a branch's number `place`.
+    """
     site = site_of(layer, mask, config)
 
     def run(edit: Mapping[str, Any]) -> Any:
         return config.block(params, x, site.visible, layer, execution, Editing(edit, site))[0]
 
     edited = branches.map(lambda edit: run(branches.at(edit, config, layer, start, len(x))), count)
-    return run({}), edited.reshape(-1, *x.shape[1:])
+    edited = edited.reshape(-1, *x.shape[1:])
+    if streams is not None:
+        edited = jax.lax.dynamic_update_slice_in_dim(streams, edited, place * len(x), axis=0)
+    return run({}), edited
 
 
 @jit(static_argnames=("config", "count"))
@@ -156,11 +164,22 @@ def exact(source: Source, batch: Batch, config: Architecture, sweep: Sweep) -> d
 
 @dataclasses.dataclass
 class _Chunk:
-    """Branches of one layer for one piece of the batch, with their `streams` `[branch · batch, pos, embed]`."""
+    """Branches that continue together.
 
-    numbers: np.ndarray
+    Attributes:
+      parts: those that branch off together: their layer and their numbers. Layers ascend.
+      piece: number of the piece of the batch.
+      streams: `[part · branch · batch, pos, embed]`, from the first part's layer on.
+    """
+
+    parts: Sequence[tuple[int, np.ndarray]]
     piece: int
     streams: Any = None
+
+    @property
+    def first(self) -> int:
+        """The layer where the first branches branch off."""
+        return self.parts[0][0]
 
 
 class Passes:
@@ -168,7 +187,7 @@ class Passes:
 
     def __init__(self, source: Source, batch: Batch, config: Architecture, sweep: Sweep):
         self.source, self.config, self.sweep, self.how = source, config, sweep, execution(sweep.mesh)
-        self.parts = 1 if sweep.mesh is None else sweep.mesh.shape["data"]
+        self.devices = 1 if sweep.mesh is None else sweep.mesh.shape["data"]
         if sweep.mesh is not None:
             check_split(sweep.mesh.shape["head"], config.n_head, config.n_inner)
         self.readout = Readout(source, config, sweep.metrics, batch)  # before the run: there may be no logits
@@ -183,102 +202,114 @@ class Passes:
         self.masks = [piece.mask for piece in pieces]
         layers = np.asarray(sweep.layers)
         self.of_layer = {int(layer): np.flatnonzero(layers == layer) for layer in np.unique(layers)}
-        # Branches in a chunk. All chunks have one shape, so that the layers after an edit are one program.
+        # Branches in a part of a chunk, and parts in a chunk. All chunks have one shape, so that the layers after an
+        # edit are one program.
         most = max(map(len, self.of_layer.values()))
-        self.count = min(-(-most // self.parts), max(1, fit // step)) * self.parts
-        self.rows = [self._split(jnp.tile(jnp.asarray(mask), (self.count, 1))) for mask in self.masks]
+        self.count = min(-(-most // self.devices), max(1, fit // step)) * self.devices
+        parts = sum(-(-len(numbers) // self.count) for numbers in self.of_layer.values())
+        alike = min(microbatches.sequences_to_join(pos), fit) // (self.count * step) if sweep.mesh is None else 1
+        self.slots = max(1, min(alike, parts))
+        self.rows = [self._split(jnp.tile(jnp.asarray(mask), (self.slots * self.count, 1))) for mask in self.masks]
         self.branch_bytes = size * pos * config.n_embd * self.clean[0].dtype.itemsize
         # Chunks whose logits are computed together.
         most = LOGIT_ROWS if sweep.memory is None else min(LOGIT_ROWS, sweep.memory // (16 * config.vocab_size))
-        chunks = sum(-(-len(numbers) // self.count) for numbers in self.of_layer.values())
-        fit = max(1, most // (self.count * step * self.readout.rows)) if self.parts == 1 else 1
+        chunks = -(-parts // self.slots)
+        fit = max(1, most // (self.slots * self.count * step * self.readout.rows)) if self.devices == 1 else 1
         self.together = -(-chunks // -(-chunks // fit))
 
     def results(self) -> dict[str, Any]:
         """Returns metrics `[branch, batch, …]`."""
         groups, found, done = self._groups(), [], 0
-        total = sum((self.config.n_layer - layer) * len(chunks) for group in groups for layer, chunks in group.items())
-        entering = {min(group): self.clean for group in groups}  # clean streams at the first layer of each group
+        total = sum(self.config.n_layer - chunk.first for group in groups for chunk in group)
+        entering = {group[0].first: self.clean for group in groups}  # clean streams at the first layer of each group
         for number, group in enumerate(groups):
-            first = 0 if number == 0 else min(group)
-            clean = self.clean if number == 0 else entering[first]
-            pending: list[_Chunk] = []
+            first, last = group[0].first if number else 0, group[-1].parts[-1][0]
+            clean = entering[first] if number else self.clean
             for layer in range(first, self.config.n_layer):
                 if number == 0 and layer in entering:
                     entering[layer] = clean
-                params = self.source.layer(layer, after=(clean, [chunk.streams for chunk in pending]))
-                for chunk in pending:
+                begun = [chunk for chunk in group if chunk.streams is not None]
+                params = self.source.layer(layer, after=(clean, [chunk.streams for chunk in begun]))
+                for chunk in begun:
                     chunk.streams = self.block(params, layer, chunk.streams, self.rows[chunk.piece])
-                fresh = group.get(layer, [])
-                if number == 0 or layer <= max(group):
-                    clean = self._branched(params, layer, clean, fresh)
-                pending += fresh
-                done += len(pending)
+                if number == 0 or layer <= last:
+                    clean = self._branched(params, layer, clean, group)
+                done += sum(chunk.streams is not None for chunk in group)
                 if self.sweep.progress:
-                    jax.block_until_ready([chunk.streams for chunk in pending])
+                    jax.block_until_ready([chunk.streams for chunk in group])
                     self.sweep.progress(done, total)
             if number == 0:
                 final = clean
-            self.source.check([chunk.streams for chunk in pending], self.config.n_layer, made=True)
-            found += self._measured(pending, final)
+            self.source.check([chunk.streams for chunk in group], self.config.n_layer, made=True)
+            found += self._measured(group, final)
         return self._joined(found)
 
     def _measured(self, chunks: Sequence[_Chunk], final: Sequence[Any]) -> list[tuple[_Chunk, dict[str, Any]]]:
         """Returns the metrics of each chunk, several of one piece at a time, and frees their streams."""
-        measured = []
+        measured, count = [], self.slots * self.count
         for piece, sequences in enumerate(self.pieces):
             own = [chunk for chunk in chunks if chunk.piece == piece]
             for start in range(0, len(own), self.together):
                 some = own[start : start + self.together]
                 streams = [chunk.streams for chunk in some]
                 streams += streams[-1:] * (self.together - len(some))
-                found = self.readout(streams, final[piece], sequences, self.count)
+                found = self.readout(streams, final[piece], sequences, count)
                 for index, chunk in enumerate(some):
-                    part = slice(index * self.count, (index + 1) * self.count)
-                    measured.append((chunk, jax.tree.map(lambda leaf: leaf[part], found)))  # noqa: B023
+                    own_rows = slice(index * count, (index + 1) * count)
+                    measured.append((chunk, jax.tree.map(lambda leaf: leaf[own_rows], found)))  # noqa: B023
                     chunk.streams = None
         return measured
 
-    def _groups(self) -> list[dict[int, list[_Chunk]]]:
-        """Returns the chunks by layer, in as few groups as fit in memory one after another."""
+    def _groups(self) -> list[list[_Chunk]]:
+        """Returns the chunks, in as few groups as fit in memory one after another."""
         limit = BRANCH_BYTES if self.sweep.memory is None else self.sweep.memory // 2
-        room = max(1, limit * self.parts // (self.branch_bytes * self.count))
-        groups: list[dict[int, list[_Chunk]]] = []
-        taken = room
-        for layer, numbers in self.of_layer.items():
-            for start in range(0, len(numbers), self.count):
-                if taken == room:
-                    groups.append({})
-                    taken = 0
-                chunk = numbers[start : start + self.count]
-                groups[-1].setdefault(layer, []).extend(_Chunk(chunk, piece) for piece in range(len(self.pieces)))
-                taken += 1
-        return groups
+        room = max(1, limit * self.devices // (self.branch_bytes * self.count * self.slots)) * self.slots
+        parts = [
+            (layer, numbers[start : start + self.count])
+            for layer, numbers in self.of_layer.items()
+            for start in range(0, len(numbers), self.count)
+        ]
+        groups = (parts[start : start + room] for start in range(0, len(parts), room))
+        return [
+            [
+                _Chunk(group[start : start + self.slots], piece)
+                for start in range(0, len(group), self.slots)
+                for piece in range(len(self.pieces))
+            ]
+            for group in groups
+        ]
 
     def block(self, params: Params, layer: int, x: Any, mask: Any) -> Any:
         """Returns a stream after a layer in which nothing is edited."""
         options: dict[str, Any] = {"config": self.config, "capture": frozenset(), "reduce": None, "execution": self.how}
         return run_block(params, x, mask, layer=np.int32(layer), goes_on=True, **options)[0]
 
-    def _branched(self, params: Params, layer: int, clean: Sequence[Any], fresh: Sequence[_Chunk]) -> list[Any]:
-        """Lets chunks branch off in a layer, and returns the clean streams after it."""
+    def _branched(self, params: Params, layer: int, clean: Sequence[Any], chunks: Sequence[_Chunk]) -> list[Any]:
+        """Lets the branches of a layer branch off, and returns the clean streams after it."""
         after: list[Any] = [None] * len(clean)
-        for chunk in fresh:
-            numbers = np.pad(chunk.numbers, (0, self.count - len(chunk.numbers)), mode="edge")
-            branches = self.sweep.branches.chosen(numbers).map_own(self._split)
+        for chunk in chunks:
             piece = chunk.piece
-            after[piece], streams = _branch_off(
-                params,
-                clean[piece],
-                self.masks[piece],
-                branches,
-                np.int32(layer),
-                np.int32(self.pieces[piece].start),
-                config=self.config,
-                execution=self.how,
-                count=self.count,
-            )
-            chunk.streams = self._split(streams)
+            for slot, (own_layer, own) in enumerate(chunk.parts):
+                if own_layer != layer:
+                    continue
+                numbers = np.pad(own, (0, self.count - len(own)), mode="edge")
+                if chunk.streams is None and self.slots > 1:  # zeros, where no part has branched off yet
+                    shape = (self.slots * self.count * len(clean[piece]), *clean[piece].shape[1:])
+                    chunk.streams = jnp.zeros(shape, clean[piece].dtype)
+                after[piece], streams = _branch_off(
+                    params,
+                    clean[piece],
+                    self.masks[piece],
+                    self.sweep.branches.chosen(numbers).map_own(self._split),
+                    np.int32(layer),
+                    np.int32(self.pieces[piece].start),
+                    chunk.streams,
+                    np.int32(slot * self.count),
+                    config=self.config,
+                    execution=self.how,
+                    count=self.count,
+                )
+                chunk.streams = self._split(streams)
         return [
             self.block(params, layer, clean[piece], self.masks[piece]) if each is None else each
             for piece, each in enumerate(after)
@@ -295,8 +326,9 @@ class Passes:
         shape = (len(self.sweep.layers), self.pieces[-1].stop)
         joined = jax.tree.map(lambda leaf: np.empty((*shape, *leaf.shape[2:]), leaf.dtype), found[0][1])
 
-        def put(whole: Any, part: Any, chunk: _Chunk) -> None:
-            whole[chunk.numbers, self.pieces[chunk.piece]] = part[: len(chunk.numbers)]
+        def put(whole: Any, rows: Any, chunk: _Chunk) -> None:
+            for slot, (_, numbers) in enumerate(chunk.parts):
+                whole[numbers, self.pieces[chunk.piece]] = rows[slot * self.count :][: len(numbers)]
 
         for chunk, metrics in found:
             jax.tree.map(lambda whole, part: put(whole, part, chunk), joined, metrics)  # noqa: B023

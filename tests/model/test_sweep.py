@@ -15,6 +15,7 @@ import jaxqkv
 from jaxqkv import edits, metrics
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model import microbatches, sweep
 
 POS = 7
 MASK = np.ones((3, POS), bool)
@@ -110,6 +111,24 @@ def test_memory_streams_and_pieces_change_nothing(folder, model, batch):
         found = streamed.sweep(batch, edits.zero, both, per_text=True, memory=memory)
         for name in clean:
             assert relative_error(found[name], clean[name]) <= MODEL_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("sequences", "calls"),
+    [(31, [(1, 4), (2, 4), (4, 4)]), (200, [(1, 3), (2, 3), (3, 3)])],
+    ids=["two layers", "all layers"],
+)
+def test_branches_of_several_layers_in_one_chunk_change_nothing(sequences, calls, model, batch, monkeypatch):
+    """As on an accelerator; five heads and three texts are fifteen sequences a layer."""
+    clean = model.sweep(batch, edits.zero, DIFFERENCE, per_text=True)
+    monkeypatch.setattr(microbatches, "sequences_to_join", lambda pos: sequences)
+    said = []
+    found = model.sweep(batch, edits.zero, DIFFERENCE, per_text=True, progress=lambda *call: said.append(call))
+    assert said == calls
+    assert relative_error(found, clean) <= MODEL_LIMIT
+    monkeypatch.setattr(sweep, "BRANCH_BYTES", 1)  # each chunk in a pass of its own
+    found = model.sweep(batch, edits.zero, DIFFERENCE, per_text=True)
+    assert relative_error(found, clean) <= MODEL_LIMIT
 
 
 def test_each_layer_is_read_once(folder, batch, monkeypatch):
