@@ -81,7 +81,7 @@ STUDIES = {
         full=("random:bert-large-uncased",),
         demo=("demo-bert",),
         counted=True,
-        options={"tokens": 1_000_000, "batch": 64},
+        options={"tokens": 1_000_000, "batch": 16},
         small={"tokens": 9_000, "batch": 3},
         drawn=True,
     ),
