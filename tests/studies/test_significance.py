@@ -63,26 +63,27 @@ def of_heads(models):
     return qkv_weights.figure(["5c", "6"], model=models, dpi=40, **options)
 
 
+@pytest.fixture(scope="module")
+def expected(tensors):
+    """A function: null and observed difference of the mean cosines, by masks of pairs."""
+    head = np.arange(EMBED) // HEAD_DIM
+    one, other = np.triu_indices(EMBED, 1)
+
+    @functools.cache
+    def expected(layer, matrix):
+        wide = tensors[f"h.{layer}.attn.c_attn.weight"]
+        values = cosine(wide[:, matrix * EMBED : (matrix + 1) * EMBED])[one, other]
+
+        def difference(head):
+            same = head[one] == head[other]
+            return values[same].mean() - values[~same].mean()
+
+        return np.array([difference(head[order]) for order in orders(EMBED)]), difference(head)
+
+    return expected
+
+
 class TestOfHeads:
-    @pytest.fixture(scope="class")
-    def expected(self, tensors):
-        """A function: null and observed difference of the mean cosines, by masks of pairs."""
-        head = np.arange(EMBED) // HEAD_DIM
-        one, other = np.triu_indices(EMBED, 1)
-
-        @functools.cache
-        def expected(layer, matrix):
-            wide = tensors[f"h.{layer}.attn.c_attn.weight"]
-            values = cosine(wide[:, matrix * EMBED : (matrix + 1) * EMBED])[one, other]
-
-            def difference(head):
-                same = head[one] == head[other]
-                return values[same].mean() - values[~same].mean()
-
-            return np.array([difference(head[order]) for order in orders(EMBED)]), difference(head)
-
-        return expected
-
     # Sums of 35 unit columns, over the 105 pairs within heads.
     LIMIT = 2 * EMBED**2 * ROUNDING / 105
 

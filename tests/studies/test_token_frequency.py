@@ -226,7 +226,7 @@ class TestAgainstPyTorch:
             if len(set(edges)) == 6:
                 index = np.full(sums.shape, -1)
                 index[known] = jaxqkv.kernels.bin_index(sums[known], edges)
-                _, mean, _ = jaxqkv.kernels.binned_moments(score.astype(np.float32), index, n_bin=5)
+                _, mean, _ = jaxqkv.kernels.binned_moments(score.ravel().astype(np.float32), index.ravel(), n_bin=5)
                 expected, *_ = binned_statistic(sums[known], score[known], "mean", bins=edges)
                 np.testing.assert_allclose(mean, expected, atol=2e-6)
                 compared += 1
@@ -235,7 +235,7 @@ class TestAgainstPyTorch:
 
 def test_the_mean_over_heads_is_one_product_of_the_whole_width():
     q, k = np.random.default_rng(0).normal(size=(2, 3, 5, 11, 7)).astype(np.float32)
-    ours = jax.jit(reductions.mean_score)(Attention(q=q, k=k))
+    ours = jax.jit(lambda q, k: reductions.mean_score(Attention(q=q, k=k)))(q, k)
     expected, size = (
         (a.astype(np.float64) @ b.swapaxes(-1, -2)).mean(axis=1) / sqrt(7) for a, b in ((q, k), (abs(q), abs(k)))
     )
