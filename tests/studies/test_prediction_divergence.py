@@ -32,17 +32,28 @@ def torch_model(folder):
     return pytorch.load(folder)
 
 
+def written(torch_model, count, choose):
+    """So many tokens, each chosen by what the model predicts after those before it."""
+    import torch
+
+    tokens, threads = [3], torch.get_num_threads()
+    torch.set_num_threads(1)  # for products this small, several only wait for each other
+    with torch.no_grad():
+        while len(tokens) < count:
+            tokens.append(choose(torch_model(torch.tensor([tokens])).logits[0, -1].argmax().item()))
+    torch.set_num_threads(threads)
+    return tokens
+
+
 @pytest.fixture(scope="module")
 def ids(torch_model):
     """Tokens of a text whose second half the model predicts in two of five places."""
-    import torch
-
     generator = np.random.default_rng(1)
-    half = [3]
-    with torch.no_grad():
-        while len(half) < POSITIONS + 1:
-            predicted = torch_model(torch.tensor([half])).logits[0, -1].argmax().item()
-            half.append(predicted if generator.random() < 0.4 else int(generator.integers(0, len(WORDS))))
+
+    def choose(predicted):
+        return predicted if generator.random() < 0.4 else int(generator.integers(0, len(WORDS)))
+
+    half = written(torch_model, POSITIONS + 1, choose)
     return [*generator.integers(0, len(WORDS), START).tolist(), *half, 7]
 
 
@@ -254,12 +265,7 @@ def test_texts_that_are_too_short(folder, tmp_path, words, more, message):
 
 def test_one_kind_of_positions(folder, tmp_path, capsys, torch_model):
     """Nothing is predicted: there is nothing to compare, and the others are drawn."""
-    import torch
-
-    half = [3]
-    with torch.no_grad():
-        while len(half) < 21:
-            half.append((torch_model(torch.tensor([half])).logits[0, -1].argmax().item() + 1) % len(WORDS))
+    half = written(torch_model, 21, lambda predicted: (predicted + 1) % len(WORDS))
     (tmp_path / "text.txt").write_text("".join(WORDS[each] for each in [*[1] * 22, *half, 5]))
     line = ["figures", "prediction-divergence", "--model", str(folder), "--text-file", str(tmp_path / "text.txt")]
     assert main([*line, "--length", "20", "--arrays-only", "--out", str(tmp_path / "out")]) == 0

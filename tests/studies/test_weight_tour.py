@@ -381,20 +381,40 @@ def test_p_values():
     assert (_p(0.0), _p(1e-301), _p(9.3e-101), _p(0.4961)) == ("< 1e-300", "< 1e-300", "9.3e-101", "0.496")
 
 
-def test_constant_weights_are_drawn_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory):
+    """A checkpoint of one layer with constant weights."""
     config = changed(SMALL, n_layer=1)
     tensors = random_tensors(config)
     tensors["h.0.attn.c_attn.weight"][:] = 0
     tensors["wpe.weight"][:2] = 0
-    folder = write_folder(tmp_path / "zero", config, tensors)
-    assert main(["figures", "weight-tour", "--dpi", "20", "--out", str(tmp_path / "out"), "--model", str(folder)]) == 0
-    assert len(list((tmp_path / "out" / "weight-tour").glob("*.png"))) == len(study("weight-tour").figures)
-    arrays = {path.stem: arrays_of(path) for path in (tmp_path / "out" / "weight-tour").glob("*.npz")}
+    return write_folder(tmp_path_factory.mktemp("model") / "zero", config, tensors)
+
+
+def assert_drawn(out, ids, *arguments):
+    """Returns the arrays."""
+    line = ["figures", "weight-tour", *ids, "--dpi", "20", "--out", str(out), "--model", *map(str, arguments)]
+    assert main(line) == 0
+    for id in ids:
+        pixels = matplotlib.image.imread(out / "weight-tour" / f"{id}.png")
+        assert pixels[..., :3].std() > 0.02, id
+    return {id: arrays_of(out / "weight-tour" / f"{id}.npz") for id in ids}
+
+
+def test_every_figure_is_drawn_without_a_warning_beside_constant_weights(folders, zero, tmp_path):
+    """Of two checkpoints that share no table."""
+    arrays = assert_drawn(tmp_path, list(study("weight-tour").figures), folders["small"], "--compare", zero)
+    assert np.isnan(arrays["position-correlation"]["r_zero"][:2]).all()
+    assert (arrays["training-signature"]["effective_rank_zero"][0] == 0).all()
+
+
+def test_constant_weights_alone_are_drawn_without_a_warning(zero, tmp_path):
+    """Where a picture has limits that all checkpoints share."""
+    ids = ["weight-histogram", "weights", "pca-scatter", "row-variance", "query-heads", "head-clusters"]
+    arrays = assert_drawn(tmp_path, ids, zero)
     histogram = arrays["weight-histogram"]
     assert (histogram["std"], histogram["ks"]) == (0, 1)
     assert np.isnan(histogram["skewness"])
-    assert np.isnan(arrays["position-correlation"]["r"][:2]).all()
-    assert (arrays["training-signature"]["effective_rank"][0] == 0).all()
     assert (arrays["pca-scatter"]["scores"][0] == 0).all()
 
 
@@ -410,13 +430,3 @@ def test_a_weight_that_is_not_finite_leaves_out_the_figures_that_cannot_be(tmp_p
     signature = arrays["training-signature"]
     assert np.isnan(signature["kurtosis"][0, 0])
     assert np.isfinite(signature["kurtosis"][1:]).all()
-
-
-def test_every_figure_is_drawn(folders, tmp_path):
-    """Of two checkpoints that share no table."""
-    smaller = write_folder(tmp_path / "smaller", changed(SMALL, n_layer=1))
-    line = ["figures", "weight-tour", "--dpi", "20", "--out", str(tmp_path), "--model", str(folders["small"])]
-    assert main([*line, "--compare", str(smaller)]) == 0
-    for id in study("weight-tour").figures:
-        pixels = matplotlib.image.imread(tmp_path / "weight-tour" / f"{id}.png")
-        assert pixels[..., :3].std() > 0.02, id
