@@ -62,11 +62,14 @@ class Hooked:
         tensors = {key: torch.tensor(x) for key, x in random_tensors(CONFIG).items()}
         theirs.transformer.load_state_dict(tensors, strict=False)
         self.theirs = torch_reference.double(theirs)
+        self.unchanged = {}
 
     def __call__(self, text):
         """Returns the last logits, and z `[layer, head, pos, head_dim]`, unchanged."""
-        (logits,), z = self.changed(text, [None], [None])
-        return logits, z[:, 0]
+        if text not in self.unchanged:
+            (logits,), z = self.changed(text, [None], [None])
+            self.unchanged[text] = logits, z[:, 0]
+        return self.unchanged[text]
 
     def changed(self, text, at, new, pos=slice(None)):
         """Returns both of a run for each of `at`, `[run, …]`: in run i, that head gets the values `new[i]` at `pos`."""

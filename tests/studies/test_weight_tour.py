@@ -223,7 +223,8 @@ class TestLayers:
         assert arrays["pca-variance"]["layers"].tolist() == arrays["pca-scatter"]["layers"].tolist() == ENDS
         for index, layer in enumerate(ENDS):
             matrix = wide(layer)
-            left, sigma, loadings = np.linalg.svd((matrix - matrix.mean(axis=0)) / matrix.std(axis=0))
+            standardised = (matrix - matrix.mean(axis=0)) / matrix.std(axis=0)
+            left, sigma, loadings = np.linalg.svd(standardised, full_matrices=False)
             share = sigma**2 / (sigma**2).sum()
             signs = [np.sign(each[np.abs(each).argmax()]) for each in loadings[:2]]
             np.testing.assert_allclose(arrays["pca-variance"]["explained"][index], np.cumsum(share), atol=2e-6)
