@@ -10,8 +10,9 @@ from helpers.checkpoints import WORDS
 
 import jaxqkv
 from jaxqkv.cli.main import main
-from jaxqkv.errors import JaxqkvError
+from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies import adjustment_magnitudes
+from jaxqkv.studies.adjustment_magnitudes import STUDY, AdjustmentMagnitudesOptions
 from jaxqkv.studies.registry import study
 
 CONFIG = changed(GPT2, initializer_range=0.2)
@@ -134,38 +135,43 @@ def test_regression_on_earlier_positions(arrays, norms, limit):
         np.testing.assert_allclose(beta[layer], expected, atol=np.linalg.norm(np.linalg.pinv(design), 2) * error)
 
 
-def test_texts_are_cut_and_positions_named(folder, tmp_path, capsys):
-    (tmp_path / "texts.txt").write_text("a" + " her cat" * 20 + "\n\na cat saw her\n")
+def test_texts_are_cut_and_positions_named(folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n\n".join(["a" + " her cat" * 20, *["a cat saw her"] * 10]))
     line = ["figures", "adjustment-magnitudes", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     line += ["--corpus", str(tmp_path / "texts.txt"), "--documents", "paragraphs", "--layer", "2"]
     assert main(line) == 0
     manifest = json.loads((tmp_path / "out/adjustment-magnitudes/manifest.json").read_text())
-    assert manifest["texts"] == 2
+    assert manifest["texts"] == 11
     assert manifest["notes"] == [
         "every figure shows all layers; --layer changes nothing",
-        f"{tmp_path}/texts.txt has 2 texts, fewer than 64, and all are run",
-        "cut to the model's 17 positions: 1 of 2 texts",
+        f"{tmp_path}/texts.txt has 11 texts, fewer than 64, and all are run",
+        "cut to the model's 17 positions: 1 of 11 texts",
         "figure 4 ends at position 16, since no text reaches position 30: the longest has 17 tokens",
     ]
     captions = {id: each["caption"] for id, each in manifest["figures"].items()}
-    assert captions["1"].endswith("2 texts of 4 to 17 tokens. (Cut to the model's 17 positions: 1 of 2 texts.)")
+    assert captions["1"].endswith("11 texts of 4 to 17 tokens. (Cut to the model's 17 positions: 1 of 11 texts.)")
     assert "at positions 1 to 16," in captions["4"]
     assert captions["4"].endswith("(No text reaches position 30: the longest has 17 tokens.)")
 
 
 @pytest.mark.parametrize(
-    ("text", "missing"),
-    [("a", {"2": 2, "4": 3, "5": 4}), ("a cat", {"4": 3, "5": 4}), ("a cat saw", {"5": 4})],
+    ("text", "there", "missing"),
+    [
+        ("a", ["1", "3"], {"2": 2, "4": 3, "5": 4}),
+        ("a cat", ["2"], {"4": 3, "5": 4}),
+        ("a cat saw", ["4"], {"5": 4}),
+    ],
 )
-def test_texts_that_are_too_short(folder, tmp_path, capsys, text, missing):
+def test_texts_that_are_too_short(folder, tmp_path, text, there, missing):
     (tmp_path / "texts.txt").write_text(text)
-    line = ["figures", "adjustment-magnitudes", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
-    assert main([*line, "--corpus", str(tmp_path / "texts.txt"), "--batch", "1"]) == 0
-    err = capsys.readouterr().err
-    assert err.splitlines() == [
-        f"jaxqkv: {id} is not drawn: figure {id} needs a text of {count} tokens or more"
-        for id, count in missing.items()
-    ]
+    options = AdjustmentMagnitudesOptions(model=(str(folder),), corpus=(str(tmp_path / "texts.txt"),), batch=1)
+    with STUDY.start(options) as run:
+        reductions = {"norms": np.random.default_rng(0).random((3, *run.batch.mask.shape)).astype(np.float32)}
+        for id in there:
+            assert STUDY.figures[id].display(run, reductions).panels
+        for id, count in missing.items():
+            with pytest.raises(NotDrawable, match=f"^figure {id} needs a text of {count} tokens or more$"):
+                STUDY.figures[id].display(run, reductions)
 
 
 def test_no_text(folder, tmp_path):

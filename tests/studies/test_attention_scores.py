@@ -3,10 +3,9 @@
 import json
 from math import sqrt
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BERT, GPT2, changed, figures_of, random_ids, write_folder, write_word_tokenizer
+from conftest import BERT, GPT2, changed, figures_of, write_folder, write_word_tokenizer
 from helpers.checkpoints import WORDS
 
 import jaxqkv
@@ -28,8 +27,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arrays(folder, tmp_path_factory):
-    return figures_of("attention-scores", tmp_path_factory.mktemp("study"), folder, "--text", TEXT)
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def arrays(folder, base):
+    return figures_of("attention-scores", base, folder, "--text", TEXT)
+
+
+def manifest_of(base):
+    return json.loads((base / "out/attention-scores/manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,8 @@ def qk(folder):
 def last_token(q, k):
     """The seed's double loop over heads."""
     within, across = [], []
-    for qi in range(HEADS):
-        for ki in range(HEADS):
+    for qi in range(len(q)):
+        for ki in range(len(k)):
             products = q[qi, -1] @ k[ki].T / sqrt(q.shape[-1])
             (within if qi == ki else across).extend(products[1:-1])
     return np.array(within), np.array(across)
@@ -65,8 +73,8 @@ def causal(q, k):
 
 
 def pattern_samples(pattern):
-    final = np.concatenate([pattern[h, -1, :-1] for h in range(HEADS)])
-    diagonal = [np.diagonal(pattern[h]) for h in range(HEADS)]
+    final = np.concatenate([each[-1, :-1] for each in pattern])
+    diagonal = [np.diagonal(each) for each in pattern]
     return final, np.concatenate([d[1:] for d in diagonal]), np.array([d[0] for d in diagonal])
 
 
@@ -160,19 +168,26 @@ def test_9(arrays, qk):
     np.testing.assert_allclose(arrays["9"]["all_heads"], arrays["9"]["mean_of_heads"], atol=1e-5)
 
 
-def test_texts_of_a_batch_are_pooled_and_pads_never_counted(folder, tmp_path):
+def test_texts_of_a_batch_are_pooled_and_pads_never_counted(folder, tmp_path, base, arrays):
     """Two texts of different length: each sample is the two texts' samples one after the other."""
-    texts = ["a cat saw her run", "home saw a cat saw her run home"]
-    alone = [figures_of("attention-scores", tmp_path / str(i), folder, "--text", text) for i, text in enumerate(texts)]
-    together = figures_of("attention-scores", tmp_path / "both", folder, "--text", *texts)
+    short, ids = "a cat saw her run", ("3", "4", "5a", "6", "7b")
+    alone = [arrays, figures_of("attention-scores", tmp_path / "short", folder, "4", "6", "7b", "--text", short)]
+    more = ["--text", TEXT, short, "--layer", str(LAYER)]
+    together = figures_of("attention-scores", tmp_path, folder, *ids, *more)
     for id, name in (("4", "within"), ("4", "across"), ("7b", "final_to_previous"), ("7b", "self_other")):
         expected = np.sort(np.concatenate([arrays[id][name] for arrays in alone]))
         np.testing.assert_allclose(np.sort(together[id][name]), expected, atol=1e-5, err_msg=f"{id} {name}")
-    sizes = [5 * 5, 8 * 8]
+    sizes = [POS**2, 5 * 5]
     means = [arrays["6"]["mean"] for arrays in alone]
     expected = (sizes[0] * means[0] + sizes[1] * means[1]) / sum(sizes)
     np.testing.assert_allclose(together["6"]["mean"], expected, atol=1e-5)
-    np.testing.assert_allclose(together["3"]["q"], alone[0]["3"]["q"], atol=1e-5)
+    np.testing.assert_allclose(together["3"]["q"], arrays["3"]["q"], atol=1e-5)
+    # How long the texts are, in captions of all and of the first.
+    one, two = (manifest_of(each)["figures"] for each in (base, tmp_path))
+    assert one["5a"]["caption"].endswith("colours from 0 to 0.15. 11 tokens.")
+    assert "in the original.) 11 tokens." in one["3"]["caption"]
+    assert two["5a"]["caption"].endswith("0.15. 2 texts of 5 to 11 tokens, pooled.")
+    assert two["3"]["caption"].endswith(" 11 tokens, the first of 2 texts.")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -188,21 +203,12 @@ def test_kernels_ignore_padding(side):
     assert first.tolist() == [0, 0, 0] if side == "right" else [0, 4, 6]
     assert last.tolist() == [6, 2, 0] if side == "right" else [6, 6, 6]
     padded = [*kernels.last_token_scores(q, k, mask), *kernels.causal_samples(pattern, mask)]
-    for row, length in enumerate(lengths):
-        real = np.flatnonzero(mask[row])
-        whole = np.ones((1, length), bool)
-        alone = [
-            *kernels.last_token_scores(q[row : row + 1, :, real], k[row : row + 1, :, real], whole),
-            *kernels.causal_samples(pattern[row : row + 1][:, :, real][..., real], whole),
-        ]
-        for a, b in zip(padded, alone, strict=True):
-            chosen = np.broadcast_to(a.where, a.values.shape)[row]
-            np.testing.assert_allclose(
-                np.asarray(a.values[row])[chosen],
-                np.asarray(b.values)[np.broadcast_to(b.where, b.values.shape)],
-                rtol=1e-5,
-                atol=1e-6,  # a sum rounds by its terms
-            )
+    for row, real in enumerate(mask):
+        alone = [*last_token(q[row][:, real], k[row][:, real]), *pattern_samples(pattern[row][:, real][..., real])]
+        for sample, expected in zip(padded, alone, strict=True):
+            chosen = np.broadcast_to(sample.where, sample.values.shape)[row]
+            # A sum rounds by its terms.
+            np.testing.assert_allclose(np.asarray(sample.values)[row][chosen], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_only_the_layers_that_are_needed_are_run(folder, tmp_path, monkeypatch):
@@ -210,22 +216,26 @@ def test_only_the_layers_that_are_needed_are_run(folder, tmp_path, monkeypatch):
     original = jaxqkv.Weights.layer
     monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
     options = ["--arrays-only", "--out", str(tmp_path), "--model", str(folder), "--text", TEXT]
-    for ids, layers in ((["3", "4", "9"], [0, 1]), (["1", "7a"], []), (["3", "6", "8"], [0, 1, 2])):
+    for ids, layers in ((["3", "4", "9"], [0, 1]), (["1", "7a"], []), (["3", "5a", "6", "8"], [0, 1, 2])):
         read.clear()
         assert main(["figures", "attention-scores", *ids, *options]) == 0
         assert read == layers
 
 
-@pytest.mark.parametrize(("text", "missing"), [("a", {"4", "5a", "5b", "7b", "8"}), ("a cat", {"4", "5a", "5b"})])
-def test_short_texts(folder, tmp_path, capsys, text, missing):
-    arrays = figures_of("attention-scores", tmp_path, folder, "--text", text)
-    assert set(study("attention-scores").figures) - set(arrays) == missing
+def test_one_token_is_too_few_for_most_figures(folder, tmp_path, capsys):
+    arrays = figures_of("attention-scores", tmp_path, folder, "--text", "a")
+    missing = {"4": 3, "5a": 3, "5b": 3, "7b": 2, "8": 2}
+    assert set(study("attention-scores").figures) - set(arrays) == missing.keys()
     err = capsys.readouterr().err
-    for id in missing:
-        assert f"jaxqkv: {id} is not drawn: figure {id} needs a text of" in err
-    line = ["figures", "attention-scores", "4", "--out", str(tmp_path), "--model", str(folder), "--text", text]
-    assert main(line) == 2
-    assert f"figure 4 needs a text of 3 tokens or more, not {len(text.split())}" in capsys.readouterr().err
+    for id, count in missing.items():
+        assert f"jaxqkv: {id} is not drawn: figure {id} needs a text of {count} tokens or more, not 1" in err
+
+
+def test_two_tokens_are_enough_for_causal_patterns(folder, tmp_path, capsys):
+    line = ["figures", "attention-scores", "4", "7b", "8", "--arrays-only", "--model", str(folder)]
+    assert main([*line, "--text", "a cat", "--out", str(tmp_path)]) == 2
+    assert {path.stem for path in (tmp_path / "attention-scores").glob("*.npz")} == {"7b", "8"}
+    assert "figure 4 needs a text of 3 tokens or more, not 2" in capsys.readouterr().err
 
 
 def test_bert_where_it_makes_sense(tmp_path, monkeypatch, capsys):
@@ -236,7 +246,8 @@ def test_bert_where_it_makes_sense(tmp_path, monkeypatch, capsys):
         capsys.readouterr().err
     )
     model = jaxqkv.load(folder)
-    expected = model.run(model.tokenize(TEXT), capture={"scores"}).scores
+    acts = model.run(model.tokenize(TEXT), capture={"q", "k"})
+    expected = np.asarray(acts.q) @ np.asarray(acts.k).swapaxes(-1, -2) / sqrt(7)
     np.testing.assert_allclose(arrays["6"]["mean"], expected.mean(axis=(1, 2, 3, 4)), atol=1e-5)
     read = []
     monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, layer: read.append(layer))
@@ -248,9 +259,9 @@ def test_bert_where_it_makes_sense(tmp_path, monkeypatch, capsys):
 def test_text_files_and_manifest(folder, tmp_path, arrays):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
-    again = figures_of("attention-scores", tmp_path, folder, "--text-file", str(path))
+    again = figures_of("attention-scores", tmp_path, folder, "4", "--text-file", str(path))
     np.testing.assert_array_equal(again["4"]["within"], arrays["4"]["within"])
-    manifest = json.loads((tmp_path / "out/attention-scores/manifest.json").read_text())
+    manifest = manifest_of(tmp_path)
     assert manifest["text"] == [TEXT]
     assert manifest["layer"] == LAYER
 
@@ -312,27 +323,12 @@ def test_numbers_against_pytorch(folder, arrays):
             np.testing.assert_allclose(arrays["4"]["within"], within, atol=1e-5)
 
 
-def test_layerwise_is_run_one_layer_at_a_time(folder):
+def test_layerwise_is_run_one_layer_at_a_time(folder, qk):
     model = jaxqkv.load(folder)
-    ids = jnp.asarray(random_ids(CONFIG, 2, 5))
-    whole = model.run(ids, capture={"scores", "mlp_out"})
     seen = []
-    for layer, attention in model.layerwise(ids, capture={"scores", "mlp_out"}, layers=[0, 2]):
-        np.testing.assert_allclose(attention.scores, whole.scores[layer], atol=1e-5)
-        np.testing.assert_allclose(attention.mlp_out, whole.mlp_out[layer], atol=1e-5)
-        assert attention.q is None
+    for layer, attention in model.layerwise(model.tokenize(TEXT), capture={"q", "k"}, layers=[0, 2]):
+        np.testing.assert_allclose(np.asarray(attention.q)[0], qk[0][layer], atol=1e-5)
+        np.testing.assert_allclose(np.asarray(attention.k)[0], qk[1][layer], atol=1e-5)
+        assert attention.v is None
         seen.append(layer)
     assert seen == [0, 2]
-
-
-@pytest.mark.parametrize(
-    ("texts", "every", "first"),
-    [
-        (["a cat saw her"], "colours from 0 to 0.15. 4 tokens.", "in the original.) 4 tokens."),
-        (["a cat saw", "her", "run"], "0.15. 3 texts of 1 to 3 tokens, pooled.", " 3 tokens, the first of 3 texts."),
-    ],
-)
-def test_captions_say_how_long_the_texts_are(folder, texts, every, first):
-    of_all, of_first = attention_scores.figure(["5a", "3"], model=folder, layer=1, text=texts, dpi=20)
-    assert of_all.caption.endswith(every)
-    assert of_first.caption.endswith(first)

@@ -14,7 +14,7 @@ import jaxqkv
 from jaxqkv import kernels
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.studies import category_selectivity
+from jaxqkv.studies.category_selectivity import STUDY, CategorySelectivityOptions
 from jaxqkv.studies.category_selectivity.words import of_lines, read_words
 from jaxqkv.studies.registry import study
 
@@ -40,8 +40,13 @@ def options(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arrays(folder, options, tmp_path_factory):
-    return figures_of("category-selectivity", tmp_path_factory.mktemp("study"), folder, *options)
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def arrays(folder, options, base):
+    return figures_of("category-selectivity", base, folder, *options)
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +224,8 @@ def test_as_published_looks_at_the_second_token(folder, options, arrays, samples
     assert "as published: of the second token, the same in every text" in captions["2b"]["caption"]
 
 
-def test_what_captions_and_manifest_say(folder, options, tmp_path):
-    figures_of("category-selectivity", tmp_path, folder, "3a", "6a", *options)
-    manifest = json.loads((tmp_path / "out/category-selectivity/manifest.json").read_text())
+def test_what_captions_and_manifest_say(arrays, base):
+    manifest = json.loads((base / "out/category-selectivity/manifest.json").read_text())
     assert manifest["words"] == dict(zip(WORDS, ["b"] * 3 + ["a"] * 5 + ["c"] * 3, strict=True))
     ends = " 11 words of 3 categories. Words of several tokens, whose last one is used: w2 w13."
     assert manifest["figures"]["6a"]["caption"].endswith(ends)
@@ -231,18 +235,25 @@ def test_what_captions_and_manifest_say(folder, options, tmp_path):
     )
 
 
-def test_a_checkpoint_that_sees_both_ways(tmp_path):
+def test_a_checkpoint_that_sees_both_ways(tmp_path, monkeypatch):
     """The word is looked at, not the special token after it."""
     folder = write_folder(tmp_path / "bert", BERT)
     words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "the", "next", "word", "is", "sun", "moon", "pear"]
     (folder / "vocab.txt").write_text("\n".join(words))
     (tmp_path / "words.txt").write_text("space sun\nspace moon\nfruit pear\n")
-    figure = category_selectivity.figure("2a", model=folder, layer=2, words=tmp_path / "words.txt", dpi=20)
-    model = jaxqkv.load(folder)
-    batch = model.tokenize("The next word is moon")
-    assert batch.ids.tolist() == [[1, 5, 6, 7, 8, 10, 2]]
-    k = np.asarray(model.run(batch, capture={"k"}).k[2, 0, :, 5]).ravel()
-    np.testing.assert_allclose(figure.arrays["activations"][1, 1], k, atol=MODEL_LIMIT * np.abs(k).max())
+    options = CategorySelectivityOptions(model=(str(folder),), words=tmp_path / "words.txt")
+    seen, of_layer = [], {"similarity": (3, 3, 3), "activations": (3, 3, EMBED), "r": (3,)}
+
+    def run_model(self, batch, *, inputs, layers, **options):
+        seen.extend((np.asarray(batch.ids), np.asarray(inputs)))
+        return {name: np.zeros((len(layers), *shape)) for name, shape in of_layer.items()}
+
+    monkeypatch.setattr(jaxqkv.Model, "run", run_model)
+    with STUDY.start(options) as run:
+        run.compute({"shown"})
+    ids, positions = seen
+    assert ids.tolist() == [[1, 5, 6, 7, 8, word, 2] for word in (9, 10, 11)]
+    assert positions.tolist() == [[5, 5]] * 3
 
 
 @pytest.mark.parametrize(

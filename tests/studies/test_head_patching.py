@@ -10,9 +10,10 @@ from helpers.checkpoints import WORDS
 
 import jaxqkv
 from jaxqkv import edits
+from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.studies import head_patching
+from jaxqkv.studies import head_patching, pairs
 from jaxqkv.studies.registry import study
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -38,18 +39,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(folder, tmp_path_factory):
-    """The figures of the first pair."""
+    """The figures of the first pair, but for that of each position, which is of both."""
     clean, donor, *answers = PAIRS[0]
     line = ["--clean", clean, "--donor", donor, "--answers", *answers, "--layer", str(LAYER), "--repeats", "2"]
-    return figures_of("head-patching", tmp_path_factory.mktemp("one"), folder, *line)
+    return figures_of("head-patching", tmp_path_factory.mktemp("one"), folder, "1", "2", "3a", "3b", "4", "5", *line)
 
 
 @pytest.fixture(scope="module")
 def both(folder, tmp_path_factory):
-    """The figures of both pairs."""
+    """The figures of both pairs that are means over pairs."""
     base = tmp_path_factory.mktemp("both")
     (base / "pairs.tsv").write_text("\n".join("\t".join(pair) for pair in PAIRS) + "\n")
-    return figures_of("head-patching", base, folder, "--pairs", str(base / "pairs.tsv"))
+    return figures_of("head-patching", base, folder, "1", "5", "5-positions", "--pairs", str(base / "pairs.tsv"))
 
 
 class Hooked:
@@ -61,11 +62,14 @@ class Hooked:
         tensors = {key: torch.tensor(x) for key, x in random_tensors(CONFIG).items()}
         theirs.transformer.load_state_dict(tensors, strict=False)
         self.theirs = torch_reference.double(theirs)
+        self.unchanged = {}
 
     def __call__(self, text):
         """Returns the last logits, and z `[layer, head, pos, head_dim]`, unchanged."""
-        (logits,), z = self.changed(text, [None], [None])
-        return logits, z[:, 0]
+        if text not in self.unchanged:
+            (logits,), z = self.changed(text, [None], [None])
+            self.unchanged[text] = logits, z[:, 0]
+        return self.unchanged[text]
 
     def changed(self, text, at, new, pos=slice(None)):
         """Returns both of a run for each of `at`, `[run, …]`: in run i, that head gets the values `new[i]` at `pos`."""
@@ -118,11 +122,10 @@ def test_shuffled_heads(one, run):
     numbers = jnp.asarray(np.broadcast_to(np.arange(42, dtype=np.float32).reshape(6, 7), (1, 5, 6, 7)))
     expected = np.zeros(SHAPE)
     for seed in (0, 1):
-        new = []
-        for layer, head in HEADS:
-            edit = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape).at(layer)
-            order = np.asarray(edit(numbers, edits.Site(layer, mask, None)))[0, head].astype(int)
-            new.append(z[layer, head].ravel()[order].reshape(6, 7))
+        placed, new = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape), []
+        for layer in range(SHAPE[0]):
+            order = np.asarray(placed.at(layer)(numbers, edits.Site(layer, mask, None)))[0].astype(int)
+            new += [z[layer, head].ravel()[order[head].ravel()].reshape(6, 7) for head in range(SHAPE[1])]
         found, _ = run.changed(pair[0], HEADS, new)
         expected += (score(found, pair) - before).reshape(SHAPE) / 2
     np.testing.assert_allclose(one["2"]["delta"], expected, atol=1e-4)
@@ -152,19 +155,25 @@ def test_patched_heads(one, both, run):
     np.testing.assert_allclose(both["5"]["high"], several.max(0), atol=1e-4)
 
 
-def test_each_position(one, both, run):
-    for pos in (0, 3, 5):
-        expected = patched(run, PAIRS[0], slice(pos, pos + 1))
-        np.testing.assert_allclose(one["5-positions"]["delta"][:, :, pos], expected, atol=1e-4)
-    np.testing.assert_allclose(both["5-positions"]["delta"][:, :, 5], expected, atol=1e-4)  # a pad of the second pair
-    mean = (patched(run, PAIRS[0], slice(3, 4)) + patched(run, PAIRS[1], slice(3, 4))) / 2
-    np.testing.assert_allclose(both["5-positions"]["delta"][:, :, 3], mean, atol=1e-4)
+def test_each_position(both, run):
+    """Of the last, a pad of the second pair, the first pair's alone."""
+    for pos, real in ((0, PAIRS), (3, PAIRS), (5, PAIRS[:1])):
+        expected = np.mean([patched(run, pair, slice(pos, pos + 1)) for pair in real], axis=0)
+        np.testing.assert_allclose(both["5-positions"]["delta"][:, :, pos], expected, atol=1e-4)
 
 
-def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named():
-    asked, named = (head_patching.figure("1", **given) for given in ({"demo": True}, {"model": "demo-gpt2"}))
-    assert asked.caption == named.caption
-    np.testing.assert_array_equal(asked.arrays["clean"], named.arrays["clean"])
+def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named(folder, one, monkeypatch):
+    tokenizer = jaxqkv.load("demo-gpt2").tokenizer
+    clean, donor = tokenizer.encode(pairs.DEMO_PAIR[:2])
+    assert len(clean) == len(donor)
+    assert len(set(pairs.answer_tokens(tokenizer, pairs.DEMO_PAIR.answers))) == 2
+    monkeypatch.setitem(BUNDLED, "demo-gpt2", folder)
+    monkeypatch.setattr(pairs, "DEMO_PAIR", pairs.Pair(*PAIRS[0][:2], PAIRS[0][2:]))
+    for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
+        figure = head_patching.figure("1", dpi=20, **named)
+        assert f"after {PAIRS[0][0]!r} (clean) and {PAIRS[0][1]!r} (donor)" in figure.caption
+        for name, values in one["1"].items():
+            np.testing.assert_array_equal(figure.arrays[name], values)
 
 
 def test_refusals(folder, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Study 10: every array of every figure against PyTorch with hooks, in float64."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from helpers.checkpoints import WORDS
 
 import jaxqkv
 from jaxqkv import edits
+from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies import head_silencing
+from jaxqkv.studies.head_silencing import run as silencing
 from jaxqkv.studies.registry import study
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -21,10 +25,16 @@ from helpers.hooks import hooked  # noqa: E402
 from jaxqkv.model import torch_reference  # noqa: E402
 
 CONFIG = changed(GPT2, initializer_range=0.2)
-TEXT = "a cat saw her run home"
-FACT = ["--fact", "a cat saw", "--answer", " her", "--against", " home"]
+# Of one length, so that the same programs run both.
+TEXT, FACT = "a cat saw her run home", "a run saw home cat her"
+ANSWERS = (" her", " home")
 LAYER, HEAD, HEADS = 2, 3, [(layer, head) for layer in range(3) for head in range(5)]
-LINE = ["--text", TEXT, "--layer", str(LAYER), "--head", str(HEAD), *FACT]
+LINE = ["--text", TEXT, "--layer", str(LAYER), "--head", str(HEAD), "--fact", FACT]
+LINE += ["--answer", ANSWERS[0], "--against", ANSWERS[1]]
+# The figures of each edit: all, those of hidden states, and those of log probabilities and their gradients.
+FIGURES = {"zero": (), "mean": ("2", "3"), "permute": ("4a", "4b", "5a", "5b", "5c")}
+# Part of the way to a silenced head, for derivatives in float64.
+STEP = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +42,42 @@ def folder(tmp_path_factory):
     return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
 
 
-@pytest.fixture(scope="module", params=["zero", "mean", "permute"])
-def kind(request):
-    return request.param
+@pytest.fixture(scope="module")
+def figures(folder, tmp_path_factory):
+    """A function: the arrays of an edit's figures."""
+
+    @functools.cache
+    def figures(kind):
+        base = tmp_path_factory.mktemp("study")
+        return figures_of("head-silencing", base, folder, *FIGURES[kind], *LINE, "--edit", kind, "--seed", "3")
+
+    return figures
+
+
+@functools.cache
+def order(layer, pos):
+    """Positions and dimensions of each head in the order that the edit gives whole numbers, `[head, value]`."""
+    numbers = np.broadcast_to(np.arange(pos * 7, dtype=np.float32).reshape(pos, 7), (1, 5, pos, 7))
+    mask = np.ones((1, pos), bool)
+    edit = edits.permute(3).placed("z", CONFIG, mask.shape).at(layer)
+    moved = np.asarray(edit(jnp.asarray(numbers), edits.Site(layer, mask, None)))[0].reshape(5, -1).astype(int)
+    assert (np.sort(moved) == np.arange(pos * 7)).all()
+    return moved
+
+
+def silenced(kind, own, layer, head):
+    if kind == "permute":
+        return own.ravel()[order(layer, len(own))[head]].reshape(own.shape)
+    return np.zeros_like(own) if kind == "zero" else np.broadcast_to(own.mean(0), own.shape)
 
 
 @pytest.fixture(scope="module")
-def arrays(folder, kind, tmp_path_factory):
-    return figures_of("head-silencing", tmp_path_factory.mktemp("study"), folder, *LINE, "--edit", kind, "--seed", "3")
+def runs(folder):
+    """A function: of an edit and a text, hidden states after each block and log probabilities of the next token.
 
-
-@pytest.fixture(scope="module")
-def runs(folder, kind):
-    """Hidden states after each block and log probabilities of the next token: clean, and with each head silenced."""
+    Of the clean run (None), of runs with each head silenced, and of (head, ±1) with each head a small part of the way
+    to that, all in one batch of PyTorch's.
+    """
     model = jaxqkv.load(folder)
     theirs = torch_reference.build(CONFIG, seed=0)
     theirs.transformer.load_state_dict(
@@ -52,10 +85,11 @@ def runs(folder, kind):
     )
     theirs = torch_reference.double(theirs)
 
-    def runs_of(text):
-        """Of the clean run and of one for each head, in one batch of PyTorch's."""
-        pairs = (None, *HEADS)
-        ids, hidden = np.repeat(model.tokenize(text).ids, len(pairs), axis=0), []
+    @functools.cache
+    def runs(kind, text):
+        names = [None, *HEADS, *((pair, sign) for pair in HEADS for sign in (1, -1))]
+        ways = [*((pair, 1) for pair in HEADS), *((pair, sign * STEP) for pair in HEADS for sign in (1, -1))]
+        ids, hidden = np.repeat(model.tokenize(text).ids, len(names), axis=0), []
 
         def change(field, layer, value):
             if field == "resid_post":
@@ -63,30 +97,17 @@ def runs(folder, kind):
             if field != "z":
                 return None
             value = value.copy()
-            for row, pair in enumerate(pairs):
-                if pair is not None and pair[0] == layer:
-                    value[row, pair[1]] = silenced(value[row, pair[1]], *pair)
+            for row, (pair, share) in enumerate(ways, start=1):
+                if pair[0] == layer:
+                    own = value[row, pair[1]]
+                    value[row, pair[1]] = own + share * (silenced(kind, own, *pair) - own)
             return value
 
         logits = hooked(theirs, CONFIG, ids, np.ones(ids.shape, bool), change)["logits"][:, -1]
-        hidden, log_p = np.stack(hidden, axis=1), scipy.special.log_softmax(logits, axis=-1)
-        return dict(zip(pairs, zip(hidden, log_p, strict=True), strict=True))
+        log_p = scipy.special.log_softmax(logits, axis=-1)
+        return dict(zip(names, zip(np.stack(hidden, axis=1), log_p, strict=True), strict=True))
 
-    def silenced(own, layer, head):
-        if kind == "permute":
-            return shuffled(own, layer, head)
-        return 0 if kind == "zero" else own.mean(0)
-
-    def shuffled(own, layer, head):
-        """Positions and dimensions together, in the order that the edit gives whole numbers."""
-        numbers = np.broadcast_to(np.arange(own.size, dtype=np.float32).reshape(own.shape), (1, 5, *own.shape))
-        mask = np.ones((1, len(own)), bool)
-        edit = edits.permute(3).placed("z", CONFIG, mask.shape).at(layer)
-        moved = np.asarray(edit(jnp.asarray(numbers), edits.Site(layer, mask, None)))[0, head].astype(int)
-        assert sorted(moved.ravel()) == list(range(own.size))
-        return own.ravel()[moved]
-
-    return {text: runs_of(text) for text in (TEXT, "a cat saw")}
+    return runs
 
 
 def cosines(hidden):
@@ -97,8 +118,10 @@ def cosines(hidden):
     return np.array(rows)
 
 
-def test_hidden_states(arrays, runs):
-    clean, silent = (cosines(runs[TEXT][pair][0]) for pair in (None, (LAYER, HEAD)))
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_hidden_states(figures, runs, kind):
+    arrays, every = figures(kind), runs(kind, TEXT)
+    clean, silent = (cosines(every[pair][0]) for pair in (None, (LAYER, HEAD)))
     np.testing.assert_allclose(arrays["2"]["cosine"], clean, atol=1e-5)
     counts = [np.histogram(row, np.linspace(0.6, 1, 32))[0] for row in arrays["2"]["cosine"]]
     np.testing.assert_array_equal(arrays["2"]["counts"], counts)
@@ -109,8 +132,9 @@ def test_hidden_states(arrays, runs):
     np.testing.assert_array_equal(arrays["3"][f"counts_{LAYER}"], expected)
 
 
-def test_next_token(arrays, runs):
-    every = runs[TEXT]
+@pytest.mark.parametrize("kind", ["zero", "permute"])
+def test_next_token(figures, runs, kind):
+    arrays, every = figures(kind), runs(kind, TEXT)
     clean, silent = every[None][1], every[LAYER, HEAD][1]
     np.testing.assert_allclose(arrays["4a"]["clean"], clean, atol=1e-4)
     np.testing.assert_allclose(arrays["4a"]["silenced"], silent, atol=1e-4)
@@ -121,17 +145,18 @@ def test_next_token(arrays, runs):
     assert arrays["4b"]["clean"] == pytest.approx(clean.max(), abs=1e-4)
 
 
-def test_a_fact(arrays, runs):
-    every = runs["a cat saw"]
-    for name, word in (("target", " her"), ("against", " home")):
+def test_a_fact(figures, runs):
+    arrays, every = figures("zero"), runs("zero", FACT)
+    for name, word in zip(("target", "against"), ANSWERS, strict=True):
         token = WORDS.index(word)
         expected = [every[LAYER, head][1][token] - every[None][1][token] for head in range(5)]
         np.testing.assert_allclose(arrays["4c"][name], expected, atol=1e-4)
     np.testing.assert_array_equal(arrays["4c"]["token"], [every[LAYER, head][1].argmax() for head in range(5)])
 
 
-def test_every_head(arrays, runs):
-    every = runs[TEXT]
+@pytest.mark.parametrize("kind", ["zero", "permute"])
+def test_every_head(figures, runs, kind):
+    arrays, every = figures(kind), runs(kind, TEXT)
     clean = every[None][1]
     target = np.array([every[pair][1][clean.argmax()] for pair in HEADS]).reshape(3, 5) - clean.max()
     largest = np.array([every[pair][1].max() for pair in HEADS]).reshape(3, 5) - clean.max()
@@ -142,38 +167,41 @@ def test_every_head(arrays, runs):
         np.testing.assert_allclose(arrays["5b"][name][:, 0], values, atol=1e-4)
     for name, values in (("mean", largest.mean(1)), ("std", largest.std(1))):
         np.testing.assert_allclose(arrays["5b"][name][:, 1], values, atol=1e-4)
-    figure = arrays["5c"]
+
+
+@pytest.mark.parametrize("kind", ["zero", "permute"])
+def test_the_gradient_is_the_derivative_towards_a_silenced_head(figures, runs, kind):
+    """In central differences."""
+    arrays, every = figures(kind), runs(kind, TEXT)
+    figure, token = arrays["5c"], every[None][1].argmax()
+    ends = np.array([[every[pair, sign][1][token] for sign in (1, -1)] for pair in HEADS])
+    derivative = (ends[:, 0] - ends[:, 1]).reshape(3, 5) / (2 * STEP)
+    np.testing.assert_allclose(figure["attribution"], derivative, atol=1e-4)
     np.testing.assert_array_equal(figure["exact"], arrays["5a"]["target"])
     assert figure["r"] == pytest.approx(np.corrcoef(figure["exact"].ravel(), figure["attribution"].ravel())[0, 1])
 
 
-def test_the_gradient_is_that_of_a_gate(folder, arrays, kind):
-    """For z at 0 minus the derivative by the head's gate, in central differences."""
-    if kind != "zero":
-        return
-    model = jaxqkv.load(folder)
-    batch, step = model.tokenize(TEXT), 1e-2
-    token = int(model.logits(batch)[0, -1].argmax())
-    for layer, head in [(0, 1), (1, 4), (2, 0)]:
-        ends = [
-            model.logits(batch, edit={"z": edits.scale(1 + sign * step, [(layer, head)])})[0, -1] for sign in (1, -1)
-        ]
-        up, down = (scipy.special.log_softmax(np.asarray(each, np.float64))[token] for each in ends)
-        assert arrays["5c"]["attribution"][layer, head] == pytest.approx(-(up - down) / (2 * step), abs=2e-3)
+def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named(folder, figures, monkeypatch):
+    tokenizer = jaxqkv.load("demo-gpt2").tokenizer
+    one, two = (tokenizer.single_token(word) for word in silencing.DEMO_FACT[1:])
+    assert one != two
+    monkeypatch.setitem(BUNDLED, "demo-gpt2", folder)
+    monkeypatch.setattr(silencing, "DEMO_FACT", (FACT, *ANSWERS))
+    for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
+        figure = head_silencing.figure("4c", layer=LAYER, dpi=20, **named)
+        assert f"After {FACT!r}" in figure.caption
+        for key, values in figures("zero")["4c"].items():
+            np.testing.assert_array_equal(figure.arrays[key], values)
 
 
-def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named():
-    asked, named = (head_silencing.figure("4c", **given) for given in ({"demo": True}, {"model": "demo-gpt2"}))
-    assert asked.caption == named.caption
-    for key, values in asked.arrays.items():
-        np.testing.assert_array_equal(named.arrays[key], values)
-
-
-def test_a_target_and_models_without_next_tokens(folder, tmp_path, capsys):
-    figure = head_silencing.figure("5a", model=folder, text=TEXT, target=" home")
-    log_p = scipy.special.log_softmax(np.asarray(jaxqkv.load(folder).logits(jaxqkv.load(folder).tokenize(TEXT)))[0, -1])
+def test_a_target(folder, runs):
+    figure = head_silencing.figure("5a", model=folder, text=TEXT, target=" home", dpi=20)
+    log_p = runs("zero", TEXT)[None][1]
     assert figure.arrays["clean"][0] == pytest.approx(log_p[WORDS.index(" home")], abs=1e-4)
     assert "' home'" in figure.caption
+
+
+def test_refusals_and_models_without_next_tokens(folder, tmp_path, capsys):
     with pytest.raises(JaxqkvError, match="--head 5: the heads of tiny are 0 to 4"):
         head_silencing.figure("2", model=folder, head=5)
     for given, message in (

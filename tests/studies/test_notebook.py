@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import re
 import sys
 
@@ -17,10 +18,14 @@ from helpers.processes import in_a_process
 
 import jaxqkv
 from jaxqkv.architectures import open_checkpoint
+from jaxqkv.cli.figures import parse
 from jaxqkv.cli.main import main
+from jaxqkv.cli.parser import made
 from jaxqkv.errors import JaxqkvError, NotDrawable
+from jaxqkv.figures import drawing
 from jaxqkv.figures.drawing import Figure
 from jaxqkv.studies import attention_scores, qkv_weights, token_frequency, token_similarity, weight_tour
+from jaxqkv.studies.options import from_keywords
 from jaxqkv.studies.registry import names, study
 
 TEXT = "a cat saw her run home"
@@ -42,6 +47,23 @@ def corpus(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def figure(folder):
+    return attention_scores.figure("5a", model=str(folder), text=TEXT, dpi=50, theme="dark")
+
+
+@pytest.fixture(scope="module")
+def light(folder):
+    """A figure that is drawn quickly."""
+    return weight_tour.figure("position-dimension", model=folder, dpi=20)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures without pictures, for tests of what else they have."""
+    monkeypatch.setattr(drawing, "drawn", lambda display, theme, dpi: None)
+
+
 def of_the_command(tmp_path, study, id, *arguments):
     """The folder with what `jaxqkv figures` writes; the first argument is a checkpoint's."""
     line = ["figures", study, id, "--out", str(tmp_path / "out"), "--model", *map(str, arguments)]
@@ -49,8 +71,18 @@ def of_the_command(tmp_path, study, id, *arguments):
     return tmp_path / "out" / study
 
 
+def caption_of(files, id):
+    return json.loads((files / "manifest.json").read_text())["figures"][id]["caption"]
+
+
 def pixels(png):
     return matplotlib.image.imread(io.BytesIO(png))
+
+
+def shown(page):
+    """The picture in a figure's HTML."""
+    (inside,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return pixels(base64.b64decode(inside))
 
 
 def assert_same(arrays, path):
@@ -61,59 +93,63 @@ def assert_same(arrays, path):
         np.testing.assert_array_equal(arrays[name], expected[name])
 
 
-class TestTheSameAsTheCommands:
-    @pytest.mark.parametrize("opened", ["spec", "path", "checkpoint", "model", "list"])
-    def test_attention_scores(self, tmp_path, folder, opened):
-        model = {
-            "spec": lambda: str(folder),
-            "path": lambda: folder,
-            "checkpoint": lambda: open_checkpoint(folder),
-            "model": lambda: jaxqkv.load(folder),
-            "list": lambda: [jaxqkv.load(folder, stream=True)],
-        }[opened]()
-        figure = attention_scores.figure("5a", model=model, text=TEXT, dpi=50, theme="dark")
-        files = of_the_command(
-            tmp_path, "attention-scores", "5a", folder, "--text", TEXT, "--dpi", "50", "--theme", "dark"
-        )
-        assert_same(figure.arrays, files / "5a.npz")
-        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / "5a.png").read_bytes()))
+def assert_same_options(name, line, keywords):
+    """All that a figure is made from is the same."""
+    kind = study(name).options
+    assert made(kind, parse([name, *map(str, line)])) == from_keywords(kind, keywords, name)
 
-    def test_token_similarity_with_a_list_of_sentences(self, tmp_path, folder):
+
+class TestTheSameAsTheCommands:
+    def test_attention_scores(self, folder, figure, tmp_path, monkeypatch):
+        line = ("--text", TEXT, "--dpi", "50", "--theme", "dark")
+        files = of_the_command(tmp_path, "attention-scores", "5a", folder, *line)
+        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / "5a.png").read_bytes()))
+        monkeypatch.setattr(drawing, "drawn", lambda display, theme, dpi: None)
+        models = (folder, open_checkpoint(folder), jaxqkv.load(folder), [jaxqkv.load(folder, stream=True)])
+        for each in (figure, *(attention_scores.figure("5a", model=model, text=TEXT) for model in models)):
+            assert_same(each.arrays, files / "5a.npz")
+            assert each.caption == caption_of(files, "5a")
+
+    def test_token_similarity_with_a_list_of_sentences(self, tmp_path, folder, undrawn):
         sentences = ["a cat saw her run", "the cat saw her", "run her home", "no such word"]
         path = tmp_path / "sentences.txt"
         path.write_text("\n".join(sentences))
-        options = {"measure": "cosine", "layer": 2, "skip_missing": True, "target": " her", "model": folder}
+        options = {"measure": "cosine", "layer": 2, "skip_missing": True, "target": " her"}
         line = ("--measure", "cosine", "--layer", 2, "--skip-missing", "--sentences", path)
-        files = of_the_command(tmp_path, "token-similarity", "pair-order", folder, *line)
-        for given in (sentences, tuple(sentences), path, str(path)):
-            figure = token_similarity.figure("pair-order", sentences=given, **options)
-            assert_same(figure.arrays, files / "pair-order.npz")
+        files = of_the_command(tmp_path, "token-similarity", "pair-order", folder, *line, "--arrays-only")
+        figure = token_similarity.figure("pair-order", model=folder, sentences=sentences, **options)
+        assert_same(figure.arrays, files / "pair-order.npz")
         assert "1 sentences without the target were left out" in figure.caption
+        for given in (path, str(path)):
+            assert_same_options("token-similarity", line, options | {"sentences": given})
 
-    def test_token_frequency(self, tmp_path, folder, corpus):
-        options = {"documents": "paragraphs", "tokens": 60, "batch": 3, "length": 13, "memory": "1MB", "no_cache": True}
+    def test_token_frequency(self, tmp_path, folder, corpus, undrawn):
+        options = {"documents": "paragraphs", "tokens": 60, "batch": 3, "length": 13, "memory": "1MB"}
+        options |= {"no_cache": True, "mesh": {"data": 1}}
         line = ("--corpus", corpus, "--documents", "paragraphs", "--tokens", 60, "--batch", 3, "--length", 13)
-        files = of_the_command(tmp_path, "token-frequency", "5d", folder, *line, "--memory", "1MB", "--no-cache")
+        line += ("--memory", "1MB", "--no-cache", "--mesh", "data=1")
+        files = of_the_command(tmp_path, "token-frequency", "5d", folder, *line, "--arrays-only")
+        figure = token_frequency.figure("5d", model=folder, corpus=corpus, **options)
+        assert_same(figure.arrays, files / "5d.npz")
         for given in (corpus, [str(corpus)]):
-            figure = token_frequency.figure("5d", model=folder, corpus=given, mesh={"data": 1}, **options)
-            assert_same(figure.arrays, files / "5d.npz")
+            assert_same_options("token-frequency", line, options | {"corpus": given})
 
     @pytest.mark.parametrize(
         ("name", "id", "options"),
         [
-            ("qkv-activations", "3b", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
+            ("qkv-activations", "1", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
             ("adjustment-magnitudes", "4", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
             (
                 "prediction-divergence",
-                "6",
+                "2a",
                 {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True},
             ),
-            ("category-selectivity", "6a", {"words": "words", "permutations": 19, "seed": 3}),
-            ("head-silencing", "5a", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
-            ("head-patching", "5", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
+            ("category-selectivity", "3a", {"words": "words", "permutations": 19, "seed": 3}),
+            ("head-silencing", "4a", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
+            ("head-patching", "1", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
         ],
     )
-    def test_studies_of_runs(self, tmp_path, folder, name, id, options):
+    def test_studies_of_runs(self, tmp_path, folder, undrawn, name, id, options):
         """An open model and keywords; files are given as paths, and texts and answers as they are."""
         (tmp_path / "a.txt").write_text("\n\n".join((PREDICTED, "a cat saw her run home", "run home her", PREDICTED)))
         (tmp_path / "words").write_text("a cat\na saw\na her\nb run\nb home\n")
@@ -124,25 +160,29 @@ class TestTheSameAsTheCommands:
                 f"--{key.replace('_', '-')}",
                 *(given if isinstance(given, tuple) else [] if given is True else [given]),
             ]
-        files = of_the_command(tmp_path, name, id, folder, *map(str, line), "--dpi", "20")
-        figure = study(name).figure(id, model=jaxqkv.load(folder), dpi=20, **options)
+        assert_same_options(name, line, options)
+        files = of_the_command(tmp_path, name, id, folder, *line, "--arrays-only")
+        figure = study(name).figure(id, model=jaxqkv.load(folder), **options)
         assert_same(figure.arrays, files / f"{id}.npz")
-        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / f"{id}.png").read_bytes()))
+        assert figure.caption == caption_of(files, id)
 
-    def test_weights_of_several_and_compared(self, tmp_path, folder):
+    def test_weights_of_several_and_compared(self, tmp_path, folder, undrawn):
         fresh = f"random:{folder}"
         models = [jaxqkv.load(folder, dtype="bfloat16"), open_checkpoint(fresh, seed=3)]
-        files = of_the_command(tmp_path, "qkv-weights", "3", folder, fresh, "--seed", 3)
+        files = of_the_command(tmp_path, "qkv-weights", "3", folder, fresh, "--seed", 3, "--arrays-only")
         arrays = qkv_weights.figure("3", model=models).arrays
         assert set(arrays) == {"mean_tiny", "std_tiny", "mean_random:tiny", "std_random:tiny"}
         assert_same(arrays, files / "3.npz")
-        files = of_the_command(tmp_path, "weight-tour", "layer-statistics", fresh, "--compare", folder, "--seed", 3)
-        for compare in (models[0], [str(folder)], folder):
-            figure = weight_tour.figure("layer-statistics", model=models[1], compare=compare, as_published=False)
-            assert "mean_tiny" in figure.arrays
-            assert_same(figure.arrays, files / "layer-statistics.npz")
+        line = ("--compare", folder, "--seed", 3)
+        files = of_the_command(tmp_path, "weight-tour", "layer-statistics", fresh, *line, "--arrays-only")
+        figure = weight_tour.figure("layer-statistics", model=models[1], compare=models[0], as_published=False)
+        assert "mean_tiny" in figure.arrays
+        assert_same(figure.arrays, files / "layer-statistics.npz")
+        for compare in ([str(folder)], folder):
+            options = {"model": fresh, "compare": compare, "seed": 3, "as_published": False}
+            assert_same_options("weight-tour", ("--model", fresh, *line), options)
 
-    def test_every_study_has_one(self):
+    def test_every_study_has_one(self, undrawn):
         for name in names():
             made = getattr(jaxqkv.studies, name.replace("-", "_")).figure
             assert made == study(name).figure
@@ -150,17 +190,7 @@ class TestTheSameAsTheCommands:
         assert {"values", "values_random:demo-gpt2"} <= set(demo.arrays)
 
 
-def shown(page):
-    """The picture in a figure's HTML."""
-    (inside,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    return pixels(base64.b64decode(inside))
-
-
 class TestFigure:
-    @pytest.fixture
-    def figure(self, folder):
-        return attention_scores.figure("5a", model=folder, text=TEXT, dpi=50)
-
     def test_it_unpacks(self, figure):
         picture, arrays = figure
         assert isinstance(picture, matplotlib.figure.Figure)
@@ -171,8 +201,10 @@ class TestFigure:
         np.testing.assert_array_equal(picture.axes[0].images[0].get_array(), arrays["density"][:, 0])
 
     def test_arrays_are_the_callers_own(self, figure):
-        figure.arrays["edges"][:] = 0
-        assert attention_scores.run.LAST_TOKEN_EDGES[0] == -20
+        edges = attention_scores.run.LAST_TOKEN_EDGES
+        np.testing.assert_array_equal(figure.arrays["edges"], edges)
+        assert figure.arrays["edges"].flags.writeable
+        assert not np.shares_memory(figure.arrays["edges"], edges)
 
     def test_what_it_says(self, figure):
         assert repr(figure).splitlines() == [
@@ -190,7 +222,12 @@ class TestFigure:
         assert "width: 960px; max-width: 100%" in page
         assert figure.caption in html.unescape(page)
 
-    def test_what_is_changed_in_it_is_shown(self, figure):
+    def test_themes(self, figure, light):
+        assert shown(light._repr_html_())[0, 0].min() == 1
+        np.testing.assert_allclose(shown(figure._repr_html_())[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
+
+    def test_what_is_changed_in_it_is_shown(self, folder):
+        figure = weight_tour.figure("position-dimension", model=folder, dpi=20)
         for axes in figure.figure.axes:
             axes.set_visible(False)
         figure.figure.suptitle("")
@@ -198,17 +235,16 @@ class TestFigure:
 
     def test_its_html_is_escaped(self, tmp_path):
         evil = write_folder(tmp_path / "<script>alert(1)<", GPT2)
-        page = qkv_weights.figure("2a", model=evil, dpi=20)._repr_html_()
+        page = weight_tour.figure("position-dimension", model=evil, dpi=20)._repr_html_()
         assert "<script>" not in page
         assert "&lt;script&gt;alert(1)&lt;" in page
 
-    def test_saving(self, figure, folder, tmp_path):
-        other = attention_scores.figure("5a", model=folder, text=TEXT, dpi=50)
-        assert base64.b64encode(other.save(str(tmp_path / "a.PNG")).read_bytes()).decode() in figure._repr_html_()
-        assert figure.save(tmp_path / "a.npz") == tmp_path / "a.npz"
-        assert_same(figure.arrays, tmp_path / "a.npz")
-        assert "Transformer layer" in figure.save(tmp_path / "a.svg").read_text()
-        assert figure.save(tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    def test_saving(self, light, tmp_path):
+        assert base64.b64encode(light.save(str(tmp_path / "a.PNG")).read_bytes()).decode() in light._repr_html_()
+        assert light.save(tmp_path / "a.npz") == tmp_path / "a.npz"
+        assert_same(light.arrays, tmp_path / "a.npz")
+        assert "Position embedding values" in light.save(tmp_path / "a.svg").read_text()
+        assert light.save(tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
         before = sorted(tmp_path.iterdir())
         for name, reason in (
             ("a.jpg", r"saved as one of \.png, \.svg, \.pdf, \.npz"),
@@ -216,44 +252,29 @@ class TestFigure:
             ("no/such/a.png", r"cannot be written \(No such file or directory\)"),
         ):
             with pytest.raises(JaxqkvError, match=reason):
-                figure.save(tmp_path / name)
+                light.save(tmp_path / name)
         assert sorted(tmp_path.iterdir()) == before
-
-    def test_themes(self, folder):
-        light, dark = (qkv_weights.figure("2a", model=folder, dpi=20, theme=theme) for theme in ("light", "dark"))
-        assert shown(light._repr_html_())[0, 0].min() == 1
-        np.testing.assert_allclose(shown(dark._repr_html_())[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
-
-    @pytest.mark.slow
-    def test_no_state_of_pyplot(self):
-        code = (
-            "import sys, jaxqkv, matplotlib\n"
-            "before = matplotlib.rcParams.copy()\n"
-            "jaxqkv.studies.qkv_weights.figure('1', model='demo-gpt2', theme='dark')._repr_html_()\n"
-            "print('matplotlib.pyplot' in sys.modules, dict.__eq__(before, matplotlib.rcParams))"
-        )
-        assert in_a_process("-c", code).stdout.split() == ["False", "True"]
 
 
 class TestSeveral:
-    def test_in_one_pass_in_the_order_asked_for(self, folder, monkeypatch):
+    def test_in_one_pass_in_the_order_asked_for(self, folder, figure, undrawn, monkeypatch):
         model, passes = jaxqkv.load(folder), []
         layerwise = jaxqkv.Model.layerwise
         monkeypatch.setattr(
             jaxqkv.Model, "layerwise", lambda self, *args, **more: passes.append(1) or layerwise(self, *args, **more)
         )
-        figures = attention_scores.figure(["6", "5a", "4"], model=model, text=TEXT)
-        assert [figure.id for figure in figures] == ["6", "5a", "4"]
-        assert all(isinstance(figure, Figure) for figure in figures)
+        figures = attention_scores.figure(["9", "5a", "4"], model=model, text=TEXT)
+        assert [each.id for each in figures] == ["9", "5a", "4"]
+        assert all(isinstance(each, Figure) for each in figures)
         assert len(passes) == 1
-        assert attention_scores.figure("6", model=model, text=TEXT).caption == figures[0].caption
+        assert figures[1].caption == figure.caption
 
-    def test_a_model_keeps_its_weights(self, folder, monkeypatch):
+    def test_a_model_keeps_its_weights(self, folder, undrawn, monkeypatch):
         model = jaxqkv.load(folder)
         for _ in range(3):
-            attention_scores.figure("6", model=model, text=TEXT)
+            attention_scores.figure("5a", model=model, text=TEXT)
         monkeypatch.setattr(model.weights, "layer", lambda layer: pytest.fail("read again"))
-        attention_scores.figure("6", model=model, text=TEXT)
+        attention_scores.figure("5a", model=model, text=TEXT)
 
 
 class TestRefusals:
@@ -291,7 +312,7 @@ class TestRefusals:
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_what_an_open_model_has_decided(self, folder):
+    def test_what_an_open_model_has_decided(self, folder, undrawn):
         model = jaxqkv.load(folder)
         for name, value in (("dtype", "bfloat16"), ("tokenizer", folder), ("revision", "main")):
             with pytest.raises(JaxqkvError, match=f"{name} was decided when"):
@@ -314,13 +335,18 @@ class TestRefusals:
 
 
 @pytest.mark.slow
-def test_studies_are_attributes_of_the_package():
+def test_studies_are_attributes_of_the_package_and_pyplot_keeps_its_state():
     code = (
-        "import sys, jaxqkv; print('jaxqkv.kernels' in sys.modules, 'jaxqkv.studies' in sys.modules);"
-        "print(jaxqkv.kernels.pearson.__name__, jaxqkv.studies.weight_tour.figure.__name__, 'studies' in dir(jaxqkv))"
+        "import sys, jaxqkv\n"
+        "print('jaxqkv.kernels' in sys.modules, 'jaxqkv.studies' in sys.modules)\n"
+        "print(jaxqkv.kernels.pearson.__name__, jaxqkv.studies.weight_tour.figure.__name__, 'studies' in dir(jaxqkv))\n"
+        "import matplotlib\n"
+        "before = matplotlib.rcParams.copy()\n"
+        "jaxqkv.studies.qkv_weights.figure('1', model='demo-gpt2', theme='dark')._repr_html_()\n"
+        "print('matplotlib.pyplot' in sys.modules, dict.__eq__(before, matplotlib.rcParams))"
     )
     result = in_a_process("-c", code)
-    assert result.stdout.split() == ["False", "False", "pearson", "figure", "True"], result.stderr
+    assert result.stdout.split() == ["False", "False", "pearson", "figure", "True", "False", "True"], result.stderr
     with pytest.raises(AttributeError, match=r"module jaxqkv has no attribute kernel$"):
         _ = jaxqkv.kernel
     with pytest.raises(AttributeError, match=r"module jaxqkv\.studies has no attribute weights"):

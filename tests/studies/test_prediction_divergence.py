@@ -13,6 +13,7 @@ from jaxqkv import kernels
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.studies import prediction_divergence
+from jaxqkv.studies.prediction_divergence import STUDY, PredictionDivergenceOptions
 from jaxqkv.studies.registry import study
 
 POSITIONS, LAYER, PERMUTATIONS = 101, 1, 199
@@ -31,17 +32,28 @@ def torch_model(folder):
     return pytorch.load(folder)
 
 
+def written(torch_model, count, choose):
+    """So many tokens, each chosen by what the model predicts after those before it."""
+    import torch
+
+    tokens, threads = [3], torch.get_num_threads()
+    torch.set_num_threads(1)  # for products this small, several only wait for each other
+    with torch.no_grad():
+        while len(tokens) < count:
+            tokens.append(choose(torch_model(torch.tensor([tokens])).logits[0, -1].argmax().item()))
+    torch.set_num_threads(threads)
+    return tokens
+
+
 @pytest.fixture(scope="module")
 def ids(torch_model):
     """Tokens of a text whose second half the model predicts in two of five places."""
-    import torch
-
     generator = np.random.default_rng(1)
-    half = [3]
-    with torch.no_grad():
-        while len(half) < POSITIONS + 1:
-            predicted = torch_model(torch.tensor([half])).logits[0, -1].argmax().item()
-            half.append(predicted if generator.random() < 0.4 else int(generator.integers(0, len(WORDS))))
+
+    def choose(predicted):
+        return predicted if generator.random() < 0.4 else int(generator.integers(0, len(WORDS)))
+
+    half = written(torch_model, POSITIONS + 1, choose)
     return [*generator.integers(0, len(WORDS), START).tolist(), *half, 7]
 
 
@@ -190,7 +202,7 @@ def test_every_layer(arrays, expected, permuted):
 
 def test_as_published(folder, options, expected, permuted, tmp_path, arrays):
     correct, norms, _ = expected
-    theirs = figures_of("prediction-divergence", tmp_path, folder, *options, "--as-published")
+    theirs = figures_of("prediction-divergence", tmp_path, folder, "4", "5", "6", *options, "--as-published")
     loop = [published(norms[LAYER], correct, count) for count in range(10, 51)]
     np.testing.assert_allclose(theirs["4"]["divergence"], loop, atol=PUBLISHED_LIMIT)
     null = np.array([published(norms[LAYER], flags) for flags in permuted])
@@ -205,29 +217,34 @@ def test_as_published(folder, options, expected, permuted, tmp_path, arrays):
     assert "Filled: p < 0.05 in B, in C too." in captions["6"]["caption"]
 
 
-def test_the_first_position_can_be_left_out(folder, options, expected, tmp_path, arrays):
+def test_the_first_position_can_be_left_out(folder, text_file, expected, tmp_path, arrays):
+    """With fewer permutations than positions: then as many shifts, each another one."""
     correct, norms, limit = expected
-    later = figures_of("prediction-divergence", tmp_path, folder, *options, "--skip-first")
+    more = ["--text-file", text_file, "--permutations", "37", "--skip-first"]
+    later = figures_of("prediction-divergence", tmp_path, folder, "2a", "2b", "6", *more)
     np.testing.assert_array_equal(later["2a"]["correct"], correct[1:])
     assert later["2a"]["share"][0] == correct[1]
     np.testing.assert_array_equal(later["2b"]["length"], arrays["2b"]["length"][1:])
     observed = [divergence(norm[1:], correct[1:]) for norm in norms]
     np.testing.assert_allclose(later["6"]["divergence"], observed, atol=DIVERGENCE_LIMIT)
     assert later["6"]["mean"][2, 0] == pytest.approx(norms[2, 1:][correct[1:]].mean(), abs=limit)
-
-
-def test_fewer_shifts_than_positions(folder, text_file, expected):
-    """As many as there are permutations, each another one."""
-    figure = prediction_divergence.figure("6", model=folder, text_file=text_file, permutations=37, dpi=20)
-    times = figure.arrays["p_shift"] * 38
+    times = later["6"]["p_shift"] * 38
     np.testing.assert_allclose(times, np.rint(times), atol=1e-4)
 
 
-def test_what_captions_say(folder, text_file):
-    figures = prediction_divergence.figure(["3", "2a"], model=folder, text_file=text_file, length=31, dpi=20)
-    assert f" 31 tokens of {text_file} from token 102 on, the first, at which" in figures[0].caption
-    assert "(tiny has no layer 4 as in the original; the middle one is drawn.)" in figures[0].caption
-    assert figures[1].arrays["correct"].shape == (31,)
+def test_a_part_of_a_text_and_a_short_one_which_is_noted(folder, text_file, ids, expected, tmp_path):
+    """The same twenty tokens."""
+    path = tmp_path / "short.txt"
+    path.write_text("".join(WORDS[each] for each in ids[START - 20 : START + 21]))
+    for given, source, first, note in (
+        ({"text_file": text_file, "length": 20}, text_file, 102, ""),
+        ({"text_file": path}, path, 20, f" ({path} has no more from its middle on.)"),
+    ):
+        figures = prediction_divergence.figure(["3", "2a"], model=folder, dpi=20, **given)
+        assert f" 20 tokens of {source} from token {first} on, the first, at which" in figures[0].caption
+        assert "(tiny has no layer 4 as in the original; the middle one is drawn.)" in figures[0].caption
+        assert figures[1].caption.endswith(f" are predicted correctly.{note}")
+        np.testing.assert_array_equal(figures[1].arrays["correct"], expected[0][:20])
 
 
 @pytest.mark.parametrize(
@@ -246,25 +263,12 @@ def test_texts_that_are_too_short(folder, tmp_path, words, more, message):
     assert message in str(error.value)
 
 
-def test_a_short_text_is_noted(folder, tmp_path):
-    path = tmp_path / "short.txt"
-    path.write_text("".join(WORDS[:41]))
-    figure = prediction_divergence.figure("2a", model=folder, text_file=path, dpi=20)
-    assert figure.arrays["correct"].shape == (20,)
-    assert figure.caption.endswith(f" are predicted correctly. ({path} has no more from its middle on.)")
-
-
 def test_one_kind_of_positions(folder, tmp_path, capsys, torch_model):
     """Nothing is predicted: there is nothing to compare, and the others are drawn."""
-    import torch
-
-    half = [3]
-    with torch.no_grad():
-        while len(half) < 8:
-            half.append((torch_model(torch.tensor([half])).logits[0, -1].argmax().item() + 1) % len(WORDS))
-    (tmp_path / "text.txt").write_text("".join(WORDS[each] for each in [*[1] * 9, *half, 5]))
+    half = written(torch_model, 21, lambda predicted: (predicted + 1) % len(WORDS))
+    (tmp_path / "text.txt").write_text("".join(WORDS[each] for each in [*[1] * 22, *half, 5]))
     line = ["figures", "prediction-divergence", "--model", str(folder), "--text-file", str(tmp_path / "text.txt")]
-    assert main([*line, "--length", "7", "--arrays-only", "--out", str(tmp_path / "out")]) == 0
+    assert main([*line, "--length", "20", "--arrays-only", "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"jaxqkv: {id} is not drawn: figure {id} compares correct and incorrect predictions, and no prediction is "
@@ -280,8 +284,9 @@ def test_checkpoints_without_predictions(tmp_path):
 
 
 def test_the_studys_own_text():
-    figure = prediction_divergence.figure("2a", demo=True, dpi=20)
-    assert figure.arrays["correct"].shape == (256,)
-    assert "256 tokens of Alice's Adventures in Wonderland from token " in figure.caption
-    ids = jaxqkv.load("demo-gpt2").tokenizer.encode([jaxqkv.studies.stimuli.alice()], special_tokens=False)[0]
-    assert f"from token {len(ids) // 2:,} on" in figure.caption
+    (ids,) = jaxqkv.load("demo-gpt2").tokenizer.encode([jaxqkv.studies.stimuli.alice()], special_tokens=False)
+    start = len(ids) // 2
+    with STUDY.start(PredictionDivergenceOptions(demo=True)) as run:
+        run.predicted = run.next
+    np.testing.assert_array_equal([run.ids, run.next], [ids[start : start + 256], ids[start + 1 : start + 257]])
+    assert run.of_text.startswith(f" 256 tokens of Alice's Adventures in Wonderland from token {start:,} on")

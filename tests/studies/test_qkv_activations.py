@@ -1,6 +1,7 @@
 """Study 6: every array of every figure against PyTorch in float64, NumPy and loops."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import pytorch
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.studies import qkv_activations
+from jaxqkv.studies.qkv_activations import STUDY, QkvActivationsOptions
 from jaxqkv.studies.registry import study
 
 CONFIG = changed(GPT2, initializer_range=0.3)
@@ -133,16 +135,15 @@ def test_deviation_over_positions(arrays, samples, limit):
 
 def test_documents_of_a_corpus_are_read_apart(folder, tmp_path, ids, samples, limit):
     """Windows stay inside a document, and the first rows alone are run where there are more than are asked for."""
-    text = "".join(TOKENS[each] for each in ids)
-    lines = [" w3 like", text, " w5" * CONTEXT, " like w7 like", text]
+    ends = [end for end in range(CONTEXT, len(ids)) if ids[end] == LIKE]
+    five_rows, text = ("".join(TOKENS[each] for each in part) for part in (ids[: ends[4] + 1], ids))
+    lines = [" w3 like", five_rows, " w5" * CONTEXT, " like w7 like", text]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
-    given = {"corpus": str(tmp_path / "texts.jsonl"), "text_column": "body", "context": CONTEXT, "dpi": 20}
-    figure = qkv_activations.figure("1", model=folder, **given)
-    expected = np.concatenate(list(samples[LAYER, :, :, -1]), axis=1)
-    np.testing.assert_allclose(figure.arrays["activations"], np.tile(expected, (2, 1)), atol=limit)
-    figure = qkv_activations.figure("1", model=folder, rows=5, **given)
-    np.testing.assert_allclose(figure.arrays["activations"], expected[:5], atol=limit)
-    assert "(The first 5 occurrences of ' like' are run; --rows takes more.)" in figure.caption
+    given = {"corpus": str(tmp_path / "texts.jsonl"), "text_column": "body", "context": CONTEXT, "rows": ROWS}
+    figure = qkv_activations.figure("1", model=folder, dpi=20, **given)
+    rows = np.concatenate(list(samples[LAYER, :, :, -1]), axis=1)
+    np.testing.assert_allclose(figure.arrays["activations"], np.concatenate([rows[:5], rows[: ROWS - 5]]), atol=limit)
+    assert f"(The first {ROWS} occurrences of ' like' are run; --rows takes more.)" in figure.caption
 
 
 @pytest.mark.parametrize(
@@ -168,16 +169,19 @@ def test_one_occurrence_is_too_few(folder, tmp_path):
 
 
 def test_a_smaller_model_takes_what_it_can(folder, text_file, ids):
-    figure = qkv_activations.figure("5a", model=folder, text_file=text_file, dpi=20)
-    assert figure.arrays["q"].shape == (HEADS, 17, 7)
-    assert sum(each == LIKE for each in ids[16:]) >= 2
-    figure = qkv_activations.figure("2b", model=folder, text_file=text_file, dpi=20)
-    assert "with the 16 tokens before each. (tiny takes 16 tokens before the target, not 50 as in the original.)" in (
-        figure.caption
+    with STUDY.start(QkvActivationsOptions(model=(str(folder),), text_file=Path(text_file))) as run:
+        expected = [ids[end - 16 : end + 1] for end in range(16, len(ids)) if ids[end] == LIKE]
+        np.testing.assert_array_equal(run.ids, expected)
+    assert run.of_rows.endswith(
+        "with the 16 tokens before each. (tiny takes 16 tokens before the target, not 50 as in the original.)"
     )
 
 
 def test_the_studys_own_text():
-    figure = qkv_activations.figure("1", demo=True, dpi=20)
-    assert figure.arrays["activations"].shape == (84, 3 * 128)
-    assert "84 occurrences of ' like' in Alice's Adventures in Wonderland, with the 50 tokens before" in figure.caption
+    with STUDY.start(QkvActivationsOptions(demo=True)) as run:
+        tokens = run.model.tokenizer.tokens([int(row[-1]) for row in run.ids])
+    assert run.ids.shape == (84, 51)
+    assert set(tokens) == {" like"}
+    assert run.of_rows == (
+        " 84 occurrences of ' like' in Alice's Adventures in Wonderland, with the 50 tokens before each."
+    )

@@ -1,5 +1,6 @@
 """Study 1: every array of every figure against NumPy loops from the definitions in the figure table."""
 
+import functools
 import json
 
 import numpy as np
@@ -24,6 +25,7 @@ def arrays(tmp_path_factory):
     return {path.stem: arrays_of(path) for path in (base / "out" / "qkv-weights").glob("*.npz")}
 
 
+@functools.cache
 def matrices(name, layer):
     """W_Q, W_K, W_V in float64."""
     wide = random_tensors(CONFIGS[name])[f"h.{layer}.attn.c_attn.weight"].astype(np.float64)

@@ -1,5 +1,6 @@
 """`--significance` of the studies whose originals compare by eye: p against loops over the same permutations."""
 
+import functools
 import itertools
 import json
 
@@ -10,16 +11,16 @@ from conftest import GPT2, ROUNDING, changed, figures_of, random_tensors, write_
 from helpers.checkpoints import WORDS
 from helpers.oracles import cosine
 
-from jaxqkv import kernels
-from jaxqkv.studies import qkv_weights, token_frequency, token_similarity
+from jaxqkv import kernels, load
+from jaxqkv.studies import qkv_weights, token_frequency
 from jaxqkv.studies.significance import q_values
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 PERMUTATIONS, EMBED, HEADS, HEAD_DIM = 199, 35, 5, 7
-OPTIONS = ["--significance", "--permutations", str(PERMUTATIONS)]
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def orders(size):
     """The permutations that a test makes of so many labels."""
     names = np.arange(size, dtype=np.int32)
@@ -51,23 +52,27 @@ def tensors():
 
 
 @pytest.fixture(scope="module")
-def folder(tensors, tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG, tensors)
+def models(tensors, tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG, tensors)
+    return [folder, f"random:{folder}"]
 
 
 @pytest.fixture(scope="module")
-def arrays(folder, tmp_path_factory):
-    base = tmp_path_factory.mktemp("study")
-    return figures_of("qkv-weights", base, folder, "--model", str(folder), f"random:{folder}", *OPTIONS)
+def of_heads(models):
+    options = {"significance": True, "permutations": PERMUTATIONS}
+    return qkv_weights.figure(["5c", "6"], model=models, dpi=40, **options)
 
 
-class TestOfHeads:
-    def expected(self, tensors, layer, matrix):
-        """Null and observed difference of the mean cosines, by masks of pairs."""
+@pytest.fixture(scope="module")
+def expected(tensors):
+    """A function: null and observed difference of the mean cosines, by masks of pairs."""
+    head = np.arange(EMBED) // HEAD_DIM
+    one, other = np.triu_indices(EMBED, 1)
+
+    @functools.cache
+    def expected(layer, matrix):
         wide = tensors[f"h.{layer}.attn.c_attn.weight"]
-        values = cosine(wide[:, matrix * EMBED : (matrix + 1) * EMBED])[np.triu_indices(EMBED, 1)]
-        head = np.arange(EMBED) // HEAD_DIM
-        one, other = np.triu_indices(EMBED, 1)
+        values = cosine(wide[:, matrix * EMBED : (matrix + 1) * EMBED])[one, other]
 
         def difference(head):
             same = head[one] == head[other]
@@ -75,43 +80,41 @@ class TestOfHeads:
 
         return np.array([difference(head[order]) for order in orders(EMBED)]), difference(head)
 
+    return expected
+
+
+class TestOfHeads:
     # Sums of 35 unit columns, over the 105 pairs within heads.
     LIMIT = 2 * EMBED**2 * ROUNDING / 105
 
-    def test_within_and_across(self, arrays, tensors):
-        figure = arrays["5c"]
+    def test_within_and_across(self, of_heads, expected):
+        figure = of_heads[0].arrays
         assert figure["p"].shape == figure["q_value"].shape == (3, 2)
         for layer, matrix in itertools.product(range(3), range(2)):
-            assert_p(figure["p"][layer, matrix], *self.expected(tensors, layer, matrix), self.LIMIT)
+            assert_p(figure["p"][layer, matrix], *expected(layer, matrix), self.LIMIT)
         assert_q((figure["p"], figure["q_value"]))
         assert figure["p"][1, 0] == pytest.approx(1 / (PERMUTATIONS + 1))  # the planted one
         assert (figure["q_value"] < 0.05).sum() == 1
 
-    def test_every_model(self, arrays, tensors):
-        figure = arrays["6"]
+    def test_every_model(self, of_heads, expected):
+        figure = of_heads[1].arrays
         for layer, matrix in itertools.product(range(3), range(3)):
-            assert_p(figure["p_tiny"][layer, matrix], *self.expected(tensors, layer, matrix), self.LIMIT)
+            assert_p(figure["p_tiny"][layer, matrix], *expected(layer, matrix), self.LIMIT)
         names = ("tiny", "random:tiny")
         assert_q(*((figure[f"p_{name}"], figure[f"q_value_{name}"]) for name in names))
 
-    def test_only_where_it_is_asked_for(self, folder, arrays, tmp_path):
-        plain = figures_of("qkv-weights", tmp_path, folder, "5c", "6", "--layer", "1")
-        assert sorted(plain["5c"]) == ["mean", "std"]
-        assert sorted(plain["6"]) == ["mean_tiny", "std_tiny"]
-        for id in ("5c", "6"):
-            for name, values in plain[id].items():
-                np.testing.assert_array_equal(arrays[id][name], values)
-
-    def test_the_picture(self, folder):
-        """A star on each curve of the planted layer, and the caption that says what it is."""
-        options = {"model": folder, "permutations": PERMUTATIONS, "dpi": 40}
-        figure = qkv_weights.figure("5c", significance=True, **options)
-        plain = qkv_weights.figure("5c", **options)
-        count = [sum(line.get_marker() == "*" for line in each.figure.axes[0].lines) for each in (figure, plain)]
-        assert count == [4, 0]
-        starred = [line.get_xdata().tolist() for line in figure.figure.axes[0].lines if line.get_marker() == "*"]
-        assert starred == [[1], [1], [], []]
-        assert figure.caption.removeprefix(plain.caption) == (
+    def test_only_where_it_is_asked_for(self, models, of_heads):
+        """Then a star on each curve of the planted layer too, and the caption that says what it is."""
+        plain = qkv_weights.figure(["5c", "6"], model=models, dpi=40)
+        assert sorted(plain[0].arrays) == ["mean", "std"]
+        assert sorted(plain[1].arrays) == ["mean_random:tiny", "mean_tiny", "std_random:tiny", "std_tiny"]
+        for figure, without in zip(of_heads, plain, strict=True):
+            for name, values in without.arrays.items():
+                np.testing.assert_array_equal(figure.arrays[name], values)
+        lines = [[*each.figure.axes[0].lines] for each in (of_heads[0], plain[0])]
+        starred = [[line.get_xdata().tolist() for line in each if line.get_marker() == "*"] for each in lines]
+        assert starred == [[[1], [1], [], []], []]
+        assert of_heads[0].caption.removeprefix(plain[0].caption) == (
             " Stars: the means within and across heads differ, q < 0.05 of two-sided tests in which the columns are "
             "permuted over the heads (199 times, seed 0)."
         )
@@ -134,40 +137,48 @@ def sentences(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def sides(word_folder):
+    """Q, K and V of the targets and of the tokens before them, `[two, layer, sentence, three_embed]`."""
+    model = load(word_folder)
+    acts = model.run(model.tokenize(list(SENTENCES)), capture={"q", "k", "v"})
+    wide = np.concatenate([np.asarray(x).swapaxes(2, 3).reshape(3, 7, -1, EMBED) for x in (acts.q, acts.k, acts.v)], 3)
+    places = np.array([sentence.split().index("her", 1) for sentence in SENTENCES])
+    return np.stack([wide[:, np.arange(7), places - shift] for shift in (0, 1)]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def exchanges():
+    """Those that a test makes, and that of none."""
+    how = {"n_unit": 7, "statistic": lambda exchanged, _: exchanged, "permutations": PERMUTATIONS}
+    made = np.asarray(kernels.exchange_null((), KEY, **how))
+    assert made.shape == (PERMUTATIONS, 7)
+    return np.concatenate([made, np.zeros((1, 7), bool)])
+
+
+def means(x, centred):
+    """Mean similarities of the groups, `[exchange, group]`, of samples `[exchange, sentence, three_embed]`."""
+    x = x - x.mean(axis=1, keepdims=True) if centred else x
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    blocks = (unit.swapaxes(1, 2) @ unit).reshape(-1, 3, EMBED, 3, EMBED)
+    one, other = np.triu_indices(EMBED, 1)
+    groups = (blocks[:, a, :, b][:, one, other] if a == b else blocks[:, a, :, b] for a, b in GROUPS.values())
+    return np.stack([each.reshape(len(x), -1).mean(axis=1) for each in groups], axis=1)
+
+
 class TestOfTargets:
     @pytest.mark.parametrize("measure", ["correlation", "cosine"])
-    def test_every_group(self, word_folder, sentences, tmp_path, measure):
-        from jaxqkv import load
-
-        more = ["--sentences", sentences, "--measure", measure]
-        arrays = figures_of("token-similarity", tmp_path, word_folder, "distributions", "laminar", *more, *OPTIONS)
-        model = load(word_folder)
-        batch = model.tokenize(list(SENTENCES))
-        acts = model.run(batch)
-        places = [sentence.split().index("her", 1) for sentence in SENTENCES]
-        how = {"n_unit": 7, "statistic": lambda exchanged, _: exchanged, "permutations": PERMUTATIONS}
-        exchanges = np.asarray(kernels.exchange_null((), KEY, **how))
-        assert exchanges.shape == (PERMUTATIONS, 7)
+    def test_every_group(self, word_folder, sentences, sides, exchanges, tmp_path, measure):
+        more = ["--sentences", sentences, "--measure", measure, "--significance", "--permutations", str(PERMUTATIONS)]
+        arrays = figures_of("token-similarity", tmp_path, word_folder, "distributions", "laminar", *more)
         for layer in range(3):
-            wide = [np.asarray(x[layer]).swapaxes(1, 2).reshape(7, -1, EMBED) for x in (acts.q, acts.k, acts.v)]
-            wide = np.concatenate(wide, axis=2).astype(np.float64)
-            rows = np.arange(7)
-            pair = wide[rows, places], wide[rows, np.array(places) - 1]
-
-            def means(x, measure=measure):
-                x = x - x.mean(axis=0) if measure == "correlation" else x
-                unit = x / np.linalg.norm(x, axis=0)
-                blocks = (unit.T @ unit).reshape(3, EMBED, 3, EMBED)
-                upper = np.triu_indices(EMBED, 1)
-                return np.array([blocks[a, :, b][upper if a == b else ...].mean() for a, b in GROUPS.values()])
-
-            def difference(exchanged, pair=pair, means=means):
-                swapped = [np.where(exchanged[:, None], b, a) for a, b in (pair, pair[::-1])]
-                return means(swapped[0]) - means(swapped[1])
-
-            null, observed = np.array([difference(each) for each in exchanges]), difference(np.zeros(7, bool))
+            target, other = sides[:, layer]
+            swapped, centred = exchanges[:, :, None], measure == "correlation"
+            one, two = (np.where(swapped, *pair) for pair in ((other, target), (target, other)))
+            differences = means(one, centred) - means(two, centred)
             for group in range(6):
-                assert_p(arrays["laminar"]["p"][layer, group], null[:, group], observed[group], 1e-5)
+                *null, observed = differences[:, group]
+                assert_p(arrays["laminar"]["p"][layer, group], np.array(null), observed, 1e-5)
         np.testing.assert_array_equal(arrays["distributions"]["p"], arrays["laminar"]["p"][1])
         assert_q((arrays["laminar"]["p"], arrays["laminar"]["q_value"]))
         assert_q((arrays["distributions"]["p"], arrays["distributions"]["q_value"]))
@@ -180,44 +191,15 @@ class TestOfTargets:
             similarity = cosine(x - x.mean(axis=0) if centred else x).reshape(3, 5, 3, 5)
             upper = np.triu_indices(5, 1)
             expected = [similarity[a, :, b][upper if a == b else ...].mean() for a, b in GROUPS.values()]
-            np.testing.assert_allclose(group_means(x, centred=centred), expected, atol=15 * ROUNDING)
+            ours = jax.jit(functools.partial(group_means, centred=centred))(x)
+            np.testing.assert_allclose(ours, expected, atol=15 * ROUNDING)
 
     def test_only_where_it_is_asked_for(self, word_folder, sentences, tmp_path):
-        plain = token_similarity.figure(["distributions", "laminar"], model=word_folder, sentences=sentences, dpi=20)
-        assert not {"p", "q_value"} & {*plain[0].arrays, *plain[1].arrays}
-        assert "exchanged" not in plain[0].caption + plain[1].caption
-
-
-class TestOfFrequencies:
-    def test_every_layer(self, tmp_path):
-        """Against correlations over all occurrences, each token with the log frequency of another."""
-        folder = write_word_tokenizer(write_folder(tmp_path / "tiny", CONFIG), [f" w{index}" for index in range(43)])
-        generator = np.random.default_rng(0)
-        chances = np.arange(1, 44) ** -1.0
-        documents = ["".join(f" w{i}" for i in generator.choice(43, 31, p=chances / chances.sum())) for _ in range(7)]
-        (tmp_path / "corpus.txt").write_text("\n\n".join(documents))
-        line = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "93", "--no-cache"]
-        line += ["--batch", "5", "--length", "17"]
-        arrays = figures_of("token-frequency", tmp_path, folder, "2", "4a", "4b", *line, *OPTIONS)
-        figure, all_layers = arrays["4b"], arrays["4a"]
-        assert all_layers["layers"].tolist() == [0, 1, 2]
-        assert figure["left_out"] > 0  # tokens of the batch that were never counted
-        x, ids = all_layers["log_frequency"][:, 1:].ravel(), arrays["2"]["ids"][:, 1:].ravel()
-        known = ~np.isnan(x)
-        tokens, place = np.unique(ids[known], return_inverse=True)
-        frequency = np.array([x[known][place == index][0] for index in range(len(tokens))])
-        for layer in range(3):
-            y = all_layers["adjustment"][layer][:, 1:].ravel()[known].astype(np.float64)
-            null = [np.corrcoef(frequency[order][place], y)[0, 1] for order in orders(len(tokens))]
-            observed = np.corrcoef(frequency[place], y)[0, 1]
-            assert figure["r"][layer] == pytest.approx(observed, abs=1e-5)
-            assert_p(figure["p"][layer], np.array(null), observed, 1e-5)
-        assert_q((figure["p"], figure["q_value"]))
-        captions = json.loads((tmp_path / "out/token-frequency/manifest.json").read_text())["figures"]
-        assert "the frequencies of the batch's distinct tokens are permuted (199 times" in captions["4b"]["caption"]
-        plain = figures_of("token-frequency", tmp_path / "plain", folder, "4b", *line)
-        assert sorted(plain["4b"]) == ["left_out", "r"]
-        np.testing.assert_array_equal(plain["4b"]["r"], figure["r"])
+        ids = ("distributions", "laminar")
+        plain = figures_of("token-similarity", tmp_path, word_folder, *ids, "--sentences", sentences)
+        assert not {"p", "q_value"} & {*plain["distributions"], *plain["laminar"]}
+        captions = json.loads((tmp_path / "out/token-similarity/manifest.json").read_text())["figures"]
+        assert "exchanged" not in captions["distributions"]["caption"] + captions["laminar"]["caption"]
 
 
 BATCH, LENGTH, BINS = 5, 17, 40
@@ -239,19 +221,50 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory):
+def about(planted, tmp_path_factory):
+    """Options of a run of a corpus of which not all tokens are counted."""
     generator = np.random.default_rng(0)
     chances = np.arange(1, 44) ** -1.0
     texts = ["".join(f" w{i}" for i in generator.choice(43, 31, p=chances / chances.sum())) for _ in range(7)]
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n\n".join(texts))
-    line = ["--corpus", str(path), "--documents", "paragraphs", "--tokens", "93", "--no-cache"]
-    return [*line, "--batch", str(BATCH), "--length", str(LENGTH)]
+    return {"model": planted, "corpus": path, "documents": "paragraphs", "tokens": 93, "no_cache": True,
+            "batch": BATCH, "length": LENGTH, "dpi": 20}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def planted_arrays(planted, documents, tmp_path_factory):
-    return figures_of("token-frequency", tmp_path_factory.mktemp("study"), planted, "1", "2", "6", *documents, *OPTIONS)
+def of_frequencies(about):
+    options = about | {"significance": True, "permutations": PERMUTATIONS}
+    return {figure.id: figure for figure in token_frequency.figure(["1", "2", "4a", "4b", "6"], **options)}
+
+
+@pytest.fixture(scope="module")
+def plain(about):
+    return {figure.id: figure for figure in token_frequency.figure(["4b", "6"], **about)}
+
+
+class TestOfFrequencies:
+    def test_every_layer(self, of_frequencies, plain):
+        """Against correlations over all occurrences, each token with the log frequency of another."""
+        figure, all_layers = of_frequencies["4b"].arrays, of_frequencies["4a"].arrays
+        assert all_layers["layers"].tolist() == [0, 1, 2]
+        assert figure["left_out"] > 0  # tokens of the batch that were never counted
+        x, ids = all_layers["log_frequency"][:, 1:].ravel(), of_frequencies["2"].arrays["ids"][:, 1:].ravel()
+        known = ~np.isnan(x)
+        tokens, place = np.unique(ids[known], return_inverse=True)
+        frequency = np.array([x[known][place == index][0] for index in range(len(tokens))])
+        for layer in range(3):
+            y = all_layers["adjustment"][layer][:, 1:].ravel()[known].astype(np.float64)
+            null = [np.corrcoef(frequency[order][place], y)[0, 1] for order in orders(len(tokens))]
+            observed = np.corrcoef(frequency[place], y)[0, 1]
+            assert figure["r"][layer] == pytest.approx(observed, abs=1e-5)
+            assert_p(figure["p"][layer], np.array(null), observed, 1e-5)
+        assert_q((figure["p"], figure["q_value"]))
+        tested = "the frequencies of the batch's distinct tokens are permuted (199 times"
+        assert tested in of_frequencies["4b"].caption
+        assert tested not in plain["4b"].caption
+        assert sorted(plain["4b"].arrays) == ["left_out", "r"]
+        np.testing.assert_array_equal(plain["4b"].arrays["r"], figure["r"])
 
 
 class TestOfBins:
@@ -264,21 +277,20 @@ class TestOfBins:
             x = log_frequency[ids[row]]
             x = (x[:, None] + x).ravel()
             edges = np.percentile(x[~np.isnan(x)], np.linspace(0, 100, BINS + 1))
-            for b in range(BINS):
-                last = b == BINS - 1
-                inside = (x >= edges[b]) & ((x <= edges[b + 1]) if last else (x < edges[b + 1]))
-                if inside.any():
-                    values = score[:, row, inside]
-                    centre = np.full(3, edges[b : b + 2].mean())
-                    sums[:, :, b] += [np.ones(3), centre, values.mean(axis=1), values.std(axis=1)]
+            inside = (x[:, None] >= edges[:-1]) & (x[:, None] < edges[1:])
+            inside[:, -1] |= x == edges[-1]
+            there = inside.any(axis=0)
+            inside, centre = inside[:, there], (edges[:-1] + edges[1:])[there] / 2
+            mean = score[:, row] @ inside / inside.sum(axis=0)
+            squares = ((score[:, row, :, None] - mean[:, None]) ** 2 * inside).sum(axis=1)
+            moments = mean, np.sqrt(squares / inside.sum(axis=0))
+            sums[:, :, there] += [np.ones(mean.shape), np.broadcast_to(centre, mean.shape), *moments]
         there = sums[0, 0] > 0
         _, centre, *moments = sums[:, :, there] / sums[0, :, there].T
         return np.array([[np.corrcoef(*pair)[0, 1] for pair in zip(centre, y, strict=True)] for y in moments])
 
-    def test_every_layer(self, planted, planted_arrays):
-        from jaxqkv import load
-
-        arrays = planted_arrays
+    def test_every_layer(self, planted, of_frequencies):
+        arrays = {id: figure.arrays for id, figure in of_frequencies.items()}
         figure, ids, log_frequency = arrays["6"], arrays["2"]["ids"], arrays["1"]["log_frequency"].astype(np.float64)
         acts = load(planted).run(ids, capture={"q", "k"})
         q, k = (np.asarray(each, np.float64) for each in (acts.q, acts.k))
@@ -303,24 +315,18 @@ class TestOfBins:
         assert figure["q_value_mean"][0] < 0.05
         assert_q(*((figure[f"p_{name}"], figure[f"q_value_{name}"]) for name in ("mean", "std")))
 
-    def test_only_where_it_is_asked_for(self, planted, documents, planted_arrays, tmp_path):
-        plain = figures_of("token-frequency", tmp_path, planted, "6", *documents)["6"]
-        assert sorted(plain) == ["centres", "left_out", "mean", "r_mean", "r_std", "std"]
-        for name, values in plain.items():
-            np.testing.assert_array_equal(planted_arrays["6"][name], values)
-
-    def test_the_picture(self, planted, documents):
-        """A star in panel C at the planted layer, and the caption that says what it is."""
-        about = {"corpus": documents[1], "documents": "paragraphs", "tokens": 93, "no_cache": True, "batch": BATCH}
-        options = about | {"model": planted, "length": LENGTH, "permutations": PERMUTATIONS, "dpi": 20}
-        figure = token_frequency.figure("6", significance=True, **options)
-        plain = token_frequency.figure("6", **options)
+    def test_only_where_it_is_asked_for(self, of_frequencies, plain):
+        """Then a star in panel C at the planted layer too, and the caption that says what it is."""
+        figure, without = of_frequencies["6"], plain["6"]
+        assert sorted(without.arrays) == ["centres", "left_out", "mean", "r_mean", "r_std", "std"]
+        for name, values in without.arrays.items():
+            np.testing.assert_array_equal(figure.arrays[name], values)
         for suffix, label in (("mean", "C)"), ("std", "D)")):
             lines = [[*axes.lines] for axes in figure.figure.axes if axes.get_title(loc="center").startswith(label)]
             starred = [line.get_xdata().tolist() for line in lines[0] if line.get_marker() == "*"]
             assert starred == [np.flatnonzero(figure.arrays[f"q_value_{suffix}"] < 0.05).tolist()]
-        assert not any(line.get_marker() == "*" for axes in plain.figure.axes for line in axes.lines)
-        assert figure.caption.removeprefix(plain.caption) == (
+        assert not any(line.get_marker() == "*" for axes in without.figure.axes for line in axes.lines)
+        assert figure.caption.removeprefix(without.caption) == (
             " Stars: q < 0.05 of two-sided tests in which the frequencies of the batch's distinct tokens are permuted, "
             "and all pairs binned anew (199 times, seed 0)."
         )
@@ -336,7 +342,8 @@ class TestOfBins:
         score = generator.normal(30, 0.1, (3, 27, 27)).astype(np.float32)
         score[1] = score[1, ids[0]][:, ids[0]] + generator.normal(0, 1e-3, (27, 27)).astype(np.float32)
         token, occurrences = reductions.distinct_tokens(ids, log_frequency[ids])
-        sums = [np.asarray(reductions.sums_by_tokens(each[None], token, occurrences)) for each in score]
+        sums_by_tokens = jax.jit(reductions.sums_by_tokens)
+        sums = [np.asarray(sums_by_tokens(each[None], token, occurrences)) for each in score]
         cut = permuted_bins.cut_sums(np.stack(sums), occurrences)
         (pairs,) = permuted_bins.token_pairs(ids, cut, np.arange(7))
         there, centres, moments = permuted_bins.binned_pairs_of_tokens(pairs, log_frequency[:7])

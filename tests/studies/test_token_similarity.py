@@ -1,11 +1,12 @@
-"""Study 5: every array of every figure against NumPy loops from the definitions in the figure table."""
+"""Study 5: every array of every figure against PyTorch in float64, and NumPy from the definitions."""
 
-import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import GPT2, arrays_of, changed, figures_of, write_folder, write_word_tokenizer
+from conftest import GPT2, changed, figures_of, write_folder, write_word_tokenizer
+from helpers import pytorch
 from helpers.checkpoints import WORDS
 from helpers.oracles import cosine
 
@@ -14,8 +15,10 @@ from jaxqkv import kernels
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.studies import token_similarity
+from jaxqkv.studies.options import from_keywords
 from jaxqkv.studies.registry import study
 from jaxqkv.studies.stimuli import stimuli
+from jaxqkv.studies.token_similarity import STUDY, TokenSimilarityOptions
 
 CONFIG = changed(GPT2, initializer_range=0.2)
 SENTENCES = [
@@ -51,19 +54,17 @@ def arrays(folder, sentences, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(folder):
-    """Target and token before it, `[layer, sentence, 3·embed]`, each sentence run alone."""
-    model = jaxqkv.load(folder)
+    """Target and token before it, `[layer, sentence, 3·embed]`, each sentence run alone by PyTorch."""
+    model, tokenizer = pytorch.load(folder), jaxqkv.load(folder).tokenizer
     rows = []
     for sentence in SENTENCES:
         words = sentence.split()
         place = words.index("her", 1 if words[0] == "her" else 0)
         # A sentence that begins with the target holds its word without a space: another token.
-        activations = model.run(model.tokenize(sentence))
-        wide = [np.asarray(x[:, 0]).swapaxes(1, 2).reshape(3, len(words), -1) for x in
-                (activations.q, activations.k, activations.v)]  # fmt: skip
-        wide = np.concatenate(wide, axis=-1)
+        found = pytorch.activations(model, tokenizer.encode([sentence])[0])
+        wide = np.concatenate([found[name] for name in "qkv"], axis=-1)
         rows.append((wide[:, place], wide[:, place - 1]))
-    target, non_target = (np.stack(column, axis=1).astype(np.float64) for column in zip(*rows, strict=True))
+    target, non_target = (np.stack(column, axis=1) for column in zip(*rows, strict=True))
     return target, non_target
 
 
@@ -73,14 +74,10 @@ def correlation(x):
 
 def group(similarity, name):
     """The values of one group, pair by pair above the diagonal."""
-    n = similarity.shape[0] // 3
-    thirds = ["QKV".index(letter) for letter in name]
-    values = []
-    for i in range(3 * n):
-        for j in range(i + 1, 3 * n):
-            if sorted((i // n, j // n)) == sorted(thirds):
-                values.append(similarity[i, j])
-    return np.array(values)
+    one, other = np.triu_indices(len(similarity), 1)
+    third = np.arange(len(similarity)) // (len(similarity) // 3)
+    thirds = np.sort([third[one], third[other]], axis=0).T
+    return similarity[one, other][(thirds == sorted("QKV".index(letter) for letter in name)).all(axis=1)]
 
 
 def test_all_figures_of_the_table_are_there(arrays):
@@ -120,7 +117,7 @@ def test_distributions(arrays, samples, folder, sentences, tmp_path, measure):
         figure = arrays["distributions"]
     else:
         options = ("--sentences", sentences, "--measure", "cosine")
-        figure = figures_of("token-similarity", tmp_path, folder, *options)["distributions"]
+        figure = figures_of("token-similarity", tmp_path, folder, "distributions", *options)["distributions"]
     np.testing.assert_array_equal(figure["edges"], EDGES)
     for name, sample in zip(("target", "non_target"), samples, strict=True):
         similarity = {"cosine": cosine, "correlation": correlation}[measure](sample[LAYER])
@@ -193,10 +190,11 @@ def test_sentences_without_the_target(folder, tmp_path, capsys):
     assert main(line) == 2
     err = capsys.readouterr().err
     assert "sentence 1 (' her cat') has nothing before the target ' her' (and 1 more); --skip-missing" in err
-    assert main([*line, "--skip-missing"]) == 0
-    manifest = json.loads((tmp_path / "out/token-similarity/manifest.json").read_text())
-    assert manifest["skipped"] == [" her cat", "a cat run"]
-    assert "2 sentences without the target were left out" in manifest["figures"]["means"]["caption"]
+    with STUDY.start(TokenSimilarityOptions(model=(str(folder),), sentences=path, skip_missing=True)) as run:
+        assert run.describe()["skipped"] == [" her cat", "a cat run"]
+    samples = {"target": np.zeros((2, 3 * EMBED)), "non_target": np.zeros((2, 3 * EMBED))}
+    caption = STUDY.figures["means"].display(run, {"samples": samples}).caption
+    assert "2 sentences without the target were left out" in caption
     path.write_text("a cat\n")
     assert main([*line, "--skip-missing"]) == 2
     assert "two or more sentences with the target" in capsys.readouterr().err
@@ -214,9 +212,15 @@ def test_a_target_of_several_tokens_is_refused_with_its_pieces(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter, np.array])
-def test_sentences_from_python(folder, arrays, kind):
-    figure = token_similarity.figure("pairs", model=folder, sentences=kind([*SENTENCES, " "]), dpi=20)
-    np.testing.assert_array_equal(figure.arrays["target"], arrays["pairs"]["target"])
+def test_sentences_from_python(folder, sentences, kind):
+    """Those of the file."""
+    runs = []
+    for given in (Path(sentences), kind([*SENTENCES, " "])):
+        options = from_keywords(TokenSimilarityOptions, {"model": folder, "sentences": given}, STUDY.name)
+        with STUDY.start(options) as run:
+            runs.append((run.sentences, run.positions.tolist()))
+    assert runs[0] == runs[1]
+    assert runs[1][0] == SENTENCES
 
 
 @pytest.mark.parametrize(
@@ -237,35 +241,12 @@ def test_bad_options_from_python(folder, options, message):
     assert message in str(error.value)
 
 
-def test_the_studys_own_sentences(tmp_path, capsys):
+def test_the_studys_own_sentences():
     sentences = stimuli("token_similarity/her.txt")
     assert len(sentences) == 54
     assert all(" her" in sentence for sentence in sentences)
-    line = ["figures", "token-similarity", "pairs", "--demo", "--arrays-only", "--out", str(tmp_path)]
-    assert main(line) == 0
-    assert arrays_of(tmp_path / "token-similarity/pairs.npz")["target"].shape == (54, 3 * 128)
-    caption = json.loads((tmp_path / "token-similarity/manifest.json").read_text())["figures"]["pairs"]["caption"]
-    assert "in sentences 1 and 40" in caption
-    assert "Q dimensions 123 and 116 over 54 sentences; layer 6 of demo-gpt2." in caption
-
-
-def test_numbers_against_pytorch(folder, arrays):
-    """The target's Q, K, V and their correlations straight from a padded batch in PyTorch."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    pytest.importorskip("transformers", exc_type=ImportError)
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = jaxqkv.load(folder).tokenizer
-    rows = tokenizer.encode(SENTENCES)
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    found = []
-    model.transformer.h[LAYER].attn.c_attn.register_forward_hook(lambda m, a, out: found.append(out.detach()))
-    with torch.no_grad():
-        model(ids, attention_mask=mask)
-    token = tokenizer.single_token(" her")
-    target = torch.stack([found[0][row, ids.index(token)] for row, ids in enumerate(rows)])
-    np.testing.assert_allclose(arrays["pairs"]["target"], target, atol=1e-5)
-    np.testing.assert_allclose(arrays["correlation"]["similarity"], torch.corrcoef(target.T), atol=1e-4)
+    with STUDY.start(TokenSimilarityOptions(demo=True)) as run:
+        assert run.sentences == sentences
+        display = STUDY.figures["pairs"].display(run, {"samples": {"target": np.zeros((54, 3 * 128))}})
+    assert "in sentences 1 and 40" in display.caption
+    assert "Q dimensions 123 and 116 over 54 sentences; layer 6 of demo-gpt2." in display.caption
