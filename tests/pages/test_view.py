@@ -311,8 +311,8 @@ def test_q_and_k_that_would_make_a_page_too_large_are_left_out_and_named(tmp_pat
 def test_types_are_those_of_info(tmp_path, capsys):
     """Values, controls and names of a model with one previous-token head and one induction head."""
     folder = str(write_induction(tmp_path / "made"))
-    line = ["view", folder, "--text", " w3 w5 w3", "--types", "--layers", "1", "--out", str(tmp_path / "page.html")]
-    assert main(line) == 0
+    line = ["view", folder, "--text", " w3 w5 w7 w3 w5", "--types", "--layers", "1"]
+    assert main([*line, "--out", str(tmp_path / "page.html")]) == 0
     types = Blocks((tmp_path / "page.html").read_text()).data["page"]["types"]
     model = jaxqkv.load(folder)
     found = measure_types(model, 0, null=0)
