@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import arrays_of
+from conftest import GPT2, arrays_of, write_folder
 
 import jaxqkv
 from jaxqkv.studies.registry import study
@@ -42,7 +42,8 @@ sys.exit(importlib.import_module("jaxqkv.cli.main").main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_base_dependencies_suffice(tmp_path):
-    line = ["figures", "qkv-weights", "--demo", "--arrays-only", "--out", str(tmp_path / "out")]
+    folder = write_folder(tmp_path / "tiny", GPT2)
+    line = ["figures", "qkv-weights", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS, *line], capture_output=True, text=True, timeout=180, check=False
     )
