@@ -74,7 +74,8 @@ def place(module):
 
 
 def test_imports_point_downwards():
-    upwards = {module: [each for each in others if place(each) < place(module)] for module, others in all_imports().items()}
+    found = all_imports().items()
+    upwards = {module: [each for each in others if place(each) < place(module)] for module, others in found}
     assert {module: others for module, others in upwards.items() if others} == {}
 
 
