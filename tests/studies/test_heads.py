@@ -29,6 +29,11 @@ CLEAN, DONOR = (" ".join(["", *words.split()]) for words in ("w3 w5 w7 w5 w11 w1
 ANSWERS = (" w3", " w5")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _together():
+    """In one worker: most tests run the same programs."""
+
+
 @pytest.fixture(scope="module", params=["gpt2", "bert"])
 def drawn(request, tmp_path_factory):
     """A config, its folder, and the arrays of its figures but those of weights."""

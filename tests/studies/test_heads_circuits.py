@@ -55,6 +55,11 @@ class Whole:
             self.copying = np.array([each.real.sum() / np.abs(each).sum() for each in values])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _together():
+    """In one worker: most tests run the same programs."""
+
+
 @pytest.fixture(scope="module", params=["gpt2", "gpt2 raw", "bert"])
 def drawn(request, tmp_path_factory):
     """The checkpoint, its whole matrices, the arrays of its figures, and the names of its pictures."""
