@@ -17,7 +17,7 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning, NotDrawable
 from jaxqkv.kernels import HeadTypes
 from jaxqkv.studies import heads
-from jaxqkv.studies.heads import null, summary
+from jaxqkv.studies.heads import null, summary, types
 from jaxqkv.studies.heads.attribution import contributions
 from jaxqkv.studies.heads.types import REPEATING, measure_types, repeated_texts
 from jaxqkv.studies.pairs import DEMO_PAIR
@@ -156,8 +156,9 @@ def test_q_values_are_those_of_fresh_checkpoints(drawn):
         np.testing.assert_allclose(found[f"q_value_{kind}"], benjamini_hochberg(p), rtol=1e-6)
 
 
-def test_a_model_made_by_hand(tmp_path):
-    """`types` finds its two heads, and no other."""
+def test_a_model_made_by_hand(tmp_path, monkeypatch):
+    """`types` finds its two heads, and no other; in fewer texts than it has otherwise, and in twenty fresh models."""
+    monkeypatch.setattr(types, "TEXTS", 8)
     found = measure_types(jaxqkv.load(write_induction(tmp_path / "made")), seed=0, null=20)
     for kind, place in (("previous", PREVIOUS), ("induction", INDUCTION)):
         values = found.mean(kind)
