@@ -204,7 +204,7 @@ def test_studies_of_an_architecture(wide, tmp_path, capsys):
     q = model.run(model.tokenize(text), capture={"q"}).q
     scores = figures_of("attention-scores", tmp_path, wide, "3", "--text", text)
     np.testing.assert_allclose(scores["3"]["q"], q[1, 0], atol=1e-5)
-    similar = figures_of("token-similarity", tmp_path, wide, "--sentences", str(tmp_path / "sentences.txt"))
+    similar = figures_of("token-similarity", tmp_path, wide, "means", "--sentences", str(tmp_path / "sentences.txt"))
     assert similar["means"]["mean"].shape == (3 * INNER,)
     capsys.readouterr()
     assert main(["info", str(wide)]) == 0

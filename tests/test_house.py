@@ -100,7 +100,7 @@ def test_heavy_libraries_are_imported_where_they_are_used():
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             for library in {name.split(".")[0] for name in names} & at_top.keys():
                 at_top[library].append(module)
-    assert at_top == dict.fromkeys(heavy, []) | alone
+    assert at_top == {name: [] for name in heavy} | alone
 
 
 def test_nothing_outside_asks_which_architecture_it_is():

@@ -26,6 +26,10 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
+    "--mute-audio",
+    "--disable-extensions",
+    "--disable-component-extensions-with-background-pages",
+    "--disable-features=SpareRendererForSitePerProcess,Translate,OptimizationHints,MediaRouter",
     "--force-color-profile=srgb",
 )
 PATIENCE = 60  # seconds; a loaded machine is slow to start a browser

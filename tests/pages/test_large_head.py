@@ -10,7 +10,7 @@ import pytest
 from conftest import BERT, GPT2, changed
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of, weighted_of
 from helpers.pages import (
     DRAWN,
@@ -33,6 +33,7 @@ from helpers.pages import (
 import jaxqkv
 from jaxqkv.pages import view
 from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads import types as heads_types
 
 pytestmark = MARKS
 browser = pytest.fixture(one_browser)
@@ -48,7 +49,9 @@ def typed(tmp_path_factory):
     """The page of a model with one previous-token head and one induction head, and the types that it has."""
     folder = tmp_path_factory.mktemp("typed")
     model = jaxqkv.load(write_induction(folder / "made"))
-    types = summary.typed_heads(model)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(heads_types, "TEXTS", FEW_TEXTS)
+        types = summary.typed_heads(model)
     view.write_view(folder / "page.html", model, " w3 w5 w7 w3 w5", types=lambda model: types)
     return folder / "page.html", types
 

@@ -137,10 +137,10 @@ def assert_certain(text, truth, error):
 def test_of_every_pair_the_products_sum_to_the_score_as_the_page_says_it(tab, tmp_path):
     """In the same digits as elsewhere on the page; and by how much they may miss it is no less than they do.
 
-    In the first, a middle and the last layer of a trained model, whose values are of different sizes.
+    In the first and the last layer of a trained model, whose values are of different sizes.
     """
     model = jaxqkv.load("demo-gpt2")
-    text, chosen = "I saw her at the market.", (0, 3, 7)
+    text, chosen = "I saw her at the market.", (0, 7)
     view.write_view(tmp_path / "page.html", model, text, chosen)
     blocks = Blocks((tmp_path / "page.html").read_text()).data
     seen = attention_to(model, text)

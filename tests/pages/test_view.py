@@ -11,7 +11,7 @@ import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of, vectors_of, weighted_of
 from helpers.pages import TOGETHER, Blocks, decoded, vectors_in, vectors_levels
 
@@ -20,6 +20,7 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.pages import embedding, view
 from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads import types as heads_types
 from jaxqkv.studies.heads.circuits import copying_scores
 from jaxqkv.studies.heads.types import REPEATING, measure_types
 
@@ -308,8 +309,9 @@ def test_q_and_k_that_would_make_a_page_too_large_are_left_out_and_named(tmp_pat
     assert "vectors-2" in Blocks((tmp_path / "page.html").read_text()).data
 
 
-def test_types_are_those_of_info(tmp_path, capsys):
+def test_types_are_those_of_info(tmp_path, monkeypatch):
     """Values, controls and names of a model with one previous-token head and one induction head."""
+    monkeypatch.setattr(heads_types, "TEXTS", FEW_TEXTS)
     folder = str(write_induction(tmp_path / "made"))
     line = ["view", folder, "--text", " w3 w5 w7 w3 w5", "--types", "--layers", "1"]
     assert main([*line, "--out", str(tmp_path / "page.html")]) == 0

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 from conftest import BERT, CONFIGS, GPT2, changed, figures_of, random_tensors, write_folder
 from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
 from helpers.studies import displayed
 
 import jaxqkv
@@ -158,7 +158,7 @@ def test_q_values_are_those_of_fresh_checkpoints(drawn):
 
 def test_a_model_made_by_hand(tmp_path, monkeypatch):
     """`types` finds its two heads, and no other; in fewer texts than it has otherwise, and in twenty fresh models."""
-    monkeypatch.setattr(types, "TEXTS", 8)
+    monkeypatch.setattr(types, "TEXTS", FEW_TEXTS)
     found = measure_types(jaxqkv.load(write_induction(tmp_path / "made")), seed=0, null=20)
     for kind, place in (("previous", PREVIOUS), ("induction", INDUCTION)):
         values = found.mean(kind)

@@ -221,9 +221,7 @@ def test_the_basis_inside_heads_moves_nothing_but_the_cosines_of_columns(tmp_pat
         for name in one[id].keys() - {"order"}:
             scale = np.nanmax(np.abs(one[id][name]))
             np.testing.assert_allclose(two[id][name], one[id][name], rtol=0, atol=1e-4 * scale, err_msg=f"{id} {name}")
-    columns = [
-        displayed(jaxqkv.studies.qkv_weights.STUDY, "4b", model=each).arrays["similarity"] for each in folders
-    ]
+    columns = [displayed(jaxqkv.studies.qkv_weights.STUDY, "4b", model=each).arrays["similarity"] for each in folders]
     assert np.abs(columns[0] - columns[1]).max() > 0.3
 
 
