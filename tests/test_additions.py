@@ -195,7 +195,8 @@ def test_studies_of_an_architecture(wide, tmp_path, capsys):
     v = tensors["h.2.attn.c_attn.weight"][:, 2 * INNER :].astype(np.float64)
     assert weights["2d"]["mean"][2, 2] == pytest.approx(v.mean(), rel=1e-4)
     assert weights["2d"]["std"][2, 2] == pytest.approx(v.std(ddof=1), rel=1e-4)
-    tour = figures_of("weight-tour", tmp_path, wide)
+    of_attention = ("weights", "pca-variance", "layer-statistics", "row-variance", "query-heads", "head-clusters")
+    tour = figures_of("weight-tour", tmp_path, wide, *of_attention)
     queries = tensors["h.0.attn.c_attn.weight"][:, :INNER].reshape(35, HEADS, 11).swapaxes(0, 1)
     np.testing.assert_array_equal(tour["query-heads"]["heads"], queries.reshape(HEADS, -1))
     text = "a cat saw her run"
@@ -203,7 +204,7 @@ def test_studies_of_an_architecture(wide, tmp_path, capsys):
     q = model.run(model.tokenize(text), capture={"q"}).q
     scores = figures_of("attention-scores", tmp_path, wide, "3", "--text", text)
     np.testing.assert_allclose(scores["3"]["q"], q[1, 0], atol=1e-5)
-    similar = figures_of("token-similarity", tmp_path, wide, "--sentences", str(tmp_path / "sentences.txt"))
+    similar = figures_of("token-similarity", tmp_path, wide, "means", "--sentences", str(tmp_path / "sentences.txt"))
     assert similar["means"]["mean"].shape == (3 * INNER,)
     capsys.readouterr()
     assert main(["info", str(wide)]) == 0

@@ -45,11 +45,11 @@ def test_kernels(name):
     assert program.platforms == BACKENDS
 
 
-@pytest.fixture(params=CONFIGS)
-def block(request, tmp_path, monkeypatch):
-    """A block of large heads, as far as `attend` knows, and its arguments."""
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks(name, tmp_path, monkeypatch):
+    """Large heads, as far as `attend` knows, are taken one after another on a CPU alone."""
     monkeypatch.setattr(attention, "SLICED_FROM", 1)
-    config = CONFIGS[request.param]
+    config = CONFIGS[name]
     model = jaxqkv.load(write_folder(tmp_path / "model", config))
     visible = attention.visible_keys(np.ones((2, 11), bool), config.causal)
     stream = np.random.default_rng(0).normal(size=(2, 11, config.n_embd)).astype(np.float32)
@@ -57,12 +57,9 @@ def block(request, tmp_path, monkeypatch):
     def run(params, x):
         return config.block(params, x, visible, jnp.int32(0), Execution())
 
-    return run, model.params()["layers"][0], jnp.asarray(stream)
-
-
-def test_blocks(block):
-    """Heads are taken one after another on a CPU alone."""
-    run, *arrays = block
-    assert lowered(run, *arrays).platforms == BACKENDS
-    loops = {name: "stablehlo.while" in lowered(run, *arrays, platforms=[name]).mlir_module() for name in BACKENDS}
-    assert loops == {"cpu": True, "cuda": OLD, "rocm": OLD, "tpu": OLD}
+    arrays = model.params()["layers"][0], jnp.asarray(stream)
+    if name in ("gpt2", "bert"):  # a causal one and one that is not; all architectures share the attention
+        loops = {each: "stablehlo.while" in lowered(run, *arrays, platforms=[each]).mlir_module() for each in BACKENDS}
+        assert loops == {"cpu": True, "cuda": OLD, "rocm": OLD, "tpu": OLD}
+    else:
+        assert lowered(run, *arrays).platforms == BACKENDS

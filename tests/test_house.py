@@ -1,6 +1,7 @@
 """The structure of the package: imports point downwards, without circles, and nothing asks which architecture it is."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -33,10 +34,21 @@ FILES = {
 }
 
 
-def imports(path):
+@pytest.fixture(autouse=True, scope="module")
+def _together():
+    """In one worker, which parses the files once."""
+
+
+@functools.cache
+def trees():
+    """The parsed files by module."""
+    return {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+
+
+def imports(tree):
     """The modules of the package that a file imports, at its top and inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxqkv"):
             module = node.module.removeprefix("jaxqkv").removeprefix(".")
             for name in node.names:
@@ -47,7 +59,10 @@ def imports(path):
     return found - {""}
 
 
-IMPORTS = {module: imports(path) & FILES.keys() for module, path in FILES.items()}
+@functools.cache
+def all_imports():
+    """The modules of the package that each of them imports."""
+    return {module: imports(tree) & FILES.keys() for module, tree in trees().items()}
 
 
 def test_every_file_is_in_a_folder_of_the_list():
@@ -59,32 +74,33 @@ def place(module):
 
 
 def test_imports_point_downwards():
-    upwards = {module: [each for each in others if place(each) < place(module)] for module, others in IMPORTS.items()}
+    found = all_imports().items()
+    upwards = {module: [each for each in others if place(each) < place(module)] for module, others in found}
     assert {module: others for module, others in upwards.items() if others} == {}
 
 
 def test_there_is_no_circle():
     def reach(module, seen):
-        for other in IMPORTS[module] - seen:
+        for other in all_imports()[module] - seen:
             seen.add(other)
             reach(other, seen)
         return seen
 
-    assert [module for module in IMPORTS if module in reach(module, set())] == []
+    assert [module for module in FILES if module in reach(module, set())] == []
 
 
-@pytest.mark.parametrize("heavy", ["datasets", "scipy", "tqdm", "matplotlib", "torch", "transformers"])
-def test_heavy_libraries_are_imported_where_they_are_used(heavy):
+def test_heavy_libraries_are_imported_where_they_are_used():
     """Not at the top of a file; but for what is itself imported only where it is used."""
-    alone = {"torch": "model.torch_reference", "transformers": "model.torch_reference"}
-    at_top = []
-    for module, path in FILES.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    heavy = ("datasets", "scipy", "tqdm", "matplotlib", "torch", "transformers")
+    alone = {"torch": ["model.torch_reference"], "transformers": ["model.torch_reference"]}
+    at_top = {name: [] for name in heavy}
+    for module, tree in trees().items():
+        for node in tree.body:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
-            if any(name.split(".")[0] == heavy for name in names):
-                at_top.append(module)
-    assert at_top == ([alone[heavy]] if heavy in alone else [])
+            for library in {name.split(".")[0] for name in names} & at_top.keys():
+                at_top[library].append(module)
+    assert at_top == {name: [] for name in heavy} | alone
 
 
 def test_nothing_outside_asks_which_architecture_it_is():

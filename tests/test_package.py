@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import arrays_of
+from conftest import GPT2, arrays_of, write_folder
 
 import jaxqkv
-from jaxqkv.studies.registry import study
 
 # What the extras bring, and the only module that may need it.
 EXTRAS = ("torch", "transformers", "sklearn", "optax", "beartype", "mypy", "pytest", "_pytest", "xdist", "xarray")
@@ -42,15 +41,29 @@ sys.exit(importlib.import_module("jaxqkv.cli.main").main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_base_dependencies_suffice(tmp_path):
-    line = ["figures", "qkv-weights", "--demo", "--arrays-only", "--out", str(tmp_path / "out")]
+    folder = write_folder(tmp_path / "tiny", GPT2)
+    line = ["figures", "qkv-weights", "2d", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS, *line], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "absent: torch" in done.stdout
     written = {path.stem: arrays_of(path) for path in (tmp_path / "out" / "qkv-weights").glob("*.npz")}
-    assert written.keys() == study("qkv-weights").figures.keys()
+    assert written.keys() == {"2d"}
     assert np.isfinite(written["2d"]["mean"]).all()
+
+
+def test_only_what_is_about_them_imports_libraries_of_the_extras():
+    """Wherever in a file: the reference, what compares with it, and the conversion to xarray."""
+    found = {}
+    for path in Path(jaxqkv.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            for library in {name.split(".")[0] for name in names} & set(EXTRAS):
+                found.setdefault(path.stem, set()).add(library)
+    expected = {"torch_reference": {"torch", "transformers"}, "comparison": {"transformers"}, "activations": {"xarray"}}
+    assert found == expected
 
 
 def public_members():

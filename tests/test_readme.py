@@ -42,11 +42,16 @@ def without_blocks(text):
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _together():
+    """Snippets run the same programs: they are in one worker."""
+
+
 SNIPPETS = [
     pytest.param(code, id=f"{name}-{number}")
     for name, text in TEXTS.items()
     for number, code in enumerate(blocks(text, "python"))
-]
+][1:]  # the first is in the next test but one
 
 
 def test_the_first_document_is_short():
@@ -59,6 +64,7 @@ def test_the_first_document_is_short():
 def test_the_library_in_ten_lines():
     code = blocks(TOP, "python")[0]
     assert len(code.splitlines()) <= 10
+    assert "→" not in code
     names = {}
     exec(code, names)
     batch, acts, model = names["batch"], names["acts"], names["model"]

@@ -26,6 +26,10 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
+    "--mute-audio",
+    "--disable-extensions",
+    "--disable-component-extensions-with-background-pages",
+    "--disable-features=SpareRendererForSitePerProcess,Translate,OptimizationHints,MediaRouter",
     "--force-color-profile=srgb",
 )
 PATIENCE = 60  # seconds; a loaded machine is slow to start a browser
@@ -55,6 +59,7 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self._buffer, self._number = b"", 0
+        self._tab: Page | None = None  # that is free
         self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
@@ -73,6 +78,14 @@ class Browser:
             if "method" in answer:
                 self.events.append(answer)
 
+    def until(self, method: str, session: str, since: int) -> None:
+        """Until this has happened in a tab; `since` is how many events there were before."""
+        deadline = time.monotonic() + PATIENCE
+        while not any(event["method"] == method and event.get("sessionId") == session for event in self.events[since:]):
+            answer = self._receive(deadline, method)
+            if "method" in answer:
+                self.events.append(answer)
+
     def _receive(self, deadline: float, waiting_for: str) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
@@ -84,8 +97,18 @@ class Browser:
         return json.loads(message)
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, ready: str = "true") -> "Page":
-        """A page from disk in a fresh tab, once the expression `ready` is true in it."""
-        return Page(self, path, width, height, dark, ready)
+        """A page from disk, once the expression `ready` is true in it; in the tab of a page that was closed, if any."""
+        page, self._tab = self._tab or Page(self), None
+        page.show(path, width, height, dark, ready)
+        return page
+
+    def keep(self, page: "Page") -> bool:
+        """Whether the tab of a closed page is kept for the next one, which needs no process of its own then."""
+        if self._tab is not None:
+            return False
+        self._tab = page
+        self.events = [event for event in self.events if event.get("sessionId") != page.session]
+        return True
 
     def close(self) -> None:
         os.close(self._write)  # Chromium ends when nobody is at the pipe
@@ -102,18 +125,24 @@ class Browser:
 class Page:
     """A tab."""
 
-    def __init__(self, browser: Browser, path: Path, width: int, height: int, dark: bool, ready: str):
+    def __init__(self, browser: Browser):
         self.browser = browser
         self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+
+    def show(self, path: Path, width: int, height: int, dark: bool, ready: str) -> None:
+        """Loads a page from disk, and waits until the expression `ready` is true in it."""
         self.theme(dark)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                   mobile=width < 600)  # fmt: skip
         self.call("Page.bringToFront")
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+        before = len(self.browser.events)
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait(f"document.readyState === 'complete' && location.href !== 'about:blank' && ({ready})")
+        self.browser.until("Page.loadEventFired", self.session, before)
+        self.wait(ready)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **parameters)
@@ -209,7 +238,8 @@ class Page:
         return [event for event in self.browser.events if event.get("sessionId") == self.session]
 
     def close(self) -> None:
-        self.browser.call("Target.closeTarget", targetId=self.target)
+        if not self.browser.keep(self):
+            self.browser.call("Target.closeTarget", targetId=self.target)
 
 
 def _high_pipe() -> tuple[int, int]:

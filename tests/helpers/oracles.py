@@ -32,11 +32,14 @@ def cosine(x):
     return np.array([[x[:, i] @ x[:, j] / (norm[i] * norm[j]) for j in range(n)] for i in range(n)])
 
 
+def attention_to(model, text):
+    """What the layers attend to in one text, captured as the page captures it, so that one program serves both."""
+    return model.run(model.tokenize([text]), capture={"q", "k", "v", "scores", "pattern"})
+
+
 def attention_of(model, text):
     """Scores and pattern in float64, [layer, head, query, key], and which pairs are seen."""
-    batch = model.tokenize([text])
-    acts = model.run(batch, capture={"q", "k"})
-    q, k = (np.asarray(x, np.float64)[:, 0] for x in (acts.q, acts.k))
+    q, k = vectors_of(model, text)
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     seen = np.ones(scores.shape[-2:], bool)
     if model.config.causal:
@@ -48,7 +51,7 @@ def attention_of(model, text):
 def weighted_of(model, text):
     """‖α v W_O‖ in float64, [layer, head, query, key], vector by vector."""
     _, pattern, _ = attention_of(model, text)
-    v = np.asarray(model.run(model.tokenize([text]), capture={"v"}).v, np.float64)[:, 0]
+    v = np.asarray(attention_to(model, text).v, np.float64)[:, 0]
     output = np.stack([model.weights.W_O(layer, by_head=True) for layer in range(len(v))]).astype(np.float64)
     moved = pattern[..., None] * (v @ output)[:, :, None]
     return np.sqrt((moved**2).sum(axis=-1))
@@ -56,5 +59,5 @@ def weighted_of(model, text):
 
 def vectors_of(model, text):
     """q and k in float64, [layer, head, pos, head_dim]."""
-    acts = model.run(model.tokenize([text]), capture={"q", "k"})
+    acts = attention_to(model, text)
     return tuple(np.asarray(x, np.float64)[:, 0] for x in (acts.q, acts.k))

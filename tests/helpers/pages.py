@@ -14,8 +14,11 @@ from helpers.checkpoints import MANY_TEXT, write_checkpoint_of_words
 from jaxqkv.pages import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Tests of pages share a browser, a page and compiled programs: they are in one worker.
+TOGETHER = pytest.mark.xdist_group("pages")
 # Of a module that opens a browser.
 MARKS = [
+    TOGETHER,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
 ]
@@ -26,11 +29,16 @@ LIGHT = np.array([[0xFF, 0xFF, 0xFF], [0x5B, 0x93, 0xDD], [0x0A, 0x1D, 0x4A]])
 DARK = np.array([[0x1A, 0x1B, 0x1E], [0x3D, 0x6F, 0xC0], [0xF2, 0xF6, 0xFF]])
 
 
-def one_browser(tmp_path_factory):
-    """A fixture of a module: one process for all its tests."""
-    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("chromium") / "profile")
-    yield browser
-    browser.close()
+# What the first test that needs it makes for all.
+_made = {}
+
+
+def one_browser(request, tmp_path_factory):
+    """A fixture: one process for all tests of a worker."""
+    if "browser" not in _made:
+        _made["browser"] = Browser(CHROMIUM, tmp_path_factory.mktemp("chromium") / "profile")
+        request.config.add_cleanup(_made["browser"].close)
+    return _made["browser"]
 
 
 def quiet_tabs(browser):
@@ -50,11 +58,13 @@ def quiet_tabs(browser):
 
 
 def tiny_page(tmp_path_factory):
-    """A fixture of a module: a page of 3 layers, 5 heads and 11 tokens, and its model."""
-    folder = tmp_path_factory.mktemp("view")
-    model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
-    view.write_view(folder / "attention.html", model, MANY_TEXT, command="jaxqkv view <tiny>")
-    return folder / "attention.html", model
+    """A fixture: a page of 3 layers, 5 heads and 11 tokens, and its model; one for all tests of a worker."""
+    if "tiny" not in _made:
+        folder = tmp_path_factory.mktemp("view")
+        model = jaxqkv.load(write_checkpoint_of_words(folder / "tiny"))
+        view.write_view(folder / "attention.html", model, MANY_TEXT, command="jaxqkv view <tiny>")
+        _made["tiny"] = folder / "attention.html", model
+    return _made["tiny"]
 
 
 def shades(fraction, colours):

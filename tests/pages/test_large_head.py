@@ -10,13 +10,14 @@ import pytest
 from conftest import BERT, GPT2, changed
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of, weighted_of
 from helpers.pages import (
     DRAWN,
     LIGHT,
     MARKS,
     assert_drawn,
+    assert_numbers,
     canvas,
     head,
     number,
@@ -30,26 +31,29 @@ from helpers.pages import (
 )
 
 import jaxqkv
-from jaxqkv.cli.main import main
 from jaxqkv.pages import view
 from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads import types as heads_types
 
 pytestmark = MARKS
-browser = pytest.fixture(scope="module")(one_browser)
+browser = pytest.fixture(one_browser)
 tab = pytest.fixture(quiet_tabs)
-tiny = pytest.fixture(scope="module")(tiny_page)
+tiny = pytest.fixture(tiny_page)
 
 SVG = "{http://www.w3.org/2000/svg}"
 TITLE = "document.getElementById('large-title').textContent"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def typed(tmp_path_factory):
     """The page of a model with one previous-token head and one induction head, and the types that it has."""
     folder = tmp_path_factory.mktemp("typed")
-    made = write_induction(folder / "made")
-    assert main(["view", str(made), "--text", " w3 w5 w7 w3 w5", "--types", "--out", str(folder / "page.html")]) == 0
-    return folder / "page.html", summary.typed_heads(jaxqkv.load(made))
+    model = jaxqkv.load(write_induction(folder / "made"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(heads_types, "TEXTS", FEW_TEXTS)
+        types = summary.typed_heads(model)
+    view.write_view(folder / "page.html", model, " w3 w5 w7 w3 w5", types=lambda model: types)
+    return folder / "page.html", types
 
 
 # --- pictures ---
@@ -137,7 +141,7 @@ def test_the_enlarged_head_is_saved_as_png(tab, tiny, tmp_path):
     np.testing.assert_allclose(pixels[seen], shades(np.sqrt(pattern[1, 0]), LIGHT)[seen], rtol=0, atol=3)
 
 
-def test_a_long_text_is_saved_as_one_image_with_positions(tab, tmp_path):
+def test_a_long_text_is_shown_and_is_saved_as_one_image_with_positions(tab, tmp_path):
     config = changed(GPT2, n_layer=1, n_head=2, n_embd=6, n_positions=149)
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "long", config))
     text = "".join(f" w{word}" for word in np.random.default_rng(0).integers(0, 43, 139))
@@ -145,7 +149,11 @@ def test_a_long_text_is_saved_as_one_image_with_positions(tab, tmp_path):
     _, pattern, seen = attention_of(model, text)
     (tmp_path / "saved").mkdir()
     page = tab(tmp_path / "page.html", ready=DRAWN)
+    assert_drawn(canvas(page, f"{head(0, 1)} canvas"), shades(np.sqrt(pattern[0, 1]), LIGHT), seen)
     page.click(head(0, 1))
+    assert_drawn(canvas(page, "#matrix"), shades(np.sqrt(pattern[0, 1]), LIGHT), seen)
+    page.hover("#token-97")
+    assert_numbers(page, 97, pattern[0, 1, 97])
     root = ElementTree.parse(page.download("#save-svg", tmp_path / "saved")).getroot()
     (image,) = root.findall(f".//{SVG}image")
     assert image.get("href").startswith("data:image/png;base64,")
@@ -158,7 +166,7 @@ def test_a_long_text_is_saved_as_one_image_with_positions(tab, tmp_path):
 
 def test_a_hostile_text_is_words_in_the_picture(tab, tmp_path):
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "<script>hacked=1<"))
-    view.write_view(tmp_path / "page.html", model, " w3" + HOSTILE + " w5", command=HOSTILE)
+    view.write_view(tmp_path / "page.html", model, f" w3{HOSTILE} w5 w7 w11 w13 w17", command=HOSTILE)
     (tmp_path / "saved").mkdir()
     page = tab(tmp_path / "page.html", ready=DRAWN)
     page.click(head(0, 0))
@@ -175,7 +183,7 @@ def test_a_hostile_text_is_words_in_the_picture(tab, tmp_path):
 def test_what_xml_cannot_hold_is_named_in_the_picture(tab, tmp_path, command):
     """Control characters in text, name and command; whatever else comes into a picture; half a pair."""
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "ti\x01ny"))
-    view.write_view(tmp_path / "page.html", model, " w3\x02 w5", command=command)
+    view.write_view(tmp_path / "page.html", model, TEXT.replace(" w3", " w3\x02", 1), command=command)
     (tmp_path / "saved").mkdir()
     page = tab(tmp_path / "page.html", ready=DRAWN)
     page.evaluate(r"page.tokens[0] = 'a\u0000\ud800b\ufffe🙂'")
@@ -191,25 +199,27 @@ def test_what_xml_cannot_hold_is_named_in_the_picture(tab, tmp_path, command):
     assert not page.evaluate("document.getElementById('unsaved').checkVisibility()")
 
 
-@pytest.mark.parametrize(
-    ("token", "shown"),
-    [
-        ("a" * 18, "a" * 18),
-        ("a" * 19, "a" * 17 + "…"),
-        ("a" * 16 + "🙂🙂b", "a" * 16 + "🙂…"),
-        ("🙂" * 18, "🙂" * 18),
-        ("🙂" * 19, "🙂" * 17 + "…"),
-        ("e\u0301" * 19, "e\u0301" * 17 + "…"),
-        ("👩\u200d🚀" * 19, "👩\u200d🚀" * 17 + "…"),
-    ],
-)
-def test_a_label_is_cut_between_characters(tab, tiny, tmp_path, token, shown):
+# Labels, and how they are cut.
+LABELS = {
+    "a" * 18: "a" * 18,
+    "a" * 19: "a" * 17 + "…",
+    "a" * 16 + "🙂🙂b": "a" * 16 + "🙂…",
+    "🙂" * 18: "🙂" * 18,
+    "🙂" * 19: "🙂" * 17 + "…",
+    "e\u0301" * 19: "e\u0301" * 17 + "…",
+    "👩\u200d🚀" * 19: "👩\u200d🚀" * 17 + "…",
+}
+
+
+def test_labels_are_cut_between_characters(tab, tiny, tmp_path):
     page = tab(tiny[0], ready=DRAWN)
-    page.evaluate(f"page.tokens[4] = {json.dumps(token)}")
+    page.evaluate(f"page.tokens.splice(2, {len(LABELS)}, ...{json.dumps([*LABELS])})")
     page.click(head(1, 0))
     root = ElementTree.parse(page.download("#save-svg", tmp_path)).getroot()
+    words = [f"·{word}" for word in TEXT.split()]
     for side in ("query", "key"):
-        assert [text.text for text in root.findall(f".//{SVG}text[@class='{side}']")][4] == shown
+        found = [text.text for text in root.findall(f".//{SVG}text[@class='{side}']")]
+        assert found == [*words[:2], *LABELS.values(), *words[9:]]
     assert page.download("#save-png", tmp_path).stat().st_size > 1000
 
 
@@ -338,10 +348,9 @@ def test_types_fit_a_phone(tab, typed, width):
 
 
 def test_bert_has_types_and_norms(tab, tmp_path):
-    folder = write_checkpoint_of_words(tmp_path / "bert", BERT)
-    assert main(["view", str(folder), "--text", TEXT, "--types", "--out", str(tmp_path / "page.html")]) == 0
-    model = jaxqkv.load(folder)
+    model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "bert", BERT))
     types = summary.typed_heads(model)
+    view.write_view(tmp_path / "page.html", model, TEXT, types=lambda model: types)
     page = tab(tmp_path / "page.html", height=1600, ready=DRAWN)
     assert not any(map(any, types.names))
     assert page.evaluate("document.getElementById('unnamed').checkVisibility()")

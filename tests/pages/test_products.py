@@ -1,5 +1,6 @@
 """Products by dimension of an enlarged head, in a browser."""
 
+import itertools
 import re
 
 import numpy as np
@@ -7,16 +8,16 @@ import pytest
 from conftest import BERT, GPT2, changed
 from helpers.checkpoints import MANY_TEXT as TEXT
 from helpers.checkpoints import write_checkpoint_of_words
-from helpers.oracles import attention_of, vectors_of, weighted_of
+from helpers.oracles import attention_of, attention_to, vectors_of, weighted_of
 from helpers.pages import DRAWN, MARKS, Blocks, head, number, one_browser, quiet_tabs, tiny_page, vectors_in
 
 import jaxqkv
 from jaxqkv.pages import embedding, view
 
 pytestmark = MARKS
-browser = pytest.fixture(scope="module")(one_browser)
+browser = pytest.fixture(one_browser)
 tab = pytest.fixture(quiet_tabs)
-tiny = pytest.fixture(scope="module")(tiny_page)
+tiny = pytest.fixture(tiny_page)
 
 TITLE = "document.getElementById('large-title').textContent"
 SUM = "document.getElementById('sum').textContent"
@@ -134,17 +135,20 @@ def assert_certain(text, truth, error):
 
 
 def test_of_every_pair_the_products_sum_to_the_score_as_the_page_says_it(tab, tmp_path):
-    """In the same digits as elsewhere on the page; and by how much they may miss it is no less than they do."""
+    """In the same digits as elsewhere on the page; and by how much they may miss it is no less than they do.
+
+    In the first and the last layer of a trained model, whose values are of different sizes.
+    """
     model = jaxqkv.load("demo-gpt2")
-    text = "I saw her at the market."
-    view.write_view(tmp_path / "page.html", model, text)
+    text, chosen = "I saw her at the market.", (0, 7)
+    view.write_view(tmp_path / "page.html", model, text, chosen)
     blocks = Blocks((tmp_path / "page.html").read_text()).data
-    seen = model.run(model.tokenize([text]), capture={"scores", "q", "k"})
+    seen = attention_to(model, text)
     scores, q, k = (np.asarray(values, np.float64)[:, 0] for values in (seen.scores, seen.q, seen.k))
     page = tab(tmp_path / "page.html", ready=DRAWN)
-    layers, heads, tokens, width = q.shape
-    for layer, of_head in np.ndindex(layers, heads):
-        page.evaluate(f"open({layer}, {of_head})")
+    _, heads, tokens, width = q.shape
+    for (row, layer), of_head in itertools.product(enumerate(chosen), range(heads)):
+        page.evaluate(f"open({row}, {of_head})")
         said = page.evaluate(ALL_PAIRS)
         limit = page.evaluate("byId('precision').textContent.match(/, to within (\\S+); norms/)[1]")
         page.evaluate("dialog.close()")
@@ -183,7 +187,7 @@ def test_the_products_are_scaled_as_the_scores_are(tab, tmp_path, config, factor
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config))
     view.write_view(tmp_path / "page.html", model, TEXT)
     q, k = vectors_of(model, TEXT)
-    scores = np.asarray(model.run(model.tokenize([TEXT]), capture={"scores"}).scores, np.float64)[:, 0]
+    scores = np.asarray(attention_to(model, TEXT).scores, np.float64)[:, 0]
     page = tab(tmp_path / "page.html", ready=DRAWN)
     for layer, factor in factors.items():
         page.click(head(layer, 2))

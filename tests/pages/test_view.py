@@ -11,22 +11,25 @@ import pytest
 from conftest import BERT, CONFIGS, GPT2, changed, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import HOSTILE, write_checkpoint_of_words
 from helpers.checkpoints import MANY_TEXT as TEXT
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of, vectors_of, weighted_of
-from helpers.pages import Blocks, decoded, vectors_in, vectors_levels
+from helpers.pages import TOGETHER, Blocks, decoded, vectors_in, vectors_levels
 
 import jaxqkv
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.pages import embedding, view
 from jaxqkv.studies.heads import summary
+from jaxqkv.studies.heads import types as heads_types
 from jaxqkv.studies.heads.circuits import copying_scores
 from jaxqkv.studies.heads.types import REPEATING, measure_types
 
+pytestmark = TOGETHER
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("layers", [None, [2, 0]])
-def test_the_embedded_values_are_the_model_s(config, layers, tmp_path):
+
+@pytest.mark.parametrize(("name", "layers"), [*((name, None) for name in CONFIGS), ("bert", [2, 0])])
+def test_the_embedded_values_are_the_model_s(name, layers, tmp_path):
+    config = CONFIGS[name]
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config))
     view.write_view(tmp_path / "page.html", model, TEXT, layers)
     data = Blocks((tmp_path / "page.html").read_text()).data
@@ -162,7 +165,7 @@ def test_bytes_that_are_never_a_character_stay_as_they_are():
 def test_nothing_breaks_out_of_the_page(tmp_path):
     folder = write_checkpoint_of_words(tmp_path / "<script>hacked=1<")
     model = jaxqkv.load(folder, tokenizer=write_word_tokenizer(tmp_path, [" w0", HOSTILE.split(" ")[0], " <img"]))
-    view.write_view(tmp_path / "page.html", model, HOSTILE, command=HOSTILE)
+    view.write_view(tmp_path / "page.html", model, HOSTILE + 5 * " w5", command=HOSTILE)
     page = Blocks((tmp_path / "page.html").read_text())
     assert page.data["page"]["tokens"][0] == "</script><script>hacked"
     assert page.tags.count("script") == 1 + 2 * 3 + 1  # the tokens, three layers in two blocks each, the page's own
@@ -204,7 +207,7 @@ def test_one_of_a_kind_is_in_the_singular(text, layers, said, terms, tmp_path):
 @pytest.mark.parametrize("command", ["a\x01b\u202ec\nd", "jaxqkv view x --text \x7f\r"])
 def test_what_does_not_show_is_named_wherever_the_page_has_it(command, tmp_path):
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "ti\x01ny\u202e"))
-    view.write_view(tmp_path / "page.html", model, " w3\x02 w5", command=command)
+    view.write_view(tmp_path / "page.html", model, TEXT.replace(" w3", " w3\x02", 1), command=command)
     page = (tmp_path / "page.html").read_text()
     assert set(re.findall(r"[^\x20-\x7e\n]", page.partition("<script>")[0])) <= set("‖αO·_±√↵␍⇥…’“”←→ᵀ")
     assert page.count("tiU+0001nyU+202E") == 4  # the window's bar, heading, checkpoint, and the script's name
@@ -306,16 +309,18 @@ def test_q_and_k_that_would_make_a_page_too_large_are_left_out_and_named(tmp_pat
     assert "vectors-2" in Blocks((tmp_path / "page.html").read_text()).data
 
 
-def test_types_are_those_of_info(tmp_path, capsys):
+def test_types_are_those_of_info(tmp_path, monkeypatch):
     """Values, controls and names of a model with one previous-token head and one induction head."""
+    monkeypatch.setattr(heads_types, "TEXTS", FEW_TEXTS)
     folder = str(write_induction(tmp_path / "made"))
-    line = ["view", folder, "--text", " w3 w5 w3", "--types", "--layers", "1", "--out", str(tmp_path / "page.html")]
-    assert main(line) == 0
+    line = ["view", folder, "--text", " w3 w5 w7 w3 w5", "--types", "--layers", "1"]
+    assert main([*line, "--out", str(tmp_path / "page.html")]) == 0
     types = Blocks((tmp_path / "page.html").read_text()).data["page"]["types"]
-    found = measure_types(jaxqkv.load(folder), 0, null=0)
+    model = jaxqkv.load(folder)
+    found = measure_types(model, 0, null=0)
     assert [kind["name"] for kind in types["kinds"]] == list(summary.KINDS)
     copying = types["kinds"].pop()
-    scores = copying_scores(jaxqkv.load(folder).checkpoint)["copying"]
+    scores = copying_scores(model.checkpoint)["copying"]
     np.testing.assert_allclose(copying["values"], scores[[1]], rtol=1e-5, atol=1e-6)
     assert copying["control"] is None
     for kind in types["kinds"]:
@@ -325,11 +330,11 @@ def test_types_are_those_of_info(tmp_path, capsys):
         else:
             assert kind["control"] is None
     assert INDUCTION[0] == 1
-    names = summary.typed_heads(jaxqkv.load(folder)).names
-    assert types["names"] == [names[1]]
     expected = np.full(found.mean("previous").shape, "", object)
     expected[INDUCTION], expected[PREVIOUS] = "induction", "previous"
-    assert names == expected.tolist()
+    assert types["names"] == [expected[1].tolist()]
+    above = {kind: found.low[kind] > 0 for kind in REPEATING}
+    assert summary.names_of({kind: found.mean(kind) for kind in summary.NAMES}, above) == expected.tolist()
 
 
 def test_a_head_is_named_only_where_it_is_clear():

@@ -8,7 +8,8 @@ import pytest
 import scipy.special
 from conftest import BERT, CONFIGS, GPT2, changed, figures_of, random_tensors, write_folder
 from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
-from helpers.induction import INDUCTION, PREVIOUS, write_induction
+from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
@@ -16,9 +17,10 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning, NotDrawable
 from jaxqkv.kernels import HeadTypes
 from jaxqkv.studies import heads
-from jaxqkv.studies.heads import null, summary
+from jaxqkv.studies.heads import null, summary, types
 from jaxqkv.studies.heads.attribution import contributions
 from jaxqkv.studies.heads.types import REPEATING, measure_types, repeated_texts
+from jaxqkv.studies.pairs import DEMO_PAIR
 
 KINDS = ("previous", "duplicate", "induction")
 TINY = {"gpt2": changed(GPT2, initializer_range=0.2), "bert": changed(BERT, initializer_range=0.2)}
@@ -27,14 +29,20 @@ CLEAN, DONOR = (" ".join(["", *words.split()]) for words in ("w3 w5 w7 w5 w11 w1
 ANSWERS = (" w3", " w5")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _together():
+    """In one worker: most tests run the same programs."""
+
+
 @pytest.fixture(scope="module", params=["gpt2", "bert"])
 def drawn(request, tmp_path_factory):
-    """A config, its folder, and the arrays of its figures."""
+    """A config, its folder, and the arrays of its figures but those of weights."""
     base, config = tmp_path_factory.mktemp(request.param), TINY[request.param]
     folder = write_checkpoint_of_words(base / "tiny", config)
     text = MANY_TEXT.strip()
+    ids = ["types", "norms", *(["attribution", "lens"] if config.has_final_norm else [])]
     line = ["--text", text, "--clean", CLEAN, "--donor", DONOR, "--answers", *ANSWERS, "--null", str(NULL)]
-    return config, folder, figures_of("heads", base, folder, *line)
+    return config, folder, figures_of("heads", base, folder, *ids, *line)
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +116,14 @@ def test_types(drawn):
     config, folder, arrays = drawn
     given = repeated_texts(jaxqkv.load(folder), 0)
     tensors, found = random_tensors(config), arrays["types"]
-    both = [types_by_loops(values_of(config, tensors, ids)["pattern"]) for ids in (given.texts, given.control)]
+    pattern = values_of(config, tensors, np.concatenate([given.texts, given.control]))["pattern"]
+    both = [types_by_loops(pattern[:, part]) for part in (slice(TEXTS), slice(TEXTS, None))]
     for kind, values in both[0].items():
         np.testing.assert_allclose(found[kind], values.mean(1), atol=2e-5, err_msg=kind)
     for kind in KINDS:
         np.testing.assert_allclose(found[f"control_{kind}"], both[1][kind].mean(1), atol=2e-5)
     keys = jax.random.split(jax.random.key(0), 1000)
-    taken = np.stack([jax.random.randint(key, (TEXTS,), 0, TEXTS) for key in keys])
+    taken = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (TEXTS,), 0, TEXTS))(keys))
     for kind in REPEATING:
         means = (both[0][kind] - both[1][kind])[:, taken].mean(axis=2)  # [layer, resample, head]
         low, high = np.percentile(means, (2.5, 97.5), axis=1)
@@ -147,8 +156,9 @@ def test_q_values_are_those_of_fresh_checkpoints(drawn):
         np.testing.assert_allclose(found[f"q_value_{kind}"], benjamini_hochberg(p), rtol=1e-6)
 
 
-def test_a_model_made_by_hand(tmp_path):
-    """`types` finds its two heads, and no other."""
+def test_a_model_made_by_hand(tmp_path, monkeypatch):
+    """`types` finds its two heads, and no other; in fewer texts than it has otherwise, and in twenty fresh models."""
+    monkeypatch.setattr(types, "TEXTS", FEW_TEXTS)
     found = measure_types(jaxqkv.load(write_induction(tmp_path / "made")), seed=0, null=20)
     for kind, place in (("previous", PREVIOUS), ("induction", INDUCTION)):
         values = found.mean(kind)
@@ -163,7 +173,7 @@ def test_a_model_made_by_hand(tmp_path):
 
 
 def test_types_without_a_null(gpt2):
-    figure = heads.figure("types", model=gpt2, null=0)
+    figure = displayed(heads.STUDY, "types", model=gpt2, null=0)
     assert not [name for name in figure.arrays if name.startswith("q_value")]
     assert "fresh checkpoints" not in figure.caption
     found = measure_types(jaxqkv.load(gpt2), seed=0, null=0)
@@ -176,7 +186,7 @@ def test_types_without_a_tokenizer(tmp_path, capsys):
     folder = write_folder(tmp_path / "tiny", TINY["gpt2"])
     warning = r"tiny has no tokenizer .* drawn from all 43 ids, special ones too; --tokenizer FOLDER names them"
     with pytest.warns(JaxqkvWarning, match=warning):
-        figure = heads.figure("types", model=folder, null=0)
+        figure = displayed(heads.STUDY, "types", model=folder, null=0)
     assert "none of them special" not in figure.caption
     assert "random tokens, special ones too, said twice" in figure.caption
     with pytest.warns(JaxqkvWarning, match=warning):
@@ -273,20 +283,17 @@ class TestNull:
 # --- attribution ---
 
 
+@pytest.mark.parametrize("drawn", ["gpt2"], indirect=True)
 def test_attribution(drawn):
-    """Contributions by the definition, in float64; where they make no sense they are refused."""
+    """Contributions by the definition, in float64."""
     config, _, arrays = drawn
-    if not config.has_final_norm:
-        assert "attribution" not in arrays
-        return
     found, tensors = arrays["attribution"], {key: x.astype(np.float64) for key, x in random_tensors(config).items()}
     a, b = (MANY_WORDS.index(word) for word in ANSWERS)
     u = tensors["wte.weight"][a] - tensors["wte.weight"][b]
-    for text, words in enumerate((CLEAN, DONOR)):
-        values = values_of(
-            config, random_tensors(config), np.array([[MANY_WORDS.index(f" {w}") for w in words.split()]])
-        )
-        residual = values["resid_post"][-1, 0, -1]
+    ids = np.array([[MANY_WORDS.index(f" {word}") for word in text.split()] for text in (CLEAN, DONOR)])
+    values = values_of(config, random_tensors(config), ids)
+    for text in range(2):
+        residual = values["resid_post"][-1, text, -1]
         sigma = np.sqrt(residual.var() + config.layer_norm_epsilon)
 
         def part(r, sigma=sigma):
@@ -296,24 +303,23 @@ def test_attribution(drawn):
         for layer in range(SHAPE[0]):
             output = tensors[f"h.{layer}.attn.c_proj.weight"].reshape(5, 7, 35)
             for head in range(SHAPE[1]):
-                expected = part(values["z"][layer, 0, head, -1] @ output[head])
+                expected = part(values["z"][layer, text, head, -1] @ output[head])
                 assert found["head"][text, layer, head] == pytest.approx(expected, abs=1e-5)
-            assert found["mlp"][text, layer] == pytest.approx(part(values["mlp_out"][layer, 0, -1]), abs=1e-5)
+            assert found["mlp"][text, layer] == pytest.approx(part(values["mlp_out"][layer, text, -1]), abs=1e-5)
             bias += part(tensors[f"h.{layer}.attn.c_proj.bias"])
-        assert found["embedding"][text] == pytest.approx(part(values["resid_pre"][0, 0, -1]), abs=1e-5)
+        assert found["embedding"][text] == pytest.approx(part(values["resid_pre"][0, text, -1]), abs=1e-5)
         assert found["bias"][text] == pytest.approx(bias, abs=1e-5)
-        logits = values["logits"][0, -1]
+        logits = values["logits"][text, -1]
         assert found["total"][text] == pytest.approx(logits[a] - logits[b], abs=1e-5)
 
 
-VARIANTS = {"untied": {"tie_word_embeddings": False}, "scaled": {"scale_attn_by_inverse_layer_idx": True}}
-MODELS = {name: changed(config, initializer_range=0.2) for name, config in CONFIGS.items()}
-MODELS |= {name: changed(TINY["gpt2"], **changes) for name, changes in VARIANTS.items()}
+# Of GPT-2 also what `drawn` has not: an output embedding of its own, and scores that are scaled by layer.
+OTHERWISE = changed(TINY["gpt2"], tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True)
+MODELS = CONFIGS | {"gpt2": OTHERWISE}
 
 
-def sum_of(found):
-    parts = (found.head.sum(axis=(1, 2)), found.mlp.sum(axis=1), found.embedding, found.bias)
-    return np.sum(parts, axis=0, dtype=np.float64)
+def sum_of(head, mlp, embedding, bias):
+    return np.sum([head.sum(axis=(1, 2)), mlp.sum(axis=1), embedding, bias], axis=0, dtype=np.float64)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -321,7 +327,7 @@ def test_parts_add_up_to_the_logit_difference(tmp_path, name):
     """Of every architecture whose logits follow from one final norm of a sum; the others are refused by name."""
     config = MODELS[name]
     tensors = random_tensors(config)
-    if name == "untied":
+    if name == "gpt2":
         tensors["lm_head.weight"] = tensors["wte.weight"][::-1] * 0.7
     model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))
     batch = jaxqkv.Batch.of([[3, 5, 7, 11, 2, 9, 4], [13, 17, 19]])
@@ -332,27 +338,33 @@ def test_parts_add_up_to_the_logit_difference(tmp_path, name):
     found = contributions(model, batch, (23, 29))
     logits = np.asarray(model.logits(batch))[[0, 1], np.asarray(batch.last)]
     np.testing.assert_allclose(found.total, logits[:, 23] - logits[:, 29], atol=1e-5)
-    np.testing.assert_allclose(sum_of(found), found.total, atol=1e-5)
+    np.testing.assert_allclose(sum_of(*found[:4]), found.total, atol=1e-5)
 
 
-def test_parts_of_the_trained_model_add_up():
+def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named():
+    """Whose parts add up too."""
+    specs = ({"demo": True}, {"model": "demo-gpt2"}, {"model": str(BUNDLED["demo-gpt2"])})
+    asked, *others = (displayed(heads.STUDY, "attribution", **given) for given in specs)
+    for named in others:
+        assert "' John' minus that of ' Mary'" in named.caption
+        for key, values in asked.arrays.items():
+            np.testing.assert_array_equal(named.arrays[key], values)
+    found = asked.arrays
+    parts = sum_of(*(found[name] for name in ("head", "mlp", "embedding", "bias")))
+    np.testing.assert_allclose(parts, found["total"], atol=1e-5)
     model = jaxqkv.load("demo-gpt2")
-    batch = model.tokenize("When John and Mary went to the house, Mary gave a book to")
-    answers = [model.tokenizer.single_token(word) for word in (" John", " Mary")]
-    found = contributions(model, batch, answers)
-    logits = np.asarray(model.logits(batch))[0, -1]
-    assert found.total[0] == pytest.approx(logits[answers[0]] - logits[answers[1]], abs=1e-5)
-    assert sum_of(found)[0] == pytest.approx(found.total[0], abs=1e-5)
+    batch = model.tokenize([DEMO_PAIR.clean, DEMO_PAIR.donor])
+    one, two = map(model.tokenizer.single_token, DEMO_PAIR.answers)
+    logits = np.asarray(model.logits(batch))[[0, 1], np.asarray(batch.last)]
+    np.testing.assert_allclose(found["total"], logits[:, one] - logits[:, two], atol=1e-5)
 
 
 # --- lens and norms ---
 
 
+@pytest.mark.parametrize("drawn", ["gpt2"], indirect=True)
 def test_lens(drawn):
     config, folder, arrays = drawn
-    if not config.has_final_norm:
-        assert "lens" not in arrays
-        return
     found, tensors, model = arrays["lens"], random_tensors(config), jaxqkv.load(folder)
     batch = model.tokenize(MANY_TEXT.strip())
     values = values_of(config, tensors, np.asarray(batch.ids))
@@ -389,7 +401,7 @@ def test_norms(drawn):
 
 
 def test_figures_that_make_no_sense_are_named(tmp_path, capsys):
-    folder = write_checkpoint_of_words(tmp_path / "tiny", BERT)
+    folder = write_checkpoint_of_words(tmp_path / "tiny", TINY["bert"])
     line = ["figures", "heads", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
     assert main([*line, "lens", "types"]) == 2
     assert "lens is not drawn: bert normalises the residual stream after every block" in capsys.readouterr().err
@@ -428,30 +440,24 @@ def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):
 
 def test_an_unusable_text_that_is_given_ends_the_command(gpt2, tmp_path, capsys):
     """With nothing written, though other figures could be drawn."""
-    line = ["figures", "heads", "--model", str(gpt2), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
+    line = ["figures", "heads", "attribution", "norms", "--model", str(gpt2), "--arrays-only"]
     for given, message in (
         (["--text", ""], "--text: text 0 is empty: it gives no token"),
         (["--clean", ""], "--clean is empty; give a text, or leave it out for the study's own"),
         (["--answers", " w3", " w3"], "the answers ' w3' and ' w3' are the same token; they must be two"),
     ):
         text = [] if given[0] == "--text" else ["--text", MANY_TEXT.strip()]
-        assert main([*line, *text, "--clean", CLEAN, "--donor", DONOR, *given]) == 2
+        assert main([*line, *text, "--clean", CLEAN, "--donor", DONOR, *given, "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.rglob("*.npz"))
-
-
-@pytest.mark.parametrize("name", ["demo-gpt2", str(BUNDLED["demo-gpt2"])])
-def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named(name):
-    asked, named = (heads.figure("attribution", **given) for given in ({"demo": True}, {"model": name}))
-    assert "' John' minus that of ' Mary'" in named.caption
-    for key, values in asked.arrays.items():
-        np.testing.assert_array_equal(named.arrays[key], values)
 
 
 def test_parts_add_up_whatever_the_dtype_of_the_model(gpt2):
     """They are computed in float32, and the caption says so."""
     given = {"clean": CLEAN, "donor": DONOR, "answers": ANSWERS}
-    narrow, wide = (heads.figure("attribution", model=gpt2, dtype=dtype, **given) for dtype in ("bfloat16", "float32"))
+    narrow, wide = (
+        displayed(heads.STUDY, "attribution", model=gpt2, dtype=dtype, **given) for dtype in ("bfloat16", "float32")
+    )
     for name, values in wide.arrays.items():
         np.testing.assert_array_equal(narrow.arrays[name], values)
     assert "all in float32, for in bfloat16 they would not" in narrow.caption
@@ -462,7 +468,7 @@ def test_heads_that_write_nothing_have_no_share_of_the_norms(tmp_path):
     tensors = random_tensors(TINY["gpt2"])
     tensors["h.1.attn.c_proj.weight"][14:21] = 0  # W_O of head 2
     folder = write_checkpoint_of_words(tmp_path / "tiny", TINY["gpt2"], tensors)
-    figure = heads.figure("norms", model=folder, text=MANY_TEXT.strip())
+    figure = displayed(heads.STUDY, "norms", model=folder, text=MANY_TEXT.strip())
     assert np.argwhere(np.isnan(figure.arrays["first_norm"])).tolist() == [[1, 2]]
     assert np.isfinite(figure.arrays["first_weight"]).all()
     assert "A head that writes nothing has no share of the norms (NaN)." in figure.caption
@@ -496,7 +502,7 @@ def test_typical_heads(gpt2, capsys):
     found = measure_types(jaxqkv.load(gpt2), 0, null=0)
     assert main(["info", str(gpt2), "--heads", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["heads"]
-    copying = heads.figure("copying", model=gpt2, null=0).arrays["copying"]
+    copying = displayed(heads.STUDY, "copying", model=gpt2, null=0).arrays["copying"]
     assert {row["kind"] for row in rows} == summary.KINDS.keys() == {*HeadTypes._fields, "copying"}
     for kind in summary.KINDS:
         values, control = (copying, None) if kind == "copying" else (found.mean(kind), found.control_mean(kind))
