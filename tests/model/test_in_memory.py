@@ -1,5 +1,6 @@
 """Models of transformers, mappings of tensors, and tokenizer objects, without a file."""
 
+import copy
 import functools
 import re
 import subprocess
@@ -20,6 +21,7 @@ from conftest import (
     random_tensors,
     relative_error,
     write_folder,
+)
 
 import jaxqkv
 from jaxqkv.checkpoints.weights import Weights
@@ -63,7 +65,7 @@ def test_models_with_other_heads(name, head, torch, plain):
     import transformers
 
     about, config = plain[name]
-    theirs = getattr(transformers, head)(about).eval()
+    theirs = getattr(transformers, head)(copy.deepcopy(about)).eval()
     model = jaxqkv.load(theirs)
     assert model.config == config
     stored = theirs.base_model.state_dict()
