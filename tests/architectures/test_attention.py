@@ -119,7 +119,7 @@ def compiled(attend, what):
     return jax.jit(functions[what]).lower(*HEADS, visible_of(True)).compile()
 
 
-@pytest.fixture(params=[False, True], ids=["both ways", "causal"])
+@pytest.fixture(scope="module", params=[False, True], ids=["both ways", "causal"])
 def visible(request):
     return visible_of(request.param)
 
