@@ -109,7 +109,7 @@ def visible_of(causal):
 
 @functools.cache
 def compiled(attend, what):
-    """A program of q, k, v and what is visible: all that `attend` gives, with another scale, z alone, or z²'s gradient."""
+    """A program of q, k, v and what is seen: all that `attend` gives, with another scale, z alone, or z²'s gradient."""
     functions = {
         "all": attend,
         "scaled": functools.partial(attend, scale=0.3),

@@ -39,8 +39,8 @@ AT = (LISTED, np.ones((3, POS), bool), POSITIONS, POSITIONS, POSITIONS, np.broad
 # are as wide as the residual stream, each edit is at one of them or more.
 CHOSEN = {"q": (0, 1), "k": (2, 3), "v": (4, 5), "z": (0, 3), "scores": (0, 2, 4), "pattern": (1, 3, 5)}
 CHOSEN |= {"attn_out": (0, 1), "resid_pre": (2, 3), "mlp_out": (4, 5), "resid_post": (1, 2)}
-# One that draws nothing at each field, for where a block of another architecture takes them. No field is overwritten by a
-# later one.
+# One that draws nothing at each field, for where a block of another architecture takes them. No field is overwritten by
+# a later one.
 ONE_EACH = {"q": (1,), "k": (3,), "v": (0,), "z": (1,), "scores": (2,), "pattern": (0,)}
 ONE_EACH |= {"attn_out": (1,), "resid_pre": (2,), "mlp_out": (0,), "resid_post": (1,)}
 
@@ -130,7 +130,10 @@ class InNumPy:
             added = hasattr(edit, "strength")
             given = np.zeros(before.shape) if added else np.arange(before.size).reshape(before.shape)
             given = np.broadcast_to(given, shape).astype(np.float32)
-            self.moves[number, layer] = added, np.asarray(applied(placed, np.int32(layer), given, self.seen), np.float64)
+            self.moves[number, layer] = (
+                added,
+                np.asarray(applied(placed, np.int32(layer), given, self.seen), np.float64),
+            )
         added, values = self.moves[number, layer]
         return before + values[place] if added else before.ravel()[values[place].astype(int)]
 
@@ -156,7 +159,10 @@ CASES += [(name, FIELDS, ONE_EACH) for name in ("bert", "roberta", "distilbert")
 
 
 @pytest.mark.parametrize(
-    ("pair", "fields", "chosen"), CASES, indirect=["pair"], ids=[f"{name} {' '.join(fields)}" for name, fields, _ in CASES]
+    ("pair", "fields", "chosen"),
+    CASES,
+    indirect=["pair"],
+    ids=[f"{name} {' '.join(fields)}" for name, fields, _ in CASES],
 )
 def test_every_edit_of_every_field(fields, chosen, pair):
     torch_model, model, ids, donor = pair

@@ -72,7 +72,9 @@ def test_models_with_other_heads(name, head, torch, plain):
     for key in model.weights.names:  # of the backbone all, bit by bit
         if key in stored:
             np.testing.assert_array_equal(model.weights[key], stored.pop(key).numpy())
-    assert all(re.match(r"pooler\.|.*position_ids|.*token_type_ids|h\.\d+\.attn\.(masked_)?bias", key) for key in stored)
+    assert all(
+        re.match(r"pooler\.|.*position_ids|.*token_type_ids|h\.\d+\.attn\.(masked_)?bias", key) for key in stored
+    )
     if head.endswith(("ForMaskedLM", "GPT2Model")):
         with torch.no_grad():
             expected = theirs.base_model(torch.tensor(IDS).long()).last_hidden_state.numpy()

@@ -107,14 +107,15 @@ def test_what_has_changed_has_another_program(kind):
     reduce, change = changing(kind)
     attention = types.SimpleNamespace(q=np.zeros((2, 1, 1, 1), np.float32))
     before = Bound(reduce)
-    program = driver._run_block_with(before, None)
-    assert driver._run_block_with(Bound(reduce), None) is program
+    programs = functools.lru_cache(driver._run_block_with.__wrapped__)  # not the package's own: none of them is run
+    program = programs(before, None)
+    assert programs(Bound(reduce), None) is program
     try:
         for by in (1.0, 2.0):
             change(by)
             np.testing.assert_array_equal(Bound(reduce)(attention, None), [by, by])
             assert (before == Bound(reduce)) == (by == 1.0)
-            assert (driver._run_block_with(Bound(reduce), None) is program) == (by == 1.0)
+            assert (programs(Bound(reduce), None) is program) == (by == 1.0)
     finally:
         change(1.0)
     assert before == Bound(reduce)
