@@ -21,9 +21,9 @@ from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # no
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
-# Four layers of the real widths; of the vocabulary, whose embedding is most of a file, the first thousand tokens.
+# Two layers of the real widths; of the vocabulary, whose embedding is most of a file, the first thousand tokens.
 WIDE = {
-    name: changed(REGISTRY.known[spec], n_layer=4, vocab_size=1009)
+    name: changed(REGISTRY.known[spec], n_layer=2, vocab_size=1009)
     for name, spec in (("gpt2", "gpt2"), ("bert", "bert-base-uncased"))
 }
 # As many sequences for each of the three kinds of padding, side by side in one batch: one program for all.
