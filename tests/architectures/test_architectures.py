@@ -1,4 +1,4 @@
-"""RoBERTa and DistilBERT with every command and study; architectures from outside the package."""
+"""RoBERTa and DistilBERT with every command and the studies of weights; DistilBERT with those of activations, too."""
 
 import dataclasses
 import json
@@ -75,13 +75,12 @@ def test_the_same_class_under_another_name(name, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_padding_changes_nothing(folder, padding_side):
-    model = jaxqkv.load(folder)
+def test_padding_changes_nothing(model):
     alone = np.asarray(model.hidden(model.tokenize(" w1 w2 w3")))
-    padded = model.tokenize([" w1 w2 w3", " w1 w2 w3 w1 w2"], padding_side=padding_side)
-    row = np.asarray(model.hidden(padded))[0][np.asarray(padded.mask[0])]
-    np.testing.assert_allclose(row, alone[0], rtol=0, atol=1e-5 * np.abs(alone).max())
+    for side in ("left", "right"):
+        padded = model.tokenize([" w1 w2 w3", " w1 w2 w3 w1 w2"], padding_side=side)
+        row = np.asarray(model.hidden(padded))[0][np.asarray(padded.mask)[0]]
+        np.testing.assert_allclose(row, alone[0], rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
 def test_distilbert_has_no_token_types():
@@ -110,14 +109,21 @@ def test_qkv_weights(folder, tmp_path):
     np.testing.assert_allclose(figures["2d"]["mean"], means, rtol=0, atol=1e-6)
 
 
+# Studies of activations see a run, whose architecture test_parity.py checks.
+OF_ACTIVATIONS = pytest.mark.parametrize("folder", ["distilbert"], indirect=True)
+
+
+@OF_ACTIVATIONS
 def test_attention_scores(folder, model, tmp_path):
     figures = figures_of("attention-scores", tmp_path, folder, "--text", TEXT)
     acts = model.run(model.tokenize(TEXT), capture={"q", "scores"})
-    assert relative_error(figures["3"]["q"], acts.q[1, 0]) <= MODEL_LIMIT
-    np.testing.assert_allclose(figures["9"]["mean_of_heads"], acts.scores[1, 0].mean(axis=0), rtol=0, atol=1e-5)
+    assert relative_error(figures["3"]["q"], np.asarray(acts.q)[1, 0]) <= MODEL_LIMIT
+    mean = np.asarray(acts.scores)[1, 0].mean(axis=0)
+    np.testing.assert_allclose(figures["9"]["mean_of_heads"], mean, rtol=0, atol=1e-5)
     assert "8" not in figures  # of causal models
 
 
+@OF_ACTIVATIONS
 def test_token_frequency(folder, tmp_path):
     words = [*WORDS[1:], *(f" w{number}" for number in range(36))]
     (tmp_path / "texts").mkdir()
@@ -141,6 +147,7 @@ def test_weight_tour(folder, tmp_path):
         assert figures["architecture"]["total"] == sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118
 
 
+@OF_ACTIVATIONS
 def test_token_similarity(folder, model, tmp_path):
     sentences = ("a cat saw her run", "a run saw her home", "a cat run her home")
     (tmp_path / "sentences.txt").write_text("\n".join(sentences))
@@ -152,7 +159,9 @@ def test_token_similarity(folder, model, tmp_path):
     np.testing.assert_allclose(figures["cosine"]["similarity"], cosine(target), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["{}", "random:{}"])
+@pytest.mark.parametrize(
+    ("folder", "spec"), [("roberta", "{}"), ("distilbert", "{}"), ("roberta", "random:{}")], indirect=["folder"]
+)
 def test_verify(folder, tmp_path, spec, capsys):
     pytest.importorskip("torch", exc_type=ImportError)
     path = tmp_path / "verify.json"

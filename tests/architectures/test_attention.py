@@ -1,5 +1,7 @@
 """The functions of `attention.py` against loops written from the definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,18 @@ from jaxqkv.architectures import attention
 BATCH, HEAD, POS, HEAD_DIM = 2, 3, 5, 7
 
 
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 @pytest.fixture
 def arrays():
-    generator = np.random.default_rng(0)
-    return [jnp.asarray(generator.normal(size=(BATCH, HEAD, POS, HEAD_DIM)), jnp.float32) for _ in range(3)]
+    return list(normal(0, 3, BATCH, HEAD, POS, HEAD_DIM))
 
 
 def test_heads_are_consecutive_columns_and_merge_undoes_split():
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, POS, HEAD * HEAD_DIM)), jnp.float32)
-    heads = attention.split_heads(x, HEAD)
+    x = normal(1, BATCH, POS, HEAD * HEAD_DIM)
+    heads = np.asarray(attention.split_heads(x, HEAD))
     assert heads.shape == (BATCH, HEAD, POS, HEAD_DIM)
     for head in range(HEAD):
         np.testing.assert_array_equal(heads[:, head], x[:, :, head * HEAD_DIM : (head + 1) * HEAD_DIM])
@@ -27,128 +32,155 @@ def test_heads_are_consecutive_columns_and_merge_undoes_split():
 
 
 def test_scores(arrays):
-    q, k, _ = (np.asarray(a, np.float64) for a in arrays)
-    scores = attention.scaled_scores(*arrays[:2])
+    q, k, _ = (a.astype(np.float64) for a in arrays)
+    scores, scaled = map(
+        np.asarray,
+        jax.jit(lambda q, k: (attention.scaled_scores(q, k), attention.scaled_scores(q, k, 0.25)))(*arrays[:2]),
+    )
     for b, h, i, j in np.ndindex(scores.shape):
         assert scores[b, h, i, j] == pytest.approx(q[b, h, i] @ k[b, h, j] / np.sqrt(HEAD_DIM), abs=1e-6)
-    np.testing.assert_allclose(attention.scaled_scores(*arrays[:2], 0.25), 0.25 * np.sqrt(HEAD_DIM) * scores, rtol=1e-5)
+    np.testing.assert_allclose(scaled, 0.25 * np.sqrt(HEAD_DIM) * scores, rtol=1e-5)
 
 
 def test_visible_keys():
     mask = np.array([[True, True, False], [False, True, True]])
-    for causal in (False, True):
-        visible = attention.visible_keys(jnp.asarray(mask), causal)
+    both = jax.jit(lambda mask: [attention.visible_keys(mask, causal) for causal in (False, True)])(mask)
+    for causal, visible in enumerate(map(np.asarray, both)):
         for b, query, key in np.ndindex(visible.shape):
             assert visible[b, query, key] == (mask[b, key] and (key <= query or not causal))
 
 
 def test_pattern_is_a_softmax_over_what_is_visible(arrays):
-    scores = attention.scaled_scores(*arrays[:2])
-    mask = jnp.asarray(np.array([[True, True, True, True, True], [False, False, True, True, True]]))
-    visible = attention.visible_keys(mask, causal=True)
-    pattern = attention.attention_pattern(scores, visible[:, None])
+    mask = np.array([[True, True, True, True, True], [False, False, True, True, True]])
+
+    @jax.jit
+    def compute(q, k):
+        scores, visible = attention.scaled_scores(q, k), attention.visible_keys(mask, causal=True)
+        return scores, visible, attention.attention_pattern(scores, visible[:, None])
+
+    scores, visible, pattern = map(np.asarray, compute(*arrays[:2]))
     for b, h, query in np.ndindex(BATCH, HEAD, POS):
-        keys = np.asarray(visible[b, query])
+        keys = visible[b, query]
         expected = np.zeros(POS)
         if keys.any():
-            exponentials = np.exp(np.asarray(scores[b, h, query], np.float64)[keys])
+            exponentials = np.exp(scores[b, h, query].astype(np.float64)[keys])
             expected[keys] = exponentials / exponentials.sum()
         np.testing.assert_allclose(pattern[b, h, query], expected, atol=10 * ROUNDING)
 
 
 def test_enormous_scores_neither_overflow_nor_pass_for_masked_ones():
-    scores = jnp.asarray([[3e38, -3e38, 1.0]], jnp.float32)
-    np.testing.assert_array_equal(attention.attention_pattern(scores, jnp.asarray([[True, True, True]])), [[1, 0, 0]])
-    np.testing.assert_array_equal(attention.attention_pattern(scores, jnp.asarray([[False, True, False]])), [[0, 1, 0]])
+    scores = np.array([[3e38, -3e38, 1.0], [3e38, -3e38, 1.0]], np.float32)
+    visible = np.array([[True, True, True], [False, True, False]])
+    pattern = jax.jit(attention.attention_pattern)(scores, visible)
+    np.testing.assert_array_equal(pattern, [[1, 0, 0], [0, 1, 0]])
 
 
 def test_pattern_has_finite_gradients_where_nothing_is_visible():
-    visible = jnp.zeros((3, 3), bool)
-    gradient = jax.grad(lambda s: attention.attention_pattern(s, visible).sum())(jnp.ones((3, 3)))
+    visible = np.zeros((3, 3), bool)
+    gradient = jax.jit(jax.grad(lambda s: attention.attention_pattern(s, visible).sum()))(np.ones((3, 3), np.float32))
     np.testing.assert_array_equal(gradient, np.zeros((3, 3)))
 
 
 def test_mix(arrays):
-    pattern = attention.attention_pattern(attention.scaled_scores(*arrays[:2]), jnp.ones((POS, POS), bool)[None, None])
-    z = attention.mix(pattern, arrays[2])
+    @jax.jit
+    def compute(q, k, v):
+        pattern = attention.attention_pattern(attention.scaled_scores(q, k), np.ones((1, 1, POS, POS), bool))
+        return pattern, attention.mix(pattern, v)
+
+    pattern, z = map(np.asarray, compute(*arrays))
     for b, h, query in np.ndindex(BATCH, HEAD, POS):
         expected = sum(pattern[b, h, query, key] * arrays[2][b, h, key] for key in range(POS))
         np.testing.assert_allclose(z[b, h, query], expected, atol=1e-6)
 
 
-class TestAttend:
-    POS = 131  # large enough to be sliced
+SLICED_POS = 131  # large enough to be sliced
+HEADS = list(normal(2, 3, BATCH, HEAD, SLICED_POS, HEAD_DIM))
+# The bytes of the scores of all heads.
+SCORES = BATCH * HEAD * SLICED_POS**2 * 4
 
-    @pytest.fixture
-    def heads(self):
-        generator = np.random.default_rng(2)
-        return [jnp.asarray(generator.normal(size=(BATCH, HEAD, self.POS, HEAD_DIM)), jnp.float32) for _ in range(3)]
 
-    @pytest.fixture(params=[False, True], ids=["both ways", "causal"])
-    def visible(self, request):
-        mask = np.ones((BATCH, self.POS), bool)
-        mask[0, :17] = mask[1, -29:] = False
-        return attention.visible_keys(jnp.asarray(mask), request.param)
+def visible_of(causal):
+    """Which keys are seen in two texts padded on either side; `[batch, query, key]`."""
+    mask = np.ones((BATCH, SLICED_POS), bool)
+    mask[0, :17] = mask[1, -29:] = False
+    visible = np.broadcast_to(mask[:, None], (BATCH, SLICED_POS, SLICED_POS))
+    return np.tril(visible) if causal else visible
 
-    def test_sliced_and_whole_are_the_same_numbers(self, heads, visible):
-        whole = jax.jit(attention.attend_whole)(*heads, visible, 0.3)
-        sliced = jax.jit(attention.attend_sliced)(*heads, visible, 0.3)
-        for name in attention.Attended._fields:
-            np.testing.assert_allclose(getattr(sliced, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
 
-    def test_definition(self, heads, visible):
-        q, k, v = (np.asarray(x, np.float64) for x in heads)
-        attended = attention.attend(*heads, visible)
-        for b, h in np.ndindex(BATCH, HEAD):
-            scores = q[b, h] @ k[b, h].T / np.sqrt(HEAD_DIM)
-            exponentials = np.where(visible[b], np.exp(scores), 0)
-            total = exponentials.sum(axis=1, keepdims=True)
-            pattern = exponentials / np.where(total > 0, total, 1)
-            np.testing.assert_allclose(attended.scores[b, h], scores, atol=1e-5)
-            np.testing.assert_allclose(attended.pattern[b, h], pattern, atol=1e-6)
-            np.testing.assert_allclose(attended.z[b, h], pattern @ v[b, h], atol=50 * ROUNDING)
+@functools.cache
+def compiled(attend, what):
+    """A program of q, k, v and what is seen: all that `attend` gives, with another scale, z alone, or z²'s gradient."""
+    functions = {
+        "all": attend,
+        "scaled": functools.partial(attend, scale=0.3),
+        "z": lambda *arrays: attend(*arrays).z,
+        "gradient": jax.grad(lambda q, k, v, visible: (attend(q, k, v, visible).z ** 2).sum(), argnums=(0, 1, 2)),
+    }
+    return jax.jit(functions[what]).lower(*HEADS, visible_of(True)).compile()
 
-    def test_sliced_makes_no_matrix_of_scores_for_z_alone(self, heads, visible):
-        def bytes_of(attend):
-            compiled = jax.jit(lambda *arrays: attend(*arrays).z).lower(*heads, visible).compile()
-            return compiled.memory_analysis().temp_size_in_bytes
 
-        scores = BATCH * HEAD * self.POS**2 * 4
-        assert bytes_of(attention.attend_sliced) < scores < bytes_of(attention.attend_whole)
+@pytest.fixture(scope="module", params=[False, True], ids=["both ways", "causal"])
+def visible(request):
+    return visible_of(request.param)
 
-    def test_gradients_are_the_same(self, heads, visible):
-        def loss(attend):
-            return jax.jit(jax.grad(lambda q, k, v: (attend(q, k, v, visible).z ** 2).sum(), argnums=(0, 1, 2)))
 
-        for whole, sliced in zip(
-            loss(attention.attend_whole)(*heads), loss(attention.attend_sliced)(*heads), strict=True
-        ):
-            np.testing.assert_allclose(sliced, whole, rtol=1e-4, atol=1e-5)
+def test_sliced_and_whole_are_the_same_numbers(visible):
+    whole = compiled(attention.attend_whole, "scaled")(*HEADS, visible)
+    sliced = compiled(attention.attend_sliced, "scaled")(*HEADS, visible)
+    for name in attention.Attended._fields:
+        np.testing.assert_allclose(getattr(sliced, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
 
-        def bytes_of(attend):
-            return loss(attend).lower(*heads).compile().memory_analysis().temp_size_in_bytes
 
-        scores = BATCH * HEAD * self.POS**2 * 4
-        assert bytes_of(attention.attend_sliced) < scores < bytes_of(attention.attend_whole)
+def test_definition(visible):
+    q, k, v = (x.astype(np.float64) for x in HEADS)
+    attended = attention.Attended(*map(np.asarray, compiled(attention.attend, "all")(*HEADS, visible)))
+    for b, h in np.ndindex(BATCH, HEAD):
+        scores = q[b, h] @ k[b, h].T / np.sqrt(HEAD_DIM)
+        exponentials = np.where(visible[b], np.exp(scores), 0)
+        total = exponentials.sum(axis=1, keepdims=True)
+        pattern = exponentials / np.where(total > 0, total, 1)
+        np.testing.assert_allclose(attended.scores[b, h], scores, atol=1e-5)
+        np.testing.assert_allclose(attended.pattern[b, h], pattern, atol=1e-6)
+        np.testing.assert_allclose(attended.z[b, h], pattern @ v[b, h], atol=50 * ROUNDING)
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-    @pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
-    def test_upcast_scores_are_those_of_float32(self, heads, visible, dtype, attend):
-        """What is of 16 bits goes in and comes out; scores and softmax between are as exact as float32."""
-        q, k, v = (x.astype(dtype) for x in (8 * heads[0], heads[1], heads[2]))
-        upcast = jax.jit(lambda *arrays: attend(*arrays, visible, upcast=True))(q, k, v)
-        exact = jax.jit(lambda *arrays: attend(*arrays, visible))(*(x.astype(jnp.float32) for x in (q, k, v)))
-        plain = jax.jit(lambda *arrays: attend(*arrays, visible))(q, k, v)
-        assert (upcast.scores.dtype, upcast.pattern.dtype, upcast.z.dtype) == (jnp.float32, dtype, dtype)
-        np.testing.assert_allclose(upcast.scores, exact.scores, rtol=1e-5, atol=1e-5)
-        rounded = np.asarray(exact.pattern.astype(dtype), np.float32)
-        unit = float(jnp.finfo(dtype).eps)
-        difference = np.abs(np.asarray(upcast.pattern, np.float32) - rounded)
-        assert (difference <= unit * rounded + 1e-7).all()  # of the last bit, where float32 rounded the other way
-        assert np.abs(np.asarray(plain.pattern, np.float32) - rounded).max() > 3 * unit  # it matters
 
-    def test_upcast_changes_nothing_in_float32(self, heads, visible):
-        for one, other in zip(
-            attention.attend(*heads, visible, upcast=True), attention.attend(*heads, visible), strict=True
-        ):
-            np.testing.assert_array_equal(one, other)
+@pytest.mark.parametrize("what", ["z", "gradient"])
+def test_sliced_makes_no_matrix_of_scores_for_z_alone(what):
+    sliced, whole = (compiled(each, what) for each in (attention.attend_sliced, attention.attend_whole))
+    assert sliced.memory_analysis().temp_size_in_bytes < SCORES < whole.memory_analysis().temp_size_in_bytes
+
+
+def test_gradients_are_the_same(visible):
+    gradients = (compiled(each, "gradient") for each in (attention.attend_whole, attention.attend_sliced))
+    whole, sliced = (gradient(*HEADS, visible) for gradient in gradients)
+    for one, other in zip(whole, sliced, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
+def test_upcast_scores_are_those_of_float32(dtype, attend):
+    """What is of 16 bits goes in and comes out; scores and softmax between are as exact as float32."""
+    visible = visible_of(True)
+    narrow = [x.astype(dtype) for x in (8 * HEADS[0], HEADS[1], HEADS[2])]
+
+    @jax.jit
+    def compute(q, k, v):
+        wide = (x.astype(jnp.float32) for x in (q, k, v))
+        plain = attend(q, k, v, visible).pattern
+        return attend(q, k, v, visible, upcast=True), attend(*wide, visible), plain
+
+    upcast, exact, plain = compute(*narrow)
+    assert (upcast.scores.dtype, upcast.pattern.dtype, upcast.z.dtype) == (jnp.float32, dtype, dtype)
+    np.testing.assert_allclose(upcast.scores, exact.scores, rtol=1e-5, atol=1e-5)
+    rounded = np.asarray(exact.pattern).astype(dtype).astype(np.float32)
+    unit = float(jnp.finfo(dtype).eps)
+    difference = np.abs(np.asarray(upcast.pattern, np.float32) - rounded)
+    assert (difference <= unit * rounded + 1e-7).all()  # of the last bit, where float32 rounded the other way
+    assert np.abs(np.asarray(plain, np.float32) - rounded).max() > 3 * unit  # it matters
+
+
+def test_upcast_changes_nothing_in_float32():
+    upcast = jax.jit(functools.partial(attention.attend, upcast=True))(*HEADS, visible_of(True))
+    for one, other in zip(upcast, compiled(attention.attend, "all")(*HEADS, visible_of(True)), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -12,13 +12,17 @@ from helpers.oracles import masked_batch
 
 import jaxqkv
 from jaxqkv import edits
-from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.architectures.activations import FIELDS, Activations
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model.editing import place
 
 POS = 11
 MASK = np.ones((3, POS), bool)
 MASK[0, :3] = MASK[2, 8:] = False  # as many on either side: alone, both texts take the same program
+
+
+# With `hidden`, all layers are one program: what runs take where another field would do.
+ALL = {*FIELDS, "hidden"}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,14 @@ def batch():
 
 
 @pytest.fixture(scope="module")
+def clean(gpt2, batch):
+    """The run without edits."""
+    return gpt2.run(batch, capture=ALL)
+
+
+@pytest.fixture(scope="module")
 def donor(gpt2):
-    return gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=4), MASK), capture=FIELDS)
+    return gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=4), MASK), capture=ALL)
 
 
 # --- what stays as it is ---
@@ -47,54 +57,61 @@ def donor(gpt2):
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_a_value_in_its_own_place_changes_no_bit(name, models, batch):
+    """Replaced by itself, multiplied by 1 and returned by a function, one after another."""
     model = models[name]
-    own = model.run(batch, capture={*FIELDS, "hidden"})
-    for edit in (edits.replace(own), edits.scale(1.0), lambda value, site: value):
-        found = model.run(batch, capture={*FIELDS, "hidden"}, edit=dict.fromkeys(FIELDS, edit))
-        for field in (*FIELDS, "hidden"):
-            np.testing.assert_array_equal(found[field], own[field], err_msg=field)
+    own = model.run(batch, capture=ALL)
+    several = [edits.replace(own), edits.scale(1.0), lambda value, site: value]
+    found = model.run(batch, capture=ALL, edit=dict.fromkeys(FIELDS, several))
+    for field in ALL:
+        np.testing.assert_array_equal(found[field], own[field], err_msg=field)
 
 
 def test_nor_where_attention_is_sliced(tmp_path):
     """From 128 positions on, one head of one text at a time."""
     model = jaxqkv.load(write_folder(tmp_path / "long", changed(GPT2, n_positions=131)))
     ids = random_ids(GPT2, 2, 131)
-    own = model.run(ids, capture={*FIELDS, "hidden"})
-    found = model.run(ids, capture={*FIELDS, "hidden"}, edit=dict.fromkeys(FIELDS, edits.replace(own)))
-    for field in (*FIELDS, "hidden"):
+    own = model.run(ids, capture=ALL)
+    found = model.run(ids, capture=ALL, edit=dict.fromkeys(FIELDS, edits.replace(own)))
+    for field in ALL:
         np.testing.assert_array_equal(found[field], own[field], err_msg=field)
-    silent = model.run(ids, capture={"pattern", "z"}, edit={"pattern": edits.zero([(1, 3)])})
-    assert not silent.pattern[1, :, 3].any()
-    np.testing.assert_array_equal(silent.z[1], np.asarray(own.z[1]) * (np.arange(5) != 3)[None, :, None, None])
+    silent = model.run(ids, capture=ALL, edit={"pattern": edits.zero([(1, 3)])})
+    assert not np.asarray(silent.pattern)[1, :, 3].any()
+    expected = np.asarray(own.z)[1] * (np.arange(5) != 3)[None, :, None, None]
+    np.testing.assert_array_equal(np.asarray(silent.z)[1], expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_a_layer_replaced_wholly_gives_the_donors_output(name, models):
     model = models[name]
-    ids, others = random_ids(GPT2, 2, POS), random_ids(GPT2, 2, POS, seed=1)
-    donor = model.run(others, capture={"resid_post", "hidden"}, layers=[1])
+    ids, others = random_ids(GPT2, 3, POS), random_ids(GPT2, 3, POS, seed=1)
+    donor = model.run(others, capture=ALL, layers=[1])
     found = model.hidden(ids, edit={"resid_post": edits.replace(donor)})
     np.testing.assert_array_equal(found, donor.hidden)
 
 
+def of_all_kinds(positions=None):
+    """Edits of fields with heads, with keys and with neither; of one structure, and so one program."""
+    several = [edits.permute(3, layers=[0, 2], positions=positions), edits.noise(4, 0.5, positions=positions)]
+    several += [edits.mean(layers=1, positions=positions), edits.scale(0.5, layers=2, positions=positions)]
+    return dict.fromkeys(("z", "scores", "mlp_out"), several)
+
+
 def test_editing_one_sentence_changes_no_other(gpt2, batch):
-    clean = gpt2.hidden(batch)
-    positions = np.zeros_like(MASK)
+    before = np.asarray(gpt2.hidden(batch))
+    nowhere, positions = np.zeros_like(MASK), np.zeros_like(MASK)
     positions[1] = True
-    several = [edits.zero(layers=0, positions=positions), edits.permute(0, layers=1, positions=positions)]
-    several += [edits.noise(1, 1.0, positions=positions), edits.mean(layers=2, positions=positions)]
-    for field in ("z", "pattern", "resid_pre"):
-        found = gpt2.hidden(batch, edit={field: several})
-        np.testing.assert_array_equal(found[::2], clean[::2])
-        assert relative_error(found[1], clean[1]) > 0.01
+    for field, several in of_all_kinds(positions).items():
+        found = np.asarray(gpt2.hidden(batch, edit=of_all_kinds(nowhere) | {field: several}))
+        np.testing.assert_array_equal(found[::2], before[::2])
+        assert relative_error(found[1], before[1]) > 0.01
 
 
-@pytest.mark.parametrize("field", ["z", "scores", "mlp_out"])
-def test_padding_and_other_texts_change_nothing(field, gpt2, batch):
-    several = [edits.permute(3, layers=[0, 2]), edits.noise(4, 0.5), edits.mean(layers=1)]
-    together = np.asarray(gpt2.hidden(batch, edit={field: several}))
-    for text, mask in enumerate(MASK):
-        alone = gpt2.hidden(np.asarray(batch.ids)[text, mask][None], edit={field: several})
+def test_padding_and_other_texts_change_nothing(gpt2, batch):
+    """Of two texts of one length, with pads on either side."""
+    together = np.asarray(gpt2.hidden(batch, edit=of_all_kinds()))
+    for text in (0, 2):
+        mask = MASK[text]
+        alone = gpt2.hidden(np.asarray(batch.ids)[text, mask][None], edit=of_all_kinds())
         assert relative_error(together[text, mask], alone[0]) <= MODEL_LIMIT
 
 
@@ -110,8 +127,8 @@ def compilations(caplog, function):
 
 
 def test_another_head_donor_key_or_strength_compiles_nothing(gpt2, batch, donor, caplog):
-    other = gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=5), MASK), capture=FIELDS)
-    few = gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=6), MASK), capture={"z"}, layers=[2, 0])
+    other = gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=5), MASK), capture=ALL)
+    few = gpt2.run(masked_batch(random_ids(GPT2, 3, POS, seed=6), MASK), capture=ALL, layers=[2, 0])
     mask = np.zeros((3, 5), bool)
     mask[1, ::2] = True
     gpt2.logits(batch)
@@ -174,38 +191,46 @@ def test_jit_takes_edits(score, donor):
     for edit in (edits.zero([(1, 2)]), edits.zero([(0, 4)]), edits.scale(0.5, [(2, 0)])):
         assert jitted({"z": edit}) == pytest.approx(float(score({"z": edit})), rel=1e-5)
     assert jitted._cache_size() == 1 if hasattr(jitted, "_cache_size") else True
-    several = {"z": [edits.replace(donor, [(1, 2)], positions=[1, 5]), edits.noise(1, 0.1)], "q": edits.permute(2)}
+    several = {"z": [edits.replace(donor, [(1, 2)], positions=[1, 5]), edits.noise(1, 0.1)]}
     assert jitted(several) == pytest.approx(float(score(several)), rel=1e-5)
 
 
 def test_gradient_by_strength_is_a_difference_quotient(score):
-    """Of every head: the exact derivative by its gate at 1, against central differences of the model."""
-    gradient = jax.jit(jax.grad(lambda gates: score({"z": edits.scale(gates)})))(jnp.ones((3, 5)))
-    jitted = jax.jit(lambda gates: score({"z": edits.scale(gates)}))
+    """Of every head: the exact derivative by its gate at 1, against central differences of the model.
+
+    By a number that a function multiplies by, it is their sum.
+    """
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def gated(gates, amount):
+        return score({"z": [edits.scale(gates), lambda value, site: value * amount]})
+
+    ones, one = np.ones((3, 5), np.float32), np.float32(1)
+    _, (gradient, by_closure) = gated(ones, one)
     step, found = 1e-2, np.zeros((3, 5))
     for gate in np.ndindex(3, 5):
-        moved = np.ones((2, 3, 5), np.float32)
+        moved = np.stack([ones, ones])
         moved[:, *gate] += [step, -step]
-        up, down = (float(jitted(gates)) for gates in moved)
+        up, down = (float(gated(gates, one)[0]) for gates in moved)
         found[gate] = (up - down) / (2 * step)
     assert relative_error(gradient, found) < 5e-3
-    by_closure = jax.jit(jax.grad(lambda amount: score({"z": lambda value, site: value * amount})))(1.0)
-    assert by_closure == pytest.approx(float(gradient.sum()), rel=1e-4)
+    assert by_closure == pytest.approx(np.asarray(gradient, np.float64).sum(), rel=1e-4)
 
 
-def test_vmap_over_an_edits_arrays(score, donor, gpt2):
-    heads = np.array([[(0, 1)], [(2, 4)], [(1, 0)]], np.int32)
-    found = jax.jit(jax.vmap(lambda heads: score({"z": edits.zero(heads)})))(heads)
-    assert relative_error(found, [score({"z": edits.zero(each)}) for each in heads]) <= MODEL_LIMIT
-    donors = jnp.stack([donor.z, donor.z[::-1]])
-    found = jax.jit(jax.vmap(lambda values: score({"z": edits.replace(values, [(1, 2)])})))(donors)
-    assert relative_error(found, [score({"z": edits.replace(each, [(1, 2)])}) for each in donors]) <= MODEL_LIMIT
-    keys = jax.random.split(jax.random.key(0), 2)
-    found = jax.jit(jax.vmap(lambda key: score({"z": edits.permute(key)})))(keys)
-    assert relative_error(found, [score({"z": edits.permute(key)}) for key in keys]) <= MODEL_LIMIT
-    positions = np.array([[1], [4]])
-    found = jax.jit(jax.vmap(lambda at: score({"pattern": edits.zero(positions=at)})))(positions)
-    assert relative_error(found, [score({"pattern": edits.zero(positions=at)}) for at in positions]) <= MODEL_LIMIT
+def test_vmap_over_an_edits_arrays(score, donor):
+    """Over heads, donors, keys and positions together."""
+
+    def edited(heads, values, key, at):
+        several = [edits.zero(heads), edits.replace(values, [(1, 2)]), edits.permute(key, [(0, 3)])]
+        return score({"z": several, "pattern": edits.zero(positions=at)})
+
+    heads, positions = np.array([[(0, 1)], [(2, 4)], [(1, 0)]], np.int32), np.array([[1], [4], [2]])
+    z, keys = np.asarray(donor.z), jax.random.split(jax.random.key(0), 3)
+    donors = np.stack([z, z[:, ::-1], -z])
+    found = jax.jit(jax.vmap(edited))(heads, donors, keys, positions)
+    expected = [edited(*each) for each in zip(heads, donors, keys, positions, strict=True)]
+    assert relative_error(found, expected) <= MODEL_LIMIT
 
 
 def test_vmap_over_a_batch(score):
@@ -218,74 +243,76 @@ def test_vmap_over_a_batch(score):
 # --- every path ---
 
 
-def test_streams_microbatches_and_single_layers_are_the_same(gpt2, batch, donor, tmp_path):
+def test_streams_microbatches_and_single_layers_are_the_same(gpt2, batch, donor):
     edit = {
         "z": [edits.replace(donor, [(1, 2), (2, 0)]), edits.zero((0, 4), positions=np.array([[4], [2], [3]]))],
         "scores": edits.noise(1, 0.3, [(1, 1)], keys=[4, 5]),
         "mlp_out": lambda value, site: value + jnp.where(site.layer == 1, site.inputs["shift"][:, None, None], 0),
     }
     inputs = {"shift": np.array([0.5, -1, 2], np.float32)}
-    expected = gpt2.run(batch, capture={*FIELDS, "hidden", "logits"}, edit=edit, inputs=inputs)
+    expected = gpt2.run(batch, capture={*ALL, "logits"}, edit=edit, inputs=inputs)
     streamed = jaxqkv.load(gpt2.checkpoint, stream=True)
     others = [
-        streamed.run(batch, capture={*FIELDS, "hidden", "logits"}, edit=edit, inputs=inputs),
-        gpt2.run(batch, capture={*FIELDS, "hidden", "logits"}, edit=edit, inputs=inputs, memory=1),
+        streamed.run(batch, capture={*ALL, "logits"}, edit=edit, inputs=inputs),
+        gpt2.run(batch, capture={*ALL, "logits"}, edit=edit, inputs=inputs, memory=1),
     ]
     for other in others:
-        for field in (*FIELDS, "hidden", "logits"):
+        for field in (*ALL, "logits"):
             assert relative_error(other[field], expected[field]) <= MODEL_LIMIT, field
-    for layer, attention in gpt2.layerwise(batch, capture={"z"}, edit=edit, inputs=inputs):
-        assert relative_error(attention.z, expected.z[layer]) <= MODEL_LIMIT
+    z = np.asarray(expected.z)
+    for layer, attention in gpt2.layerwise(batch, capture=FIELDS, edit=edit, inputs=inputs):
+        assert relative_error(attention.z, z[layer]) <= MODEL_LIMIT
     assert relative_error(gpt2.hidden(batch, edit=edit, inputs=inputs), expected.hidden) <= MODEL_LIMIT
     assert relative_error(gpt2.logits(batch, edit=edit, inputs=inputs), expected.logits) <= MODEL_LIMIT
-    reduced = gpt2.run(
-        batch, reduce=lambda a, mask, inputs: a.z * inputs["shift"][:, None, None, None], edit=edit, inputs=inputs
-    )
-    assert relative_error(reduced, np.asarray(expected.z) * inputs["shift"][:, None, None, None]) <= MODEL_LIMIT
+    weighted = lambda a, mask, inputs: a.z * inputs["shift"][:, None, None, None]  # noqa: E731
+    reduced = gpt2.run(batch, reduce=weighted, edit=edit, inputs=inputs, layers=2)
+    assert relative_error(reduced, z[2:] * inputs["shift"][:, None, None, None]) <= MODEL_LIMIT
 
 
-def test_donors_of_one_text_of_some_layers_and_of_other_places(gpt2, batch):
-    ids = random_ids(GPT2, 1, 7, seed=8)
-    one = gpt2.run(ids, capture={"z", "resid_pre"}, layers=[2, 0])
+def test_donors_of_one_text_of_some_layers_and_of_other_places(gpt2, batch, clean):
+    one = gpt2.run(random_ids(GPT2, 1, 7, seed=8), capture=ALL, layers=[2, 0])
+    theirs, before = np.asarray(one.z), np.asarray(clean.z)
     at, source = [4, 5], [0, 6]
-    found = gpt2.run(batch, capture={"z"}, edit={"z": edits.replace(one, positions=at, source=source)})
-    clean = gpt2.run(batch, capture={"z"})
-    np.testing.assert_array_equal(found.z[0][:, :, at], np.repeat(one.z[1][:, :, source], 3, axis=0))
-    np.testing.assert_array_equal(found.z[2][:, :, at], np.repeat(one.z[0][:, :, source], 3, axis=0))
-    np.testing.assert_array_equal(found.z[0][:, :, :4], clean.z[0][:, :, :4])
+    edit = {"z": edits.replace(one, positions=at, source=source)}
+    found = np.asarray(gpt2.run(batch, capture=ALL, edit=edit).z)
+    np.testing.assert_array_equal(found[0][:, :, at], np.repeat(theirs[1][:, :, source], 3, axis=0))
+    np.testing.assert_array_equal(found[2][:, :, at], np.repeat(theirs[0][:, :, source], 3, axis=0))
+    np.testing.assert_array_equal(found[0][:, :, :4], before[0][:, :, :4])
     own = {"z": edits.replace(one, positions=np.array([[4], [2], [3]]), source=np.array([[6], [0], [1]]))}
-    found = gpt2.run(batch, capture={"z"}, edit=own, layers=0)
+    found = np.asarray(gpt2.run(batch, capture=ALL, edit=own).z)
     for text, (here, there) in enumerate([(4, 6), (2, 0), (3, 1)]):
-        np.testing.assert_array_equal(found.z[0, text, :, here], one.z[1, 0, :, there])
+        np.testing.assert_array_equal(found[0, text, :, here], theirs[1, 0, :, there])
 
 
 def test_a_reference_is_each_heads_own(gpt2, batch):
-    reference = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
-    found = gpt2.run(batch, capture={"z"}, edit={"z": edits.mean(reference=reference)}).z
-    real = np.broadcast_to(MASK[None, :, None, :, None], found.shape)
-    expected = np.broadcast_to(reference[:, None, :, None], found.shape)
-    np.testing.assert_array_equal(np.asarray(found)[real], expected[real])
-    wide = np.random.default_rng(1).normal(size=(3, 35)).astype(np.float32)
-    found = np.asarray(
-        gpt2.run(batch, capture={"mlp_out"}, edit={"mlp_out": edits.mean(reference=wide, layers=1)}).mlp_out
-    )
-    np.testing.assert_array_equal(found[1][MASK], np.broadcast_to(wide[1], found[1][MASK].shape))
+    """Of a field with heads, and of one without."""
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(3, 5, 7)).astype(np.float32)
+    wide = generator.normal(size=(3, 35)).astype(np.float32)
+    edit = {"z": edits.mean(reference=reference), "mlp_out": edits.mean(reference=wide, layers=1)}
+    found = gpt2.run(batch, capture=ALL, edit=edit)
+    z, mlp_out = np.asarray(found.z), np.asarray(found.mlp_out)
+    real = np.broadcast_to(MASK[None, :, None, :, None], z.shape)
+    expected = np.broadcast_to(reference[:, None, :, None], z.shape)
+    np.testing.assert_array_equal(z[real], expected[real])
+    np.testing.assert_array_equal(mlp_out[1][MASK], np.broadcast_to(wide[1], mlp_out[1][MASK].shape))
+    assert relative_error(mlp_out[0][MASK], np.broadcast_to(wide[0], mlp_out[0][MASK].shape)) > 0.1
 
 
-def test_rows_of_a_pattern_are_divided_by_their_sums_where_it_is_asked_for(gpt2, batch):
-    clean = np.asarray(gpt2.run(batch, capture={"pattern"}).pattern)
+def test_rows_of_a_pattern_are_divided_by_their_sums_where_it_is_asked_for(gpt2, batch, clean):
+    before = np.asarray(clean.pattern)
     for renormalise in (False, True):
         edit = edits.zero([(1, 3)], keys=[3, 4], positions=[5, 8], renormalise=renormalise)
-        found = np.asarray(gpt2.run(batch, capture={"pattern"}, edit={"pattern": edit}).pattern)
-        expected = clean.copy()
+        found = np.asarray(gpt2.run(batch, capture=ALL, edit={"pattern": edit}).pattern)
+        expected = before.copy()
         expected[1, :, 3, [[5], [8]], [3, 4]] = 0
         if renormalise:
             rows = expected[1, :, 3][:, [5, 8]]
             total = rows.sum(-1, keepdims=True)
             expected[1, :, 3, [5, 8]] = np.moveaxis(rows / np.where(total > 0, total, 1), 1, 0)
         np.testing.assert_allclose(found[:2], expected[:2], atol=1e-6)
-        assert np.abs(found - clean).max() > 0.01
-    shares = np.asarray(gpt2.run(batch, capture={"pattern"}, edit={"pattern": edits.mean(layers=2)}).pattern)[2]
+        assert np.abs(found - before).max() > 0.01
+    shares = np.asarray(gpt2.run(batch, capture=ALL, edit={"pattern": edits.mean(layers=2)}).pattern)[2]
     for text, head, query in np.ndindex(3, 5, POS):
         seen = [key for key in range(query + 1) if MASK[text, key] and MASK[text, query]]
         np.testing.assert_allclose(shares[text, head, query, seen], 1 / max(len(seen), 1), atol=1e-6)
@@ -349,7 +376,7 @@ def test_what_is_no_mapping_of_edits(batch):
 
 
 def test_refused_donors_and_layers(gpt2, batch, donor):
-    q = gpt2.run(batch, capture={"q"}, layers=1)
+    q = Activations(mask=donor.mask, layers=(1,), q=jnp.asarray(np.asarray(donor.q)[1:2]))
     with pytest.raises(JaxqkvError, match=r"a donor that did not capture it: run with capture=\{'z'\}"):
         gpt2.run(batch, edit={"z": edits.replace(q)})
     with pytest.raises(JaxqkvError, match="takes layer 2 from a donor that does not have it"):

@@ -1,56 +1,93 @@
 """What a caller may do with what is given and returned, and how layers, memory and reducers are asked for."""
 
-import subprocess
-import sys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GPT2, MODEL_LIMIT, random_ids, random_tensors, relative_error, write_folder
+from conftest import CONFIGS, GPT2, MODEL_LIMIT, random_ids, random_tensors, relative_error, write_folder
+from helpers.oracles import EVERYTHING
 
 import jaxqkv
+from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.runtime.sizes import memory_limit
 from jaxqkv.text.batches import Batch, as_batch
 
+# Tests whose subject is another take one batch and one set of fields, and so one compiled block: with `hidden`, every
+# layer's stream goes on.
+IDS = random_ids(GPT2, 2, 11)
+ALL = EVERYTHING | {"hidden"}
+
+
+@pytest.fixture(scope="module", params=["gpt2", "bert"])
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(config, tmp_path_factory):
+    return jaxqkv.load(write_folder(tmp_path_factory.mktemp("folder") / config.model_type, config))
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    """All intermediates of `IDS`."""
+    return model.run(IDS, capture=ALL)
+
+
+# Of code that does not know the architecture.
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("folder") / "gpt2", GPT2)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder):
+    return jaxqkv.load(gpt2_folder)
+
+
+@pytest.fixture(scope="module")
+def gpt2_whole(gpt2):
+    return gpt2.run(IDS, capture=ALL)
+
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("copy", [True, False])
-def test_dicts_of_parameters_are_not_the_models(folder, config, stream, copy):
-    model, ids = jaxqkv.load(folder, stream=stream), random_ids(config, 2, 5)
-    model.run(ids)
-    before = np.asarray(model.hidden(ids))
+def test_dicts_of_parameters_are_not_the_models(gpt2_folder, stream, copy):
+    model = jaxqkv.load(gpt2_folder, stream=stream)
+    model.hidden(IDS)
+    before = np.asarray(model.hidden(IDS))
     params = model.params(copy=copy)
-    params["layers"][1]["attn"]["o"]["kernel"] *= 0
+    params["layers"][1]["attn"]["o"]["kernel"] = np.zeros((35, 35), np.float32)
     params["layers"].pop()
     for module in params["embed"].values():
         for name in module:
-            module[name] = module[name] * 0
-    np.testing.assert_array_equal(model.hidden(ids), before)
+            module[name] = np.zeros_like(module[name])
+    np.testing.assert_array_equal(model.hidden(IDS), before)
     fresh = model.params(copy=copy)
-    assert len(fresh["layers"]) == config.n_layer
-    assert relative_error(jaxqkv.hidden(fresh, ids, config), before) <= MODEL_LIMIT
+    assert len(fresh["layers"]) == GPT2.n_layer
+    assert relative_error(jaxqkv.hidden(fresh, IDS, GPT2), before) <= MODEL_LIMIT
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_buffers_of_parameters_may_be_donated(folder, config, stream):
-    model, ids = jaxqkv.load(folder, stream=stream), random_ids(config, 2, 5)
-    model.run(ids)
-    before = np.asarray(model.hidden(ids))
+def test_buffers_of_parameters_may_be_donated(gpt2_folder, stream):
+    model = jaxqkv.load(gpt2_folder, stream=stream)
+    model.hidden(IDS)
+    before = np.asarray(model.hidden(IDS))
     params = model.params()
     halved = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / 2, tree), donate_argnums=0)(params)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-    for again in (model, jaxqkv.load(folder)):
-        np.testing.assert_array_equal(again.hidden(ids), before)
-    expected = model.params()
-    for one, two in zip(jax.tree.leaves(halved), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(one, two / 2)
+    for again in (model, jaxqkv.load(gpt2_folder)):
+        np.testing.assert_array_equal(again.hidden(IDS), before)
+    for one, two in zip(jax.tree.leaves(halved), jax.tree.leaves(model.params()), strict=True):
+        np.testing.assert_array_equal(one, np.asarray(two) / 2)
 
 
-def test_shared_buffers_are_the_models_own(folder, config):
-    model = jaxqkv.load(folder, stream=False)
+def test_shared_buffers_are_the_models_own(gpt2_folder):
+    model = jaxqkv.load(gpt2_folder, stream=False)
     one, two = (jax.tree.leaves(model.params(copy=False)) for _ in range(2))
     assert all(a is b for a, b in zip(one, two, strict=True))
     own = jax.tree.leaves(model.params())
@@ -76,35 +113,34 @@ def test_what_the_caller_changes_after_a_call_is_not_seen():
         inside["a"][0][0] = 0
 
 
-def test_nothing_that_is_returned_is_a_view_of_an_argument(model, config):
-    ids, mask = random_ids(config, 2, 5), np.ones((2, 5), bool)
+def test_nothing_that_is_returned_is_a_view_of_an_argument(gpt2):
+    ids, mask = IDS.copy(), np.ones(IDS.shape, bool)
     shift = np.ones(2, np.float32)
     batch = Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
-    acts = model.run(batch)
-    kept = model.run(batch, reduce=lambda attention, mask, shift: (mask, shift), inputs=shift)
+    acts = gpt2.run(batch, capture=ALL)
+    kept = gpt2.run(batch, reduce=lambda attention, mask, shift: (mask, shift), inputs=shift, layers=0)
     mask[:], shift[:] = False, 0
     assert np.asarray(acts.mask).all()
     assert np.asarray(kept[0]).all()
-    np.testing.assert_array_equal(kept[1], np.ones((config.n_layer, 2)))
+    np.testing.assert_array_equal(kept[1], np.ones((1, 2)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inputs_of_pytorch(model, config, dtype):
+def test_inputs_of_pytorch(gpt2, dtype):
     torch = pytest.importorskip("torch", exc_type=ImportError)
     shift = torch.tensor([1.0, 2.0], dtype=getattr(torch, dtype), requires_grad=True)
-    kept = model.run(random_ids(config, 2, 5), reduce=lambda attention, mask, shift: shift, inputs=shift, layers=0)
+    kept = gpt2.run(IDS, reduce=lambda attention, mask, shift: shift, inputs=shift, layers=0)
     assert kept.dtype == dtype
-    assert kept.astype(jnp.float32).tolist() == [[1.0, 2.0]]
+    assert np.asarray(kept, np.float32).tolist() == [[1.0, 2.0]]
 
 
-def test_host_parameters_are_those_at_the_time_of_the_call(model, config):
-    ids = random_ids(config, 2, 5)
-    params = jax.tree.map(np.array, model.params())
-    expected = np.asarray(model.run(ids, capture={"mlp_out"}).mlp_out)
-    result = jaxqkv.forward(params, ids, config, capture={"mlp_out"})
+def test_host_parameters_are_those_at_the_time_of_the_call(gpt2, gpt2_whole):
+    params = jax.tree.map(np.array, gpt2.params())
+    result = jaxqkv.forward(params, IDS, GPT2, capture=ALL)
     for leaf in jax.tree.leaves(params):
         leaf[:] = 0
-    assert relative_error(result.mlp_out, expected) <= MODEL_LIMIT
+    assert relative_error(result.mlp_out, gpt2_whole.mlp_out) <= MODEL_LIMIT
+    assert relative_error(result.hidden, gpt2_whole.hidden) <= MODEL_LIMIT
 
 
 # --- layers ---
@@ -123,32 +159,28 @@ def test_host_parameters_are_those_at_the_time_of_the_call(model, config):
         ({2: "a", 0: "b"}.keys(), (0, 2)),
     ],
 )
-def test_layers_come_in_the_order_asked_for(gpt2_model, layers, selected):
-    ids = random_ids(GPT2, 2, 5)
-    whole = np.asarray(gpt2_model.run(ids).k)
-    acts = gpt2_model.run(ids, layers=layers)
+def test_layers_come_in_the_order_asked_for(gpt2, gpt2_whole, layers, selected):
+    acts = gpt2.run(IDS, capture=EVERYTHING, layers=layers)
     assert acts.layers == selected
-    assert relative_error(acts.k, whole[list(selected)]) <= MODEL_LIMIT
+    assert relative_error(acts.k, np.asarray(gpt2_whole.k)[list(selected)]) <= MODEL_LIMIT
 
 
-def test_layers_of_a_reducer(model, config):
+def test_layers_of_a_reducer(gpt2, gpt2_whole):
     """The layer's number is a value of the program, of which there is one for all layers."""
-    ids = random_ids(config, 2, 5)
     traced = []
 
     def reduce(attention, mask):
-        traced.append(config.model_type)
+        traced.append(len(mask))
         return attention.layer, attention.q[:, 0, 0, 0] * attention.layer.astype(jnp.float32)
 
-    numbers, values = model.run(ids, reduce=reduce, layers=[2, 0, 1])
+    numbers, values = gpt2.run(IDS, reduce=reduce, layers=[2, 0, 1])
     assert numbers.tolist() == [2, 0, 1]
-    q = np.asarray(model.run(ids).q)[[2, 0, 1], :, 0, 0, 0]
+    q = np.asarray(gpt2_whole.q)[[2, 0, 1], :, 0, 0, 0]
     np.testing.assert_allclose(values, q * np.array([2, 0, 1])[:, None], rtol=1e-5)
     assert len(traced) == 2  # the last layer has no stream, and so a program of its own
-    assert model.run(ids).q.dtype == jnp.float32
-    half = model.run(ids, reduce=lambda attention, mask: jax.tree.leaves(attention.astype(jnp.float16)))
-    assert [leaf.dtype for leaf in half[:-1]] == [jnp.float16] * (len(half) - 1)
-    assert half[-1].tolist() == [0, 1, 2]
+    half = gpt2.run(IDS, reduce=lambda attention, mask: jax.tree.leaves(attention.astype(jnp.float16)), layers=1)
+    assert [leaf.dtype for leaf in half[:-1]] == [jnp.float16] * len(FIELDS)
+    assert half[-1].tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +194,9 @@ def test_layers_of_a_reducer(model, config):
         (np.array([0.0, 1.0]), "layers are whole numbers"),
     ],
 )
-def test_layers_that_are_refused(gpt2_model, layers, message):
+def test_layers_that_are_refused(gpt2, layers, message):
     with pytest.raises(JaxqkvError, match=message):
-        gpt2_model.run(random_ids(GPT2, 1, 3), layers=layers)
+        gpt2.run(IDS, layers=layers)
 
 
 # --- memory, parameters, dtypes ---
@@ -181,12 +213,14 @@ def test_memory_that_is_refused(memory):
         memory_limit(memory)
 
 
-def test_memory_as_a_text_changes_nothing(gpt2_model):
-    ids = random_ids(GPT2, 3, 5)
-    for run in (gpt2_model.hidden, gpt2_model.logits, lambda ids, memory=None: gpt2_model.run(ids, memory=memory).q):
-        np.testing.assert_allclose(run(ids, memory="20KB"), run(ids), atol=2e-5)
+def test_memory_as_a_text_changes_nothing(gpt2):
+    def fields(ids, memory=None):
+        return gpt2.run(ids, capture=ALL, memory=memory).q
+
+    for run in (gpt2.hidden, gpt2.logits, fields):
+        np.testing.assert_allclose(run(IDS, memory="40KB"), run(IDS), atol=2e-5)  # one sequence at a time
         with pytest.raises(JaxqkvError, match=r"^memory"):
-            run(ids, memory=0)
+            run(IDS, memory=0)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +232,11 @@ def test_memory_as_a_text_changes_nothing(gpt2_model):
         (lambda params: {"layers": params["layers"]}, "params must have the parts embed, layers, final"),
     ],
 )
-def test_parameters_of_another_model(gpt2_model, change, message):
-    params, ids = change(gpt2_model.params()), random_ids(GPT2, 1, 3)
+def test_parameters_of_another_model(gpt2, change, message):
+    params = change(gpt2.params())
     for run in (jaxqkv.forward, jaxqkv.hidden, jaxqkv.logits):
         with pytest.raises(JaxqkvError, match=message):
-            run(params, ids, GPT2)
+            run(params, IDS, GPT2)
 
 
 @pytest.mark.parametrize("stored", [np.float16, np.float32])
@@ -216,67 +250,56 @@ def test_weights_are_read_only(config, tmp_path, stored):
             array[0] = 5
 
 
-def test_float64_without_x64_is_refused(folder, config):
-    """In a process of its own, in which it is switched on and off."""
-    code = f"""
-import jax, numpy as np, jaxqkv
-jax.config.update("jax_enable_x64", True)
-model, ids = jaxqkv.load({str(folder)!r}, dtype="float64"), np.ones((1, 3), np.int32)
-print(model.run(ids, layers=0).q.dtype)
-jax.config.update("jax_enable_x64", False)
-for run in (model.run, model.hidden, lambda ids: model.params()):
+def test_float64_without_x64_is_refused(gpt2_folder):
+    jax.config.update("jax_enable_x64", True)
     try:
-        run(ids)
-    except jaxqkv.JaxqkvError as error:
-        print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    first, *errors = done.stdout.splitlines()
-    assert first == "float64"
-    assert len(errors) == 3
-    assert all("jax_enable_x64 is off now" in error for error in errors)
+        model = jaxqkv.load(gpt2_folder, dtype="float64")
+        with jax.numpy_dtype_promotion("standard"):  # Flax's norms promote float64 to float64
+            assert model.run(IDS, layers=0).q.dtype == np.float64
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    for run in (model.run, model.hidden, lambda ids: model.params()):
+        with pytest.raises(JaxqkvError, match="jax_enable_x64 is off now"):
+            run(IDS)
 
 
 # --- what a pass returns ---
 
 
-@pytest.mark.parametrize("memory", [None, 20_000])
-def test_outputs_and_layers_from_one_pass(model, config, monkeypatch, memory):
+def test_outputs_and_layers_from_one_pass(model, config, whole, monkeypatch):
+    """Of the whole batch and, as what is cut knows no architecture, once of a sequence at a time."""
     read = []
     layer = jaxqkv.Weights.layer
-    ids = random_ids(config, 3, 7)
-    expected, pattern = np.asarray(model.hidden(ids)), np.asarray(model.run(ids, capture={"pattern"}).pattern)
     monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, number: read.append(number) or layer(self, number))
-    fresh = jaxqkv.load(model.checkpoint)
     names = {"pattern", "resid_post", "hidden"} | ({"logits"} if config.has_logits else set())
-    acts = fresh.run(ids, capture=names, layers=[1], memory=memory)
-    assert read == [0, 1, 2]
-    assert acts.layers == (1,)
-    assert relative_error(acts.pattern, pattern[1:2]) <= MODEL_LIMIT
-    assert relative_error(acts.hidden, expected) <= MODEL_LIMIT
-    entering_next = model.run(ids, capture="resid_pre", layers=2).resid_pre
-    assert relative_error(acts.resid_post, entering_next) <= MODEL_LIMIT
-    last = model.run(ids, capture={"resid_post"}, layers=2).resid_post[0]
+    last = np.asarray(whole.resid_post, np.float64)[2]
     if config.has_logits:
-        assert relative_error(acts.logits, model.logits(ids)) <= MODEL_LIMIT
         scale, bias = model.weights["ln_f.weight"], model.weights["ln_f.bias"]
-        last = np.asarray(last, np.float64)
         last = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5) * scale + bias
-    assert relative_error(acts.hidden, last) <= MODEL_LIMIT
+    for memory in (None, 40_000) if config.causal else (None,):
+        read.clear()
+        acts = jaxqkv.load(model.checkpoint).run(IDS, capture=names, layers=[1], memory=memory)
+        assert read == [0, 1, 2]
+        assert acts.layers == (1,)
+        assert relative_error(acts.pattern, np.asarray(whole.pattern)[1:2]) <= MODEL_LIMIT
+        assert relative_error(acts.resid_post, np.asarray(whole.resid_pre)[2:]) <= MODEL_LIMIT
+        assert relative_error(acts.hidden, last) <= MODEL_LIMIT
+        assert relative_error(acts.hidden, model.hidden(IDS)) <= MODEL_LIMIT
+        if config.has_logits:
+            assert relative_error(acts.logits, model.logits(IDS)) <= MODEL_LIMIT
 
 
-def test_outputs_alone(gpt2_model):
-    ids = random_ids(GPT2, 2, 5)
-    acts = gpt2_model.run(ids, capture="logits")
+def test_outputs_alone(gpt2):
+    acts = gpt2.run(IDS, capture="logits")
     assert acts.layers == ()
     assert acts.hidden is None
     assert repr(acts).startswith("Activations: ")
-    np.testing.assert_array_equal(acts.logits, gpt2_model.logits(ids))
-    params = gpt2_model.params()
-    loss = jax.jit(lambda params: jaxqkv.forward(params, ids, GPT2, capture={"logits", "z"}).logits.sum())
+    np.testing.assert_array_equal(acts.logits, gpt2.logits(IDS))
+    params = gpt2.params()
+    loss = jax.jit(lambda params: jaxqkv.forward(params, IDS, GPT2, capture={"logits", "z"}).logits.sum())
     np.testing.assert_allclose(loss(params), acts.logits.sum(), rtol=1e-4)
     with pytest.raises(JaxqkvError, match="logits: not a field of layers"):
-        next(gpt2_model.layerwise(ids, capture={"q", "logits"}))
+        next(gpt2.layerwise(IDS, capture={"q", "logits"}))
 
 
 @pytest.mark.parametrize(
@@ -291,32 +314,30 @@ def test_outputs_alone(gpt2_model):
         ("logit", "logits"),
     ],
 )
-def test_names_of_other_libraries(gpt2_model, name, meant):
+def test_names_of_other_libraries(gpt2, name, meant):
     with pytest.raises(JaxqkvError, match=rf"cannot capture {name}; did you mean .*{meant}\b"):
-        gpt2_model.run(random_ids(GPT2, 1, 3), capture={name, "q"})
+        gpt2.run(IDS, capture={name, "q"})
 
 
-def test_fields_by_name_and_by_layer(gpt2_model):
-    ids = random_ids(GPT2, 2, 5)
-    acts = gpt2_model.run(ids, capture={"q", "logits"}, layers=[2, 0])
+def test_fields_by_name_and_by_layer(gpt2):
+    acts = gpt2.run(IDS, capture={"q", "logits"}, layers=[2, 0])
     assert acts["q"] is acts.q
     assert acts["logits"] is acts.logits
     with pytest.raises(JaxqkvError, match=r"^z was not captured; name it when running the model: capture=\{'z'\}$"):
         acts["z"]
     with pytest.raises(JaxqkvError, match="no field 'Q'; did you mean q"):
         acts["Q"]
-    np.testing.assert_array_equal(acts.layer(0).q, acts.q[1])
+    np.testing.assert_array_equal(acts.layer(0).q, np.asarray(acts.q)[1])
     assert acts.layer(0).z is None
     with pytest.raises(JaxqkvError, match="no layer 1 here; there is 2, 0"):
         acts.layer(1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_activations_are_saved_and_loaded(folder, config, tmp_path, dtype):
-    with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
-        acts = jaxqkv.load(folder, dtype=dtype).run(
-            random_ids(config, 2, 5), capture={"q", "pattern", "hidden"}, layers=[2, 0]
-        )
+def test_activations_are_saved_and_loaded(gpt2, tmp_path, dtype):
+    absent = dict.fromkeys(EVERYTHING - {"q", "pattern"})
+    acts = dataclasses.replace(gpt2.run(IDS, capture=ALL, layers=[2, 0]), **absent)
+    acts = acts.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.dtype(dtype))))
     acts.save(tmp_path / "a.safetensors")
     loaded = jaxqkv.load_activations(tmp_path / "a.safetensors")
     assert loaded.layers == (2, 0)
@@ -326,28 +347,28 @@ def test_activations_are_saved_and_loaded(folder, config, tmp_path, dtype):
         np.testing.assert_array_equal(one, two)
 
 
-def test_files_that_are_no_activations(folder, tmp_path, gpt2_model):
+def test_files_that_are_no_activations(gpt2_folder, gpt2_whole, tmp_path):
     (tmp_path / "text").write_text("x")
     for path, message in (
-        (folder / "model.safetensors", "not saved by `Activations.save`"),
+        (gpt2_folder / "model.safetensors", "not saved by `Activations.save`"),
         (tmp_path / "text", "not a whole safetensors file"),
         (tmp_path / "nothing", "not a whole safetensors file"),
     ):
         with pytest.raises(JaxqkvError, match=message):
             jaxqkv.load_activations(path)
     with pytest.raises(JaxqkvError, match="cannot be written"):
-        gpt2_model.run(random_ids(GPT2, 1, 3)).save(tmp_path / "no folder" / "a.safetensors")
+        gpt2_whole.save(tmp_path / "no folder" / "a.safetensors")
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_the_pattern_is_zero_at_pads(model, config, side):
-    """In rows and in columns; the other rows sum to 1."""
-    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])[:, :: -1 if side == "left" else 1].copy()
-    batch = Batch(ids=random_ids(config, 2, 5), mask=mask, token_types=np.zeros((2, 5), np.int32))
-    acts = model.run(batch, capture={"pattern", "mlp_out"})
+def test_the_pattern_is_zero_at_pads(model):
+    """On either side, in rows and in columns; the other rows sum to 1."""
+    mask = np.ones(IDS.shape, bool)
+    mask[0, 9:] = mask[1, :4] = False
+    acts = model.run(Batch(ids=IDS, mask=mask, token_types=np.zeros_like(IDS)), capture=ALL)
     pattern = np.asarray(acts.pattern)
     np.testing.assert_allclose(
         pattern.sum(axis=-1), np.broadcast_to(mask[None, :, None], pattern.shape[:-1]), atol=1e-6
     )
-    assert not pattern[:, 1][:, :, :, ~mask[1]].any()
+    for text in range(2):
+        assert not pattern[:, text][:, :, :, ~mask[text]].any()
     assert np.isfinite(acts.mlp_out).all()

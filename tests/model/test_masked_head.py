@@ -12,7 +12,7 @@ from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
 torch = pytest.importorskip("torch", exc_type=ImportError)
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
-POS = 7
+POS = 11
 MASK = np.ones((2, POS), bool)
 MASK[0, 5:] = False
 NAMES = ("bert", "roberta", "distilbert")
@@ -58,13 +58,22 @@ def test_logits_are_those_of_transformers(name, tied, tmp_path):
     found = model.logits(batch)
     assert found.shape == (2, POS, config.vocab_size)
     assert relative_error(np.asarray(found)[MASK], expected[MASK]) <= MODEL_LIMIT
-    captured = model.run(batch, capture={"logits", "q"}, layers=0)
-    assert relative_error(captured.logits, found) <= MODEL_LIMIT
     pure = jaxqkv.logits(model.params(), batch, config)
     assert relative_error(pure, found) <= MODEL_LIMIT
     streamed = jaxqkv.load(tmp_path / "x", stream=True).logits(batch)
     assert relative_error(streamed, found) <= MODEL_LIMIT
-    # A sweep over what the model says in the place of a token.
+
+
+def test_logits_are_captured_and_measured(tmp_path):
+    """Beside fields of layers, and in a sweep over what the model says in the place of a token."""
+    config = CONFIGS["bert"]
+    _, tensors = of_transformers(config)
+    model = jaxqkv.load(write_folder(tmp_path / "x", config, tensors))
+    batch = masked_batch(random_ids(config, 2, POS), MASK)
+    found = model.logits(batch)
+    captured = model.run(batch, capture={"logits", "q"}, layers=0)
+    assert captured.q.shape == (1, 2, 5, POS, 7)
+    assert relative_error(captured.logits, found) <= MODEL_LIMIT
     metric = metrics.log_probability(9, positions=3)
     swept = model.sweep(batch, edits.zero, metric, layers=1, per_text=True)
     edited = np.asarray(model.logits(batch, edit={"z": edits.zero([(1, 2)])}), np.float64)[:, 3]
@@ -102,7 +111,7 @@ def test_a_bias_under_its_other_name(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_that_are_not_there_or_broken(name, tmp_path):
     config = CONFIGS[name]
-    ids = random_ids(config, 1, 3)
+    ids = random_ids(config, 2, POS)
     with pytest.raises(
         JaxqkvError, match=f"{name} has no next-token logits, and this checkpoint no head that predicts"
     ):

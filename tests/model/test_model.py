@@ -1,15 +1,15 @@
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from conftest import (
     BERT,
+    CONFIGS,
     GPT2,
     MODEL_LIMIT,
     arrays_of,
@@ -23,7 +23,7 @@ from helpers.oracles import EVERYTHING, masked_batch, real
 
 import jaxqkv
 from jaxqkv.architectures import REGISTRY
-from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.architectures.activations import FIELDS, OUTPUTS
 from jaxqkv.checkpoints.folder import tensors_from_params
 from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.checkpoints.weights import Weights
@@ -31,84 +31,122 @@ from jaxqkv.errors import JaxqkvError, JaxqkvWarning
 from jaxqkv.text.batches import Batch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
+PADDINGS = ("unpadded", "left", "right")
+# Tests whose subject is another take one batch and one set of fields, and so one compiled block: with `hidden`, every
+# layer's stream goes on.
+IDS = random_ids(GPT2, 2, 11)
+ALL = EVERYTHING | {"hidden"}
 
 
-@pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
+@pytest.fixture(scope="module", params=["gpt2", "bert"])
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(config, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("folder") / config.model_type, config)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return jaxqkv.load(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    """All intermediates of `IDS`."""
+    return model.run(IDS, capture=ALL)
+
+
+# Of code that does not know the architecture.
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("folder") / "gpt2", GPT2)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder):
+    return jaxqkv.load(gpt2_folder)
+
+
+@pytest.fixture(scope="module")
+def gpt2_whole(gpt2):
+    return gpt2.run(IDS, capture=ALL)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.npz")))
-def test_goldens_from_pytorch(name, padding, tmp_path):
+def test_goldens_from_pytorch(name, tmp_path):
+    """A batch that is not padded, and the same padded on the left and on the right, side by side."""
     golden = arrays_of(GOLDENS / f"{name}.npz")
     config = REGISTRY.parse(json.loads(str(golden["config"])), name)
     tensors = {key.removeprefix("tensor/"): value for key, value in golden.items() if key.startswith("tensor/")}
     model = jaxqkv.load(write_folder(tmp_path / name, config, tensors))
-    mask = golden[f"{padding}/mask"]
-    batch = masked_batch(golden[f"{padding}/ids"], mask)
+    ids, mask = (np.concatenate([golden[f"{padding}/{part}"] for padding in PADDINGS]) for part in ("ids", "mask"))
+    batch = masked_batch(ids, mask)
 
     activations = model.run(batch, capture=EVERYTHING)
     np.testing.assert_array_equal(np.asarray(activations.resid_post)[:-1], np.asarray(activations.resid_pre)[1:])
-    for field in FIELDS[:-1]:
-        expected = golden[f"{padding}/{field}"]
-        assert getattr(activations, field).shape == expected.shape
-        error = relative_error(real(getattr(activations, field), mask, field), real(expected, mask, field))
-        assert error <= MODEL_LIMIT, field
-    outputs = {"hidden": model.hidden(batch)} | ({"logits": model.logits(batch)} if config.has_logits else {})
-    for field, values in outputs.items():
-        expected = golden[f"{padding}/{field}"]
-        assert values.shape == expected.shape
-        assert relative_error(real(values, mask, field), real(expected, mask, field)) <= MODEL_LIMIT, field
+    found = {field: activations[field] for field in FIELDS[:-1]} | {"hidden": model.hidden(batch)}
+    found |= {"logits": model.logits(batch)} if config.has_logits else {}
+    for field, values in found.items():
+        parts = np.split(np.asarray(values), len(PADDINGS), axis=0 if field in OUTPUTS else 1)
+        for padding, actual in zip(PADDINGS, parts, strict=True):
+            expected, mask = golden[f"{padding}/{field}"], golden[f"{padding}/mask"]
+            assert actual.shape == expected.shape
+            error = relative_error(real(actual, mask, field), real(expected, mask, field))
+            assert error <= MODEL_LIMIT, (padding, field)
 
 
-def test_shapes_and_dtypes_of_everything(config, model):
-    batch, pos = 2, 11
-    activations = model.run(random_ids(config, batch, pos), capture=EVERYTHING)
+def test_shapes_and_dtypes_of_everything(config, whole):
+    batch, pos = IDS.shape
     layer, head, head_dim, embed = config.n_layer, config.n_head, config.head_dim, config.n_embd
     for field in ("q", "k", "v", "z"):
-        assert getattr(activations, field).shape == (layer, batch, head, pos, head_dim)
+        assert getattr(whole, field).shape == (layer, batch, head, pos, head_dim)
     for field in ("scores", "pattern"):
-        assert getattr(activations, field).shape == (layer, batch, head, pos, pos)
+        assert getattr(whole, field).shape == (layer, batch, head, pos, pos)
     for field in ("attn_out", "resid_pre", "mlp_out", "resid_post"):
-        assert getattr(activations, field).shape == (layer, batch, pos, embed)
-    assert all(getattr(activations, field).dtype == jnp.float32 for field in FIELDS)
-    assert activations.mask.shape == (batch, pos)
-    assert activations.layers == (0, 1, 2)
+        assert getattr(whole, field).shape == (layer, batch, pos, embed)
+    assert all(getattr(whole, field).dtype == jnp.float32 for field in FIELDS)
+    assert whole.mask.shape == (batch, pos)
+    assert whole.layers == (0, 1, 2)
 
 
-def test_only_what_was_asked_for_comes_back(config, model):
-    ids = random_ids(config, 2, 7)
-    activations = model.run(ids, capture={"k", "pattern"}, layers=[2, 0])
+def test_only_what_was_asked_for_comes_back(gpt2, gpt2_whole):
+    activations = gpt2.run(IDS, capture={"k", "pattern"}, layers=[2, 0])
     assert activations.layers == (2, 0)
     assert {field for field in FIELDS if getattr(activations, field) is not None} == {"k", "pattern"}
-    whole = model.run(ids, capture=EVERYTHING)
-    assert relative_error(activations.k, np.asarray(whole.k)[[2, 0]]) <= MODEL_LIMIT
-    mlp_out = model.run(ids, capture="mlp_out", layers=1).mlp_out
-    assert relative_error(mlp_out, np.asarray(whole.mlp_out)[1:2]) <= MODEL_LIMIT
-    default = model.run(ids)
+    for field in ("k", "pattern"):
+        assert relative_error(activations[field], np.asarray(gpt2_whole[field])[[2, 0]]) <= MODEL_LIMIT
+    mlp_out = gpt2.run(IDS, capture="mlp_out", layers=1).mlp_out
+    assert relative_error(mlp_out, np.asarray(gpt2_whole.mlp_out)[1:2]) <= MODEL_LIMIT
+    default = gpt2.run(IDS, layers=0)
     assert {field for field in FIELDS if getattr(default, field) is not None} == {"q", "k", "v"}
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_and_batch_mates_change_nothing(config, model, side):
-    lengths, width = [13, 1, 5], 13
-    rows = [random_ids(config, 1, length, seed=length)[0] for length in lengths]
-    ids, mask = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
-    for row, (tokens, length) in enumerate(zip(rows, lengths, strict=True)):
-        place = slice(0, length) if side == "right" else slice(width - length, width)
-        ids[row, place], mask[row, place] = tokens, True
-    together = model.run(masked_batch(ids, mask), capture=EVERYTHING)
-    for row, tokens in enumerate(rows):
-        alone = model.run(tokens[None], capture=EVERYTHING)
+def test_padding_and_batch_mates_change_nothing(config, model):
+    """Texts of 11, 5 and 1 tokens, the shorter ones with pads on either side, against each text alone."""
+    texts = [random_ids(config, 1, length, seed=length)[0] for length in (11, 5, 1)]
+    rows = [(0, slice(11)), (1, slice(6, 11)), (1, slice(5)), (2, slice(10, 11)), (2, slice(1))]
+    ids, mask = np.zeros((5, 11), np.int32), np.zeros((5, 11), bool)
+    for row, (text, place) in enumerate(rows):
+        ids[row, place], mask[row, place] = texts[text], True
+    together = model.run(masked_batch(ids, mask), capture=ALL)
+    alone = [model.run(tokens[None], capture=ALL) for tokens in texts]
+    for row, (text, _) in enumerate(rows):
         for field in FIELDS:
             pair = [real(np.asarray(getattr(together, field))[:, row : row + 1], mask[row : row + 1], field)]
-            pair.append(real(getattr(alone, field), np.ones((1, len(tokens)), bool), field))
+            pair.append(real(getattr(alone[text], field), np.ones((1, len(texts[text])), bool), field))
             assert relative_error(*pair) <= MODEL_LIMIT, field
     for field in FIELDS:
         assert np.isfinite(getattr(together, field)).all()
 
 
-def test_later_layers_are_neither_read_nor_run(config, model, monkeypatch):
+def test_later_layers_are_neither_read_nor_run(gpt2_folder, monkeypatch):
     read = []
     original = Weights.layer
     monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
-    model.run(random_ids(config, 1, 3), capture={"q"}, layers=1)
+    jaxqkv.load(gpt2_folder).run(IDS, capture=EVERYTHING, layers=1)
     assert read == [0, 1]
 
 
@@ -127,66 +165,72 @@ def test_last_layer_stops_at_what_is_needed(config, model):
     assert costs["flops"] < 3 * flops  # one projection and a norm; a whole layer takes over 8
 
 
-def test_reducer_sees_one_layer_and_is_stacked(config, model):
-    ids = random_ids(config, 2, 7)
-    whole = model.run(ids, capture={"scores", "v"})
-    scores, v = np.asarray(whole.scores), np.asarray(whole.v)
+def test_reducer_sees_one_layer_and_is_stacked(gpt2, gpt2_whole):
+    scores, v = np.asarray(gpt2_whole.scores), np.asarray(gpt2_whole.v)
 
     def reduce(attention, mask):
         return {"largest": attention.scores.max(axis=(-1, -2)), "tokens": mask.sum(), "v": (attention.v**2).sum()}
 
-    reduced = model.run(ids, reduce=reduce)
+    reduced = gpt2.run(IDS, reduce=reduce)
     np.testing.assert_allclose(reduced["largest"], scores.max(axis=(-1, -2)), rtol=1e-5)
     np.testing.assert_allclose(reduced["v"], (v**2).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
-    np.testing.assert_array_equal(reduced["tokens"], [14] * config.n_layer)
-    np.testing.assert_allclose(model.run(ids, reduce=reduce, layers=[1])["v"], np.asarray(reduced["v"])[1:2], rtol=1e-5)
+    np.testing.assert_array_equal(reduced["tokens"], [22] * GPT2.n_layer)
+    np.testing.assert_allclose(gpt2.run(IDS, reduce=reduce, layers=[1])["v"], np.asarray(reduced["v"])[1:2], rtol=1e-5)
 
 
-def test_microbatches_change_nothing(config, model):
-    ids = random_ids(config, 7, 11)
-    whole = model.run(ids, capture=EVERYTHING)
-    expected = np.asarray(whole.k)
+def test_microbatches_change_nothing(gpt2):
+    """Of one sequence, of two and of one that is left, and of all three."""
+    ids = random_ids(GPT2, 3, 11)
+    whole = gpt2.run(ids, capture=ALL)
     for memory in (1, 60_000, 10**9):
-        cut = model.run(ids, capture=EVERYTHING, memory=memory)
-        for field in FIELDS:
-            assert relative_error(getattr(cut, field), getattr(whole, field)) <= MODEL_LIMIT, field
-        means = model.run(ids, reduce=lambda attention, mask: attention.k.mean(axis=(1, 2, 3)), memory=memory)
-        assert relative_error(means, expected.mean(axis=(2, 3, 4))) <= MODEL_LIMIT
+        cut = gpt2.run(ids, capture=ALL, memory=memory)
+        for field in ALL:
+            assert relative_error(cut[field], whole[field]) <= MODEL_LIMIT, field
+    assert relative_error(gpt2.hidden(ids, memory=60_000), whole.hidden) <= MODEL_LIMIT
     # Also when an axis happens to be as long as a piece of the batch.
     for reduce in (lambda attention, mask: attention.k.mean(), lambda attention, mask: attention.k[:1].mean((2, 3))):
         with pytest.raises(JaxqkvError, match="must have it as its first axis"):
-            model.run(ids, reduce=reduce, memory=1)
-    assert relative_error(model.hidden(ids, memory=60_000), model.hidden(ids)) <= MODEL_LIMIT
+            gpt2.run(ids, reduce=reduce, memory=1)
 
 
-def test_reducer_gets_inputs_cut_along_with_the_batch(config, model):
-    ids = random_ids(config, 7, 11)
-    inputs = {"weight": np.arange(7 * 11, dtype=np.float32).reshape(7, 11), "shift": np.arange(7, dtype=np.float32)}
+def test_token_types_are_cut_along_with_the_batch(tmp_path):
+    model = jaxqkv.load(write_folder(tmp_path / "bert", BERT))
+    types = np.random.default_rng(1).integers(0, 2, IDS.shape)
+    batch = Batch(ids=IDS, mask=np.ones(IDS.shape, bool), token_types=types)
+    whole = model.hidden(batch)
+    assert relative_error(model.hidden(batch, memory=1), whole) <= MODEL_LIMIT
+    assert relative_error(model.hidden(IDS), whole) > 0.01
+
+
+def test_reducer_gets_inputs_cut_along_with_the_batch(gpt2):
+    ids = random_ids(GPT2, 3, 11)
+    inputs = {"weight": np.arange(3 * 11, dtype=np.float32).reshape(3, 11), "shift": np.arange(3, dtype=np.float32)}
 
     def reduce(attention, mask, inputs):
         return (attention.attn_out * inputs["weight"][:, :, None]).sum(axis=1) + inputs["shift"][:, None]
 
-    expected = np.einsum("lbpe,bp->lbe", model.run(ids, capture={"attn_out"}).attn_out, inputs["weight"])
+    expected = np.einsum("lbpe,bp->lbe", np.asarray(gpt2.run(ids, capture=ALL).attn_out)[:1], inputs["weight"])
     expected += inputs["shift"][:, None]
-    for memory in (None, 1, 60_000):
-        reduced = model.run(ids, reduce=reduce, inputs=inputs, memory=memory)
+    for memory in (None, 1, 60_000, 10**9):
+        reduced = gpt2.run(ids, reduce=reduce, inputs=inputs, memory=memory, layers=0)
         assert relative_error(reduced, expected) <= MODEL_LIMIT
-    with pytest.raises(JaxqkvError, match=r"must be the batch of 7; one array is \[6\]"):
-        model.run(ids, reduce=reduce, inputs=inputs | {"shift": np.zeros(6)})
+    with pytest.raises(JaxqkvError, match=r"must be the batch of 3; one array is \[2\]"):
+        gpt2.run(ids, reduce=reduce, inputs=inputs | {"shift": np.zeros(2)})
     with pytest.raises(JaxqkvError, match="`inputs` needs `reduce`"):
-        model.run(ids, inputs=inputs)
+        gpt2.run(ids, inputs=inputs)
 
 
-def test_progress_counts_microbatches_of_all_layers_that_are_run(config, model):
-    ids, calls = random_ids(config, 3, 11), []
-    model.run(ids, layers=[1], memory=1, progress=lambda *call: calls.append(call))
+def test_progress_counts_microbatches_of_all_layers_that_are_run(gpt2):
+    calls = []
+    ids = random_ids(GPT2, 6, 11)
+    gpt2.run(ids, capture=EVERYTHING, layers=[1], memory=60_000, progress=lambda *call: calls.append(call))
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
 def test_hidden_states_of_earlier_layers_are_let_go(tmp_path):
     deep = jaxqkv.load(write_folder(tmp_path / "deep", changed(GPT2, n_layer=13)))
-    ids = random_ids(GPT2, 3, 11)
-    shape, most = (3, 11, GPT2.n_embd), 0
+    ids = random_ids(GPT2, 7, 11)  # a shape that no other test keeps
+    shape, most = (7, 11, GPT2.n_embd), 0
     layer = Weights.layer
 
     def count(self, number):
@@ -200,13 +244,12 @@ def test_hidden_states_of_earlier_layers_are_let_go(tmp_path):
     assert most <= 3
 
 
-def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, monkeypatch):
-    ids = random_ids(config, 2, 5)
+def test_streamed_equals_kept_and_is_read_as_often_as_promised(gpt2_folder, monkeypatch):
     read = []
     original = Weights.layer
     monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
-    streamed, kept = (jaxqkv.load(folder, stream=stream) for stream in (True, False))
-    results = [model.run(ids, capture=EVERYTHING) for model in (streamed, kept) for _ in range(4)]
+    streamed, kept = (jaxqkv.load(gpt2_folder, stream=stream) for stream in (True, False))
+    results = [model.run(IDS, capture=ALL) for model in (streamed, kept) for _ in range(4)]
     for field in FIELDS:
         for result in results[1:]:
             np.testing.assert_array_equal(getattr(result, field), getattr(results[0], field))
@@ -219,57 +262,60 @@ def test_streamed_equals_kept_and_is_read_as_often_as_promised(config, folder, m
     assert read[21:] == [0, 1, 2]
 
 
-def test_two_threads_run_one_model(config, folder):
-    model = jaxqkv.load(folder, stream=True)
-    batches = [random_ids(config, 2, 11, seed) for seed in range(8)]
-    alone = [model.run(ids, capture={"mlp_out"}).mlp_out for ids in batches]
+def test_two_threads_run_one_model(gpt2_folder):
+    model = jaxqkv.load(gpt2_folder, stream=True)
+    batches = [random_ids(GPT2, 2, 11, seed) for seed in range(8)]
+    alone = [model.hidden(ids) for ids in batches]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda ids: model.run(ids, capture={"mlp_out"}).mlp_out, batches))
+        together = list(pool.map(model.hidden, batches))
     for expected, actual in zip(alone, together, strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_jit_grad_and_vmap_over_a_batch(config, model):
-    ids = jnp.asarray(random_ids(config, 3, 5))
-    eager = model.run(ids, capture={"q", "pattern"})
-    jitted = jax.jit(lambda ids: model.run(ids, capture={"q", "pattern"}))(ids)
-    assert relative_error(jitted.q, eager.q) <= MODEL_LIMIT
-    mapped = jax.vmap(lambda row: model.run(row[None], capture={"pattern"}).pattern[:, 0], out_axes=1)(ids)
-    assert relative_error(mapped, eager.pattern) <= MODEL_LIMIT
+def test_jit_grad_and_vmap_over_a_batch(gpt2, gpt2_whole):
+    jitted = jax.jit(lambda ids: gpt2.run(ids, capture=ALL))(IDS)
+    assert relative_error(jitted.q, gpt2_whole.q) <= MODEL_LIMIT
+    assert relative_error(jitted.pattern, gpt2_whole.pattern) <= MODEL_LIMIT
+    # With `hidden`, all layers are one program.
+    mapped = jax.vmap(lambda row: gpt2.run(row[None], capture={"pattern", "hidden"}).pattern[:, 0], out_axes=1)(IDS)
+    assert relative_error(mapped, gpt2_whole.pattern) <= MODEL_LIMIT
 
     def loss(scale):
-        return (scale * model.run(ids, capture={"attn_out"}).attn_out ** 2).sum()
+        return (scale * gpt2.run(IDS, capture=ALL).attn_out ** 2).sum()
 
-    expected = (np.asarray(model.run(ids, capture={"attn_out"}).attn_out) ** 2).sum()
+    expected = (np.asarray(gpt2_whole.attn_out) ** 2).sum()
     np.testing.assert_allclose(jax.grad(loss)(2.0), expected, rtol=1e-5)
-    assert relative_error(model.run(ids, capture={"q"}).q, eager.q) <= MODEL_LIMIT  # nothing leaked from tracing
+    assert relative_error(gpt2.run(IDS, capture=ALL).q, gpt2_whole.q) <= MODEL_LIMIT  # nothing leaked from tracing
 
 
 def test_gradient_with_respect_to_parameters(config, model):
     """Against a central difference along a random direction."""
-    params, ids = model.params(), random_ids(config, 2, 5)
 
-    def loss(params):
-        return (jaxqkv.forward(params, ids, config, capture={"z"}, layers=2).z ** 2).mean()
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_gradient(params):
+        return (jaxqkv.forward(params, IDS, config, capture={"z"}, layers=2).z ** 2).mean()
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    params = jax.device_get(model.params())  # NumPy compiles nothing
+    _, gradient = loss_and_gradient(params)
     generator = np.random.default_rng(0)
-    params = jax.device_get(params)  # NumPy compiles nothing
     direction = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), params)
     step = np.float32(1e-3)
-    moved = [jax.tree.map(lambda p, d, s=s: p + s * d, params, direction) for s in (step, -step)]
-    numerical = (loss(moved[0]) - loss(moved[1])) / (2 * step)
+    up, down = (
+        float(loss_and_gradient(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction))[0]) for s in (step, -step)
+    )
+    numerical = (up - down) / (2 * step)
     exact = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
     np.testing.assert_allclose(exact, numerical, rtol=0.02)
 
 
-def test_vmap_over_checkpoints(config, tmp_path):
-    models = [jaxqkv.load(write_folder(tmp_path / str(s), config, random_tensors(config, s))) for s in (0, 1)]
-    ids = random_ids(config, 2, 5)
+def test_vmap_over_checkpoints(tmp_path):
+    models = [jaxqkv.load(write_folder(tmp_path / str(s), GPT2, random_tensors(GPT2, s))) for s in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(model.params() for model in models))
-    q = np.asarray(jax.vmap(lambda params: jaxqkv.forward(params, ids, config, capture={"q"}).q)(stacked))
+    capture = {"q", "hidden"}
+    q = np.asarray(jax.vmap(lambda params: jaxqkv.forward(params, IDS, GPT2, capture=capture).q)(stacked))
     for index, model in enumerate(models):
-        assert relative_error(q[index], model.run(ids, capture={"q"}).q) <= MODEL_LIMIT
+        assert relative_error(q[index], model.run(IDS, capture=ALL).q) <= MODEL_LIMIT
 
 
 def test_untied_logits_use_lm_head(tmp_path):
@@ -291,15 +337,14 @@ def tied_with_lm_head(path, lm_head, flag=True):
     return folder
 
 
-@pytest.mark.parametrize("flag", [True, False], ids=["tied", "not said"])
-@pytest.mark.parametrize("row", [0, 42])
+@pytest.mark.parametrize(("row", "flag"), [(0, True), (42, False)], ids=["first row, tied", "last row, not said"])
 def test_an_output_embedding_that_differs_is_used_and_named(tmp_path, monkeypatch, flag, row):
     """As transformers 5 does; from the first row or in the last alone, found piece by piece."""
     monkeypatch.setattr("jaxqkv.checkpoints.weights.ROWS", 7)
     lm_head = random_tensors(GPT2)["wte.weight"].copy()
     lm_head[row] *= 2
     folder = tied_with_lm_head(tmp_path / "x", lm_head, flag)
-    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    model, ids = jaxqkv.load(folder), IDS
     hidden = np.asarray(model.hidden(ids), np.float64)  # warnings are errors: nothing is said where it is not used
     with pytest.warns(JaxqkvWarning, match=r"lm_head.weight differs from wte.weight, .*; logits use lm_head.weight"):
         logits = model.logits(ids)
@@ -326,7 +371,7 @@ def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
     read = []
     tensor = MappedFile.tensor
     monkeypatch.setattr(MappedFile, "tensor", lambda self, key: read.append(key) or tensor(self, key))
-    model, ids = jaxqkv.load(folder), random_ids(GPT2, 2, 3)
+    model, ids = jaxqkv.load(folder), IDS
     model.hidden(ids)
     assert "lm_head.weight" not in read
     logits = model.logits(ids)
@@ -348,20 +393,18 @@ def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
 )
 def test_settings_of_the_scale(tmp_path, change, factor):
     model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, **change)))
-    activations = model.run(random_ids(GPT2, 2, 5), capture={"q", "k", "scores"})
-    q, k = np.asarray(activations.q, np.float64), np.asarray(activations.k, np.float64)
+    activations = model.run(IDS, capture={"q", "k", "scores", "hidden"})  # all layers by one program
+    q, k, scores = (np.asarray(activations[field], np.float64) for field in ("q", "k", "scores"))
     for layer in range(GPT2.n_layer):
         expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) * factor(layer)
-        assert relative_error(activations.scores[layer], expected) < 1e-5
+        assert relative_error(scores[layer], expected) < 1e-5
 
 
-def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
-    ids = random_ids(config, 2, 5)
-    exact = jaxqkv.load(folder).run(ids)
+def test_bfloat16_arithmetic_is_close_and_really_bfloat16(folder, whole):
     with jax.numpy_dtype_promotion("standard"):  # Flax's norms compute in float32 inside
-        rough = jaxqkv.load(folder, dtype=jnp.bfloat16).run(ids)
+        rough = jaxqkv.load(folder, dtype=jnp.bfloat16).run(IDS, capture=ALL)
     assert rough.q.dtype == jnp.bfloat16
-    assert 1e-4 < relative_error(np.asarray(rough.q)[0].astype(np.float32), np.asarray(exact.q)[0]) < 0.05
+    assert 1e-4 < relative_error(np.asarray(rough.q)[0].astype(np.float32), np.asarray(whole.q)[0]) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -378,9 +421,9 @@ def test_bfloat16_arithmetic_is_close_and_really_bfloat16(config, folder):
         ({"layers": []}, "no layer selected"),
     ],
 )
-def test_bad_questions(model, config, arguments, message):
+def test_bad_questions(gpt2, arguments, message):
     with pytest.raises(JaxqkvError, match=message):
-        model.run(random_ids(config, 1, 3), **arguments)
+        gpt2.run(IDS, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -396,19 +439,27 @@ def test_bad_questions(model, config, arguments, message):
         (masked_batch(np.full((1, 3), 43), np.ones((1, 3), bool)), "the model's are 0 to 42"),
     ],
 )
-def test_bad_ids(model, ids, message):
+def test_bad_ids(gpt2, ids, message):
     with pytest.raises(JaxqkvError, match=message):
-        model.run(ids)
+        gpt2.run(ids)
 
 
 def with_types(token_types):
-    ids = np.array([[1, 2, 3]], np.int32)
-    return Batch(ids=ids, mask=np.array([[True, True, False]]), token_types=np.array([token_types]))
+    """A batch with the token types of the first sequence's last three tokens, the last of which is a pad."""
+    mask, types = np.ones(IDS.shape, bool), np.zeros(IDS.shape, int)
+    mask[0, -1], types[0, -3:] = False, token_types
+    return Batch(ids=IDS, mask=mask, token_types=types)
 
 
 @pytest.mark.parametrize("token_types", [[0, 2, 0], [0, -1, 0], [0, 0, 2], [0, 0, 1]])
 @pytest.mark.parametrize(
-    "run", [jaxqkv.Model.run, jaxqkv.Model.hidden, lambda model, batch: next(model.layerwise(batch))]
+    "run",
+    [
+        lambda model, batch: model.run(batch, capture=ALL),
+        jaxqkv.Model.hidden,
+        lambda model, batch: next(model.layerwise(batch, capture=EVERYTHING)),
+    ],
+    ids=["run", "hidden", "layerwise"],
 )
 def test_bad_token_types(model, config, token_types, run):
     """At pads too, whose values would be NaN and spread."""
@@ -430,46 +481,44 @@ def test_one_token_type_in_bert(tmp_path):
 
 
 def test_token_types_are_not_read_while_tracing(model):
-    batch = jax.tree.map(jnp.asarray, with_types([0, 0, 0]))
-    np.testing.assert_allclose(jax.jit(model.hidden)(batch)[:, :2], model.hidden(batch)[:, :2], atol=1e-5)
+    batch = with_types([0, 0, 0])
+    traced = np.asarray(jax.jit(model.hidden)(jax.tree.map(jnp.asarray, batch)))
+    np.testing.assert_allclose(traced[batch.mask], np.asarray(model.hidden(batch))[batch.mask], atol=1e-5)
 
 
-def test_wrong_types_without_the_suites_own_checks(folder):
-    """In a process of its own: the suite's type checks would refuse these before the package does."""
-    code = f"""
-import numpy as np, jaxqkv
-model, ids = jaxqkv.load({str(folder)!r}), np.zeros((1, 3), int)
-batch = jaxqkv.Batch(ids=ids, mask=np.ones((1, 2), bool), token_types=ids)
-for run in (
-    lambda: model.run(ids, layers=[0.5]),
-    lambda: model.run(ids, layers="1"),
-    lambda: model.run(ids, reduce="mean"),
-    lambda: model.run(batch),
-    lambda: model.run(batch.replace(mask=ids)),
-    lambda: model.run(np.zeros((2, 3))),
-    lambda: model.run(jaxqkv.Batch(ids=ids, mask=np.ones((1, 3), bool), token_types=np.zeros((1, 3)))),
-):
-    try:
-        run()
-    except jaxqkv.JaxqkvError as error:
-        print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert result.stdout.splitlines() == [
-        "layers are whole numbers, not [0.5]",
-        "layers are whole numbers, not '1'",
-        "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
-        "mask [1, 2] does not match ids [1, 3]",
-        "mask is boolean, True at real tokens, not int64; `Batch.of` takes 1 and 0",
-        "expected integer ids [batch, pos], got float64 [2, 3]",
-        "expected integer token_types [batch, pos], got float64",
-    ]
+def test_wrong_types_without_the_suites_own_checks(gpt2, monkeypatch):
+    """The suite's type checks would refuse these before the package does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    ids = np.zeros((1, 3), int)
+    mask = np.ones((1, 3), bool)
+    batch = Batch(ids=ids, mask=mask[:, :2], token_types=ids)
+    for run, message in (
+        (lambda: gpt2.run(ids, layers=[0.5]), "layers are whole numbers, not [0.5]"),
+        (lambda: gpt2.run(ids, layers="1"), "layers are whole numbers, not '1'"),
+        (
+            lambda: gpt2.run(ids, reduce="mean"),
+            "`reduce` is a function of one layer's Attention and the mask, not 'mean'",
+        ),
+        (lambda: gpt2.run(batch), "mask [1, 2] does not match ids [1, 3]"),
+        (
+            lambda: gpt2.run(batch.replace(mask=ids)),
+            "mask is boolean, True at real tokens, not int64; `Batch.of` takes 1 and 0",
+        ),
+        (lambda: gpt2.run(np.zeros((2, 3))), "expected integer ids [batch, pos], got float64 [2, 3]"),
+        (
+            lambda: gpt2.run(Batch(ids=ids, mask=mask, token_types=np.zeros((1, 3)))),
+            "expected integer token_types [batch, pos], got float64",
+        ),
+    ):
+        with pytest.raises(JaxqkvError) as caught:
+            run()
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float64", "nonsense"])
-def test_dtypes_that_would_change_the_numbers_silently(folder, dtype):
+def test_dtypes_that_would_change_the_numbers_silently(gpt2_folder, dtype):
     with pytest.raises(JaxqkvError, match="dtype is one of float32, bfloat16, float16, not "):
-        jaxqkv.load(folder, dtype=dtype)
+        jaxqkv.load(gpt2_folder, dtype=dtype)
 
 
 def test_bert_has_no_logits(tmp_path):
@@ -497,10 +546,10 @@ def test_full_sizes_for_nothing(name):
 
 def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, config, monkeypatch):
     """A run of a model that keeps nothing, and any first run, against one with the whole table."""
-    ids = random_ids(config, 3, 7)
+    ids = IDS
     whole = jaxqkv.load(folder)
     whole.params()
-    expected = np.asarray(whole.run(ids).q)
+    expected = np.asarray(whole.run(ids, capture=ALL).q)
     read = []
     embed = jaxqkv.checkpoints.weights.Weights.embed
     monkeypatch.setattr(jaxqkv.model.sources, "FEWEST_ROWS", 4)
@@ -511,10 +560,10 @@ def test_the_first_run_reads_the_embeddings_of_its_own_tokens_alone(folder, conf
     )
     kept, streamed = jaxqkv.load(folder), jaxqkv.load(folder, stream=True)
     for model in (kept, streamed, kept, streamed):
-        np.testing.assert_array_equal(np.asarray(model.run(ids).q), expected)
+        np.testing.assert_array_equal(np.asarray(model.run(ids, capture=ALL).q), expected)
     first, second, whole_table, last = read
     for tokens in (first, second, last):
-        # 14 to 21 different tokens, in a table of 16 or 32 rows.
+        # 9 to 22 different tokens, in a table of 16 or 32 rows.
         assert len(tokens) in (16, 32)
         assert set(tokens) == set(ids.ravel())
     assert whole_table is None

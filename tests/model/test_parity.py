@@ -12,7 +12,7 @@ from helpers.oracles import EVERYTHING, masked_batch, real
 
 import jaxqkv
 from jaxqkv.architectures import REGISTRY
-from jaxqkv.architectures.activations import FIELDS
+from jaxqkv.architectures.activations import OUTPUTS
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
@@ -21,46 +21,60 @@ from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # no
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
-# Four layers of the real widths.
+# Two layers of the real widths; of the vocabulary, whose embedding is most of a file, the first thousand tokens.
 WIDE = {
-    name: changed(REGISTRY.known[spec], n_layer=4) for name, spec in (("gpt2", "gpt2"), ("bert", "bert-base-uncased"))
+    name: changed(REGISTRY.known[spec], n_layer=2, vocab_size=1009)
+    for name, spec in (("gpt2", "gpt2"), ("bert", "bert-base-uncased"))
 }
+# As many sequences for each of the three kinds of padding, side by side in one batch: one program for all.
+MASK = np.concatenate(list(masks().values()))
+
+
+def random_batch(config):
+    return np.tile(np.random.default_rng(5).integers(0, config.vocab_size, masks()["left"].shape), (len(masks()), 1))
 
 
 def root_mean_square(x):
     return np.sqrt((x**2).mean())
 
 
-def ours(path, torch_model, config, ids, mask):
-    """The same fields from this package, on a folder with the PyTorch model's weights."""
-    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
-    model = jaxqkv.load(write_folder(path, config, tensors))
-    batch = masked_batch(ids, mask)
-    activations = model.run(batch, capture=EVERYTHING)
-    fields = {field: np.asarray(getattr(activations, field)) for field in FIELDS}
-    fields["hidden"] = np.asarray(model.hidden(batch))
-    return fields | ({"logits": np.asarray(model.logits(batch))} if config.has_logits else {})
+def ours(model, ids, mask):
+    """The same fields as those of `torch_reference.intermediates` from this package, of one pass."""
+    outputs = {"hidden", "logits"} if model.config.has_logits else {"hidden"}
+    activations = model.run(masked_batch(ids, mask), capture=EVERYTHING | outputs)
+    return {field: np.asarray(activations[field]) for field in EVERYTHING | outputs}
 
 
-@pytest.mark.parametrize("padding", ["unpadded", "left", "right"])
+def assert_like_pytorch(actual, torch_model, config):
+    """Every field of a random batch, for each kind of padding apart."""
+    for number, (padding, mask) in enumerate(masks().items()):
+        rows = slice(number * len(mask), (number + 1) * len(mask))
+        expected = torch_reference.intermediates(torch_model, config, random_batch(config)[rows], mask)
+        assert sorted(actual) == sorted(expected)
+        for field in expected:
+            mine = actual[field][rows] if field in OUTPUTS else actual[field][:, rows]
+            error = relative_error(real(mine, mask, field), real(expected[field], mask, field))
+            assert error <= MODEL_LIMIT, (padding, field)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_intermediate(name, padding, tmp_path):
+def test_every_intermediate(name, tmp_path):
+    """Of a PyTorch model that is given as it is, and of the same in a folder."""
     config = CONFIGS[name]
-    mask = masks()[padding]
-    ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
     torch_model = torch_reference.build(config, seed=1)
-    expected = torch_reference.intermediates(torch_model, config, ids, mask)
-    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
-    assert sorted(actual) == sorted(expected)
-    for field in expected:
-        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= MODEL_LIMIT, (
-            field
-        )
+    given = jaxqkv.load(torch_model)
+    assert given.checkpoint.spec == type(torch_model).__name__
+    actual = ours(given, random_batch(config), MASK)
+    assert_like_pytorch(actual, torch_model, config)
+    tensors = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    stored = ours(jaxqkv.load(write_folder(tmp_path / "x", config, tensors)), random_batch(config), MASK)
+    for field, values in actual.items():
+        np.testing.assert_array_equal(stored[field], values, err_msg=field)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(WIDE))
-def test_real_widths_in_float32_and_against_float64(name, tmp_path):
+def test_real_widths_in_float32_and_against_float64(name):
     """Within the limit of PyTorch, and no further from float64 than four times PyTorch's way.
 
     The second by the root mean square: which single number of thousands is worst is luck. With vectors of 4 numbers
@@ -71,7 +85,7 @@ def test_real_widths_in_float32_and_against_float64(name, tmp_path):
     mask[1, :11] = False
     ids = np.random.default_rng(6).integers(0, config.vocab_size, mask.shape)
     torch_model = torch_reference.build(config, seed=2)
-    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
+    actual = ours(jaxqkv.load(torch_model), ids, mask)
     single = torch_reference.intermediates(torch_model, config, ids, mask)
     double = torch_reference.intermediates(torch_model.double(), config, ids, mask)
     for field in double:
@@ -86,29 +100,20 @@ def test_transformers_loads_what_is_saved(config, tmp_path):
 
     folder = write_folder(tmp_path / "x", config)
     torch_model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    ids = np.random.default_rng(7).integers(0, config.vocab_size, (3, 13))
+    ids = random_batch(config)
     with torch.no_grad():
         expected = torch_model(torch.tensor(ids)).last_hidden_state.numpy()
-    assert relative_error(jaxqkv.load(folder).hidden(ids), expected) <= MODEL_LIMIT
+    found = ours(jaxqkv.load(folder), ids, np.ones_like(MASK))
+    assert relative_error(found["hidden"], expected) <= MODEL_LIMIT
 
 
-UPCAST = {"reorder_and_upcast_attn": True}
-
-
-@pytest.mark.parametrize("extra", [{}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}])
-def test_reordered_and_upcast_attention_in_float32(extra, tmp_path):
+@pytest.mark.parametrize("extra", [{}, {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}])
+def test_reordered_and_upcast_attention_in_float32(extra):
     """Every intermediate of a model such as CodeParrot's and Stanford's; eager attention does as the file says."""
-    config = changed(GPT2, **UPCAST, **extra)
-    mask = masks()["left"]
-    ids = np.random.default_rng(5).integers(0, config.vocab_size, mask.shape)
+    config = changed(GPT2, reorder_and_upcast_attn=True, **extra)
     torch_model = torch_reference.build(config, seed=1)
     assert all(block.attn.reorder_and_upcast_attn for block in torch_model.transformer.h)
-    expected = torch_reference.intermediates(torch_model, config, ids, mask)
-    actual = ours(tmp_path / "x", torch_model, config, ids, mask)
-    for field in expected:
-        assert relative_error(real(actual[field], mask, field), real(expected[field], mask, field)) <= MODEL_LIMIT, (
-            field
-        )
+    assert_like_pytorch(ours(jaxqkv.load(torch_model), random_batch(config), MASK), torch_model, config)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
