@@ -416,7 +416,7 @@ def test_the_readme_is_rewritten_between_its_marks(tmp_path):
 
 @pytest.fixture
 def _measured_by_no_process(monkeypatch):
-    """Every case gets a result that no other has."""
+    """Every case gets a result that no other has; no chart is drawn of them."""
     clock = itertools.count(1)
 
     def measure(case, *arguments):
@@ -425,6 +425,7 @@ def _measured_by_no_process(monkeypatch):
         return result | {"cold seconds": result["median seconds"], "memory": dict.fromkeys(measuring.SIDES, 10**8)}
 
     monkeypatch.setattr(benchmark, "measure_repeated", measure)
+    monkeypatch.setattr(report, "chart", lambda cases, path: None)
     monkeypatch.setattr(benchmark, "Workers", lambda case, **settings: contextlib.nullcontext({}))
 
 
