@@ -327,20 +327,22 @@ def assert_ways_out(message):
     assert "python-docs" in message
 
 
+@pytest.fixture(scope="module")
+def commits(tmp_path_factory):
+    """The package's cache folder: of one process, and of a later one that does not reach the hub."""
+    return tmp_path_factory.mktemp("commits")
+
+
+@pytest.fixture(scope="module")
+def answers(hub, commits, tmp_path_factory):
+    """What one process reads of the hub."""
+    specs = [(*each, 3) for each in (SET, *REFUSED)]
+    found, _ = read_in_process(specs, tmp_path_factory.mktemp("home"), commits, hub.url)
+    return dict(zip((SET, *REFUSED), found, strict=True))
+
+
 @pytest.mark.slow
 class TestHub:
-    @pytest.fixture(scope="class")
-    def cache(self, tmp_path_factory):
-        """The package's cache folder: of one process, and of a later one that does not reach the hub."""
-        return tmp_path_factory.mktemp("cache")
-
-    @pytest.fixture(scope="class")
-    def answers(self, hub, cache, tmp_path_factory):
-        """What one process reads of the hub."""
-        specs = [(*each, 3) for each in (SET, *REFUSED)]
-        found, _ = read_in_process(specs, tmp_path_factory.mktemp("home"), cache, hub.url)
-        return dict(zip((SET, *REFUSED), found, strict=True))
-
     def test_a_data_set_is_streamed_at_its_commit(self, answers):
         about, texts = answers[SET]
         assert texts == ["two 0", "two 1", "two 2"]
@@ -355,13 +357,13 @@ class TestHub:
         assert "\n" not in message
         assert all(word in message for word in REFUSED[refused]), message
 
-    def test_out_of_reach_the_last_commit_seen_is_taken(self, answers, cache, tmp_path):
+    def test_out_of_reach_the_last_commit_seen_is_taken(self, answers, commits, tmp_path):
         """So that what was counted of it before is found again; nothing more can be read.
 
         Of a data set that was never seen, one line says the ways out.
         """
         specs = [(*SET, 0), (corpus.DEFAULT, "text", 3)]
-        ((about, _), message), said = read_in_process(specs, tmp_path, cache, NOWHERE)
+        ((about, _), message), said = read_in_process(specs, tmp_path, commits, NOWHERE)
         assert about["revision"] == answers[SET][0]["revision"]
         assert "owner/texts: the hub cannot be reached; the last commit seen is" in said
         assert_ways_out(message)
