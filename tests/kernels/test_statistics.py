@@ -341,7 +341,7 @@ class TestBootstrap:
     def test_most_intervals_hold_the_true_mean(self):
         x = np.random.default_rng(0).normal(size=(500, 40)).astype(np.float32)
         key = jax.random.split(jax.random.key(0), 500)
-        ends = jax.vmap(lambda x, key: jnp.stack(kernels.bootstrap_interval(x, key, n_unit=40, samples=100)))(x, key)
+        ends = jax.vmap(lambda x, key: jnp.stack(kernels.bootstrap_interval(x, key, n_unit=40, samples=300)))(x, key)
         inside = (ends[:, 0] < 0) & (ends[:, 1] > 0)
         assert 0.9 < inside.mean() < 0.97
 
