@@ -178,8 +178,8 @@ def test_what_is_refused(call, message):
         call()
 
 
-# Kernels that run operation by operation: of those on the device, one with a choice by platform, a condition, a scan and
-# a map, which JAX does otherwise then; the others on the host.
+# Kernels that run operation by operation: on the device, one with a choice by platform, a condition, a scan and a map,
+# which JAX does otherwise then, and another; and those that work on the host.
 ONE_BY_ONE = {"attention_statistics", "first_and_last", "bin_index", "percentile_edges", "require_finite"}
 ONE_BY_ONE |= {"freedman_diaconis_histogram", "copying_score"}
 
