@@ -378,7 +378,8 @@ def test_derivatives():
     ):
         weights = np.arange(1, DIM + 1, dtype=np.float32) if kernel is kernels.circuit_singular_values else np.ones(1)
         given = [np.float32(each)[None] for each in factors[:count]]
-        slopes = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))(*given)
+        gradient = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))
+        slopes = jax.jit(gradient)(*given)
         actual = sum((np.asarray(slope, np.float64)[0] * d).sum() for slope, d in zip(slopes, direction, strict=False))
         ends = [definition(*(factors + sign * step * direction)[:count]) for sign in (1, -1)]
         assert actual == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import CONFIGS, MODEL_LIMIT, arrays_of, assert_same_figures, changed, random_ids, write_folder
+from helpers.checkpoints import write_checkpoint_of_words
 
-import jaxqkv
-from jaxqkv import edits, metrics
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
@@ -41,33 +40,39 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 base, shapes, line, EDIT = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 assert len(jax.devices()) == 8
 reduce = lambda a, mask, extra: (a.scores.max(axis=(2, 3)), extra * 2)
+metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
+
+def computed(model, batch, extra, parts):
+    acts = model.run(batch, capture=(*FIELDS, "hidden"))
+    results = {name: np.asarray(getattr(acts, name)) for name in (*FIELDS, "hidden")}
+    if "stream" in parts:
+        results["stream"] = np.asarray(model.hidden(batch))
+    if "reduce" in parts:
+        results["largest"], results["extra"] = map(np.asarray, model.run(batch, reduce=reduce, inputs=extra))
+    if "cut" in parts:
+        results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=extra, memory=1))
+    if "edit" in parts:
+        edit = eval(EDIT, {"edits": edits, "donor": acts})
+        edited = model.run(batch, capture={"z", "hidden"}, edit=edit)
+        results |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
+    for method in {"exact", "gradient"} & set(parts):
+        results[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
+    return results
+
 for folder in sorted(base.glob("checkpoint-*")):
     given = np.load(folder / "inputs.npz")
     batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
+    alone = {"edit", "exact", "gradient"} & {part for _, parts in shapes[folder.name] for part in parts}
+    np.savez(folder / "alone.npz", **computed(jaxqkv.load(folder), batch, given["extra"], alone))
     for number, (shape, parts) in enumerate(shapes[folder.name]):
         mesh = devices.make_mesh(**shape)
         model = jaxqkv.load(folder, mesh=mesh)
-        acts = model.run(batch, capture=FIELDS)
-        results = {name: np.asarray(getattr(acts, name)) for name in FIELDS}
-        # What the compiler was given is split, not copied: by head, and by the batch.
+        # What the compiler is given is split, not copied: by head, and by the batch.
         kernel = model.params()["layers"][0]["attn"]["q"]["kernel"]
         assert kernel.addressable_shards[0].data.shape[1] * mesh.shape["head"] == kernel.shape[1]
         placed = devices.place_batch(given["ids"], mesh)
         assert placed.addressable_shards[0].data.shape[0] * mesh.shape["data"] == placed.shape[0]
-        results["hidden"] = np.asarray(model.hidden(batch))
-        if "reduce" in parts:
-            reduced = model.run(batch, reduce=reduce, inputs=given["extra"])
-            results["largest"], results["extra"] = map(np.asarray, reduced)
-            results["cut"], _ = map(np.asarray, model.run(batch, reduce=reduce, inputs=given["extra"], memory=1))
-        if "edit" in parts:
-            edit = eval(EDIT, {"edits": edits, "donor": acts})
-            edited = model.run(batch, capture={"z", "hidden"}, edit=edit)
-            results |= {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}
-        if "sweep" in parts:
-            metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
-            for method in ("exact", "gradient"):
-                results[method] = model.sweep(batch, edits.zero, metric, per_text=True, method=method)
-        np.savez(folder / f"{number}.npz", **results)
+        np.savez(folder / f"{number}.npz", **computed(model, batch, given["extra"], parts))
 
 # A reducer whose result has no batch: its shape, and what is said where the batch is filled up.
 model = jaxqkv.load(folder, mesh=devices.make_mesh(4))
@@ -93,22 +98,32 @@ EDIT = """{
     "v": edits.permute(2, layers=2),
     "mlp_out": lambda value, site: value * 0.5,
 }"""
-STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--tokens", "3000"]
-STUDY += ["--batch", "7", "--length", "61", "--significance", "--permutations", "29"]
-# What is computed besides all activations: reductions, edits and sweeps on a mesh with both axes for a causal and
-# another architecture, whose weights are split by the same rules as the others'; and the other meshes, each with those
-# of them that it could change: filling up 11 sequences to 16 or 12, and heads apart.
+# Of five sequences on a mesh of data=4, the last part has nothing but what fills the batch up.
+STUDY = ["figures", "token-frequency", "--arrays-only", "--no-cache", "--tokens", "300"]
+STUDY += ["--batch", "5", "--length", "37", "--significance", "--permutations", "29"]
+# What is computed besides all activations, and the names of its arrays: `Model.hidden`, reductions without and with
+# microbatches, edits, and sweeps by both methods.
+PARTS = {
+    "stream": ["stream"],
+    "reduce": ["largest", "extra"],
+    "cut": ["cut"],
+    "edit": ["edited", "edited_hidden"],
+    "exact": ["exact"],
+    "gradient": ["gradient"],
+}
+# On a mesh with both axes, everything of a causal architecture, what the blocks of another do in a way of their own,
+# and the activations of two more, whose weights are split by the same rules. The batch alone, where 11 sequences are
+# filled up to 14; and the heads alone.
 BOTH = {"data": 4, "head": 2}
 MESHES = {
     "gpt2": [
-        (BOTH, ["reduce", "edit", "sweep"]),
-        ({"data": 8}, ["reduce", "edit"]),
-        ({"data": 1, "head": 2}, ["edit"]),
-        ({"data": 3}, ["reduce", "sweep"]),
+        (BOTH, ["stream", "cut", "edit", "exact", "gradient"]),
+        ({"data": 7}, ["reduce", "edit", "exact"]),
+        ({"data": 1, "head": 2}, []),
     ],
-    "bert": [(BOTH, ["reduce", "edit", "sweep"])],
-    "roberta": [(BOTH, ["edit"])],
-    "distilbert": [(BOTH, ["edit"])],
+    "bert": [(BOTH, ["edit", "gradient"])],
+    "roberta": [(BOTH, [])],
+    "distilbert": [(BOTH, [])],
 }
 
 
@@ -120,6 +135,15 @@ def inputs(config, size):
     return {"ids": random_ids(config, size, 13), "mask": mask, "extra": extra}
 
 
+def write_texts(path):
+    """Documents of 37 to 60 words, of which the first are frequent."""
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(37, 61, 23)
+    texts = [" ".join(f"w{5 + int(38 * u**2)}" for u in generator.random(size)) for size in sizes]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     """A folder with what a process of eight devices computed of every architecture, and with the study's figures."""
@@ -129,7 +153,9 @@ def eight(tmp_path_factory):
         folder = write_folder(base / f"checkpoint-{name}", config)
         np.savez(folder / "inputs.npz", **inputs(config, 11))
     shapes = {f"checkpoint-{name}": meshes for name, meshes in MESHES.items()}
-    arguments = [str(base), json.dumps(shapes), json.dumps(STUDY), EDIT]
+    words = write_checkpoint_of_words(base / "words", changed(CONFIGS["bert"], **SIZES, n_positions=37))
+    line = [*STUDY, "--model", str(words), "--corpus", str(write_texts(base / "texts.jsonl"))]
+    arguments = [str(base), json.dumps(shapes), json.dumps(line), EDIT]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True
     )
@@ -142,30 +168,18 @@ def eight(tmp_path_factory):
 def test_eight_devices_give_the_numbers_of_one(name, eight):
     """Eleven sequences, which divide evenly among none of them."""
     folder = eight / f"checkpoint-{name}"
-    given = arrays_of(folder / "inputs.npz")
-    batch = jaxqkv.Batch(ids=given["ids"], mask=given["mask"], token_types=np.zeros_like(given["ids"]))
-    model = jaxqkv.load(folder)
-    alone = model.run(batch, capture=FIELDS)
-    expected = {field: np.asarray(getattr(alone, field)) for field in FIELDS}
-    expected["hidden"] = np.asarray(model.hidden(batch))
-    edited = model.run(batch, capture={"z", "hidden"}, edit=eval(EDIT, {"edits": edits, "donor": alone}))
-    others = {"edit": {"edited": np.asarray(edited.z), "edited_hidden": np.asarray(edited.hidden)}}
+    expected, extra = arrays_of(folder / "alone.npz"), arrays_of(folder / "inputs.npz")["extra"]
     largest = expected["scores"].max(axis=(3, 4))
-    others["reduce"] = {"largest": largest, "cut": largest, "extra": np.stack([given["extra"] * 2] * len(largest))}
-    metric = metrics.of_hidden(lambda hidden: hidden[:, 3])
-    if any("sweep" in parts for _, parts in MESHES[name]):
-        others["sweep"] = {
-            method: model.sweep(batch, edits.zero, metric, per_text=True, method=method)
-            for method in ("exact", "gradient")
-        }
+    expected |= {"stream": expected["hidden"], "largest": largest, "cut": largest}
+    expected["extra"] = np.stack([extra * 2] * len(largest))
     for number, (shape, parts) in enumerate(MESHES[name]):
         results = arrays_of(folder / f"{number}.npz")
-        values = expected | {field: each for part in parts for field, each in others[part].items()}
-        assert results.keys() == values.keys()
-        for field, right in values.items():
-            assert results[field].shape == right.shape
+        assert results.keys() == {*FIELDS, "hidden", *(field for part in parts for field in PARTS[part])}
+        for field, values in results.items():
+            right = expected[field]
+            assert values.shape == right.shape
             limit = 0 if field == "extra" else MODEL_LIMIT * np.abs(right).max()
-            np.testing.assert_allclose(results[field], right, rtol=0, atol=limit, err_msg=f"{field} on {shape}")
+            np.testing.assert_allclose(values, right, rtol=0, atol=limit, err_msg=f"{field} on {shape}")
 
 
 @pytest.mark.slow

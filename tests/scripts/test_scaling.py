@@ -6,6 +6,8 @@ import sys
 import pytest
 import scaling
 from benchmarks import report
+from conftest import BERT
+from helpers.checkpoints import write_checkpoint_of_words
 
 PIECES = {
     "seconds a sequence": 0.5,
@@ -31,16 +33,18 @@ def test_pieces_run_beside_each_other():
 
 
 def test_the_pieces_of_a_run(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    line = ["scaling.py", "--model", "demo-bert", "--sequences", "3", "--repeat", "1", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", line)
+    model, corpus, out = write_checkpoint_of_words(tmp_path / "tiny", BERT), tmp_path / "text.txt", tmp_path / "out"
+    corpus.write_text(" ".join(f"w{5 + number % 31}" for number in range(97)))
+    line = ["scaling.py", "--model", str(model), "--corpus", str(corpus), "--sequences", "3", "--repeat", "1"]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(out)])
     assert scaling.main() == 0
     measured = json.loads((out / "scaling.json").read_text())
     pieces = measured["pieces"]
     assert all(value > 0 for value in pieces.values())
-    assert pieces["bytes to the device a sequence"] == 256 * 4 + 256**2
-    # Norms of every position, means and deviations of 40 bins, in each of 8 layers.
-    assert pieces["bytes from the device a sequence"] == 8 * 4 * (256 + 2 * 40)
+    assert pieces["bytes a token"] == corpus.stat().st_size / 97
+    assert pieces["bytes to the device a sequence"] == 17 * 4 + 17**2
+    # Norms of every position, means and deviations of 40 bins, in each of 3 layers.
+    assert pieces["bytes from the device a sequence"] == 3 * 4 * (17 + 2 * 40)
     assert (out / "scaling.png").read_bytes().startswith(b"\x89PNG")
     assert scaling.markdown(measured) in capsys.readouterr().out
 

@@ -1,6 +1,8 @@
 """Batches in parts: pooled statistics against NumPy on everything, saved states, and memory that does not grow."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,55 +135,49 @@ class TestState:
 
 # --- the study ---
 
+# Seven sequences: in parts of two, the last part has one.
+BATCH_OPTIONS, PARTS = ["--batch", "7"], 4
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG), WORDS)
 
 
-def write_corpus(path, count):
-    """Documents of 17 to 40 words."""
+def write_texts(path, sizes):
+    """Documents of so many words, of which the first are frequent."""
     generator = np.random.default_rng(3)
     with path.open("w") as file:
-        for _ in range(count):
-            words = [f" w{int(36 * u**2)}" for u in generator.random(generator.integers(17, 41))]
+        for size in sizes:
+            words = [f" w{int(36 * u**2)}" for u in generator.random(size)]
             file.write(json.dumps({"text": "".join(words)}) + "\n")
-    return ["--corpus", str(path), "--length", "17", "--tokens", "150", "--no-cache"]
+    return path
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    return [*write_corpus(tmp_path / "texts.jsonl", 23), "--batch", "13"]
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    sizes = np.random.default_rng(5).integers(17, 41, 23)
+    path = write_texts(tmp_path_factory.mktemp("corpus") / "texts.jsonl", sizes)
+    return ["--corpus", str(path), "--length", "17", "--tokens", "150", "--no-cache", *BATCH_OPTIONS]
 
 
-@pytest.fixture
-def in_parts(monkeypatch):
+@contextlib.contextmanager
+def running_in_parts():
     """Two sequences together, and the state saved after each two."""
-    monkeypatch.setattr(study_run, "TOGETHER", 2)
-    monkeypatch.setattr(study_run, "SAVE_EVERY", -1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study_run, "TOGETHER", 2)
+        patched.setattr(study_run, "SAVE_EVERY", -1)
+        yield
+
+
+@pytest.fixture
+def in_parts():
+    with running_in_parts():
+        yield
 
 
 def state_of(tmp_path):
     return tmp_path / "out" / "token-frequency" / ".state.npz"
-
-
-def same(one, other, exactly):
-    assert set(one) == set(other)
-    assert len(one) == 10
-    for id, arrays in one.items():
-        for name, values in arrays.items():
-            if exactly or values.dtype.kind in "iu":
-                np.testing.assert_array_equal(other[id][name], values, err_msg=f"{id} {name}")
-            else:
-                limit = (5 * MODEL_LIMIT if name.startswith("r") else MODEL_LIMIT) * np.nanmax(np.abs(values))
-                np.testing.assert_allclose(other[id][name], values, rtol=0, atol=limit, err_msg=f"{id} {name}")
-
-
-def test_parts_change_no_number(folder, corpus, tmp_path, monkeypatch):
-    whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
-    monkeypatch.setattr(study_run, "TOGETHER", 3)
-    same(whole, figures_of("token-frequency", tmp_path, folder, *corpus), exactly=False)
-    assert not state_of(tmp_path).exists()
 
 
 def interrupted_at(monkeypatch, number):
@@ -203,76 +199,118 @@ def line_of(folder, tmp_path):
     return ["figures", "token-frequency", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out")]
 
 
-def interrupt(monkeypatch, number, line):
+def interrupt(number, line):
     """A run of the command that is interrupted at the model's run of that number."""
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         interrupted_at(patched, number)
         assert main(line) == 130
 
 
-@pytest.mark.parametrize("number", [1, 2, 6])
+@pytest.fixture(scope="module")
+def whole(folder, corpus, tmp_path_factory):
+    """Every figure of a run in parts that nothing interrupts."""
+    base = tmp_path_factory.mktemp("whole")
+    with running_in_parts():
+        figures = figures_of("token-frequency", base, folder, *corpus)
+    assert not state_of(base).exists()
+    return figures
+
+
+@pytest.fixture(scope="module")
+def stopped(folder, corpus, tmp_path_factory):
+    """The folder of a run that was interrupted after two parts."""
+    base = tmp_path_factory.mktemp("stopped")
+    with running_in_parts():
+        interrupt(3, [*line_of(folder, base), *corpus])
+    return base / "out"
+
+
+@pytest.fixture
+def state(stopped, tmp_path):
+    """The saved state of that run in a folder of the test's own."""
+    shutil.copytree(stopped, tmp_path / "out")
+    return state_of(tmp_path)
+
+
+def same(one, other, exactly):
+    assert set(one) == set(other)
+    assert len(one) == 10
+    for id, arrays in one.items():
+        for name, values in arrays.items():
+            if exactly or values.dtype.kind in "iu":
+                np.testing.assert_array_equal(other[id][name], values, err_msg=f"{id} {name}")
+            else:
+                limit = (5 * MODEL_LIMIT if name.startswith("r") else MODEL_LIMIT) * np.nanmax(np.abs(values))
+                np.testing.assert_allclose(other[id][name], values, rtol=0, atol=limit, err_msg=f"{id} {name}")
+
+
+def test_parts_change_no_number(folder, corpus, whole, tmp_path):
+    same(figures_of("token-frequency", tmp_path, folder, *corpus), whole, exactly=False)
+
+
+@pytest.mark.parametrize("stops", [[1], [2, 3]])
 def test_an_interrupted_run_goes_on_with_the_same_numbers(
-    number, folder, corpus, tmp_path, monkeypatch, in_parts, capsys
+    stops, folder, corpus, whole, tmp_path, monkeypatch, in_parts, capsys
 ):
-    whole = figures_of("token-frequency", tmp_path / "whole", folder, *corpus)
-    line = line_of(folder, tmp_path)
-    interrupt(monkeypatch, number, [*line, *corpus])
-    assert state_of(tmp_path).exists() == (number > 1)
-    said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if number > 1 else "is unchanged"
-    assert said in capsys.readouterr().err
-    assert [path.name for path in state_of(tmp_path).parent.iterdir()] == [".state.npz"] * (number > 1)
+    """Interrupted before its first part; or after it, and again before the last."""
+    line, done = [*line_of(folder, tmp_path), *corpus], 0
+    for stop in stops:
+        interrupt(stop, [*line, "--resume"] if done else line)
+        done += stop - 1
+        assert state_of(tmp_path).exists() == (done > 0)
+        said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if done else "is unchanged"
+        assert said in capsys.readouterr().err
+        assert [path.name for path in state_of(tmp_path).parent.iterdir()] == [".state.npz"] * (done > 0)
     runs = interrupted_at(monkeypatch, None)
     same(whole, figures_of("token-frequency", tmp_path, folder, *corpus, "--resume"), exactly=True)
-    assert len(runs) == 7 - (number - 1)
+    assert len(runs) == PARTS - done
     assert not state_of(tmp_path).exists()
     manifest = json.loads((tmp_path / "out" / "token-frequency" / "manifest.json").read_text())
-    said = "there is no saved state" if number == 1 else f"{2 * (number - 1)} sequences were run before"
+    said = f"{2 * done} sequences were run before" if done else "there is no saved state"
     assert any(said in note for note in manifest["notes"])
 
 
 def test_a_tested_run_goes_on_with_the_same_p(folder, corpus, tmp_path, monkeypatch, in_parts):
     """The sums over pairs of tokens are in the state too, and all parts are permuted together."""
-    tested = [*corpus, "--significance", "--permutations", "97"]
-    whole = figures_of("token-frequency", tmp_path / "whole", folder, "6", *tested)["6"]
+    tested = [*corpus, "--significance", "--permutations", "31"]
+    plain = figures_of("token-frequency", tmp_path / "plain", folder, "6", *tested)["6"]
     line = line_of(folder, tmp_path)
-    interrupt(monkeypatch, 4, [*line[:2], "6", *line[2:], *tested])
+    interrupt(PARTS, [*line[:2], "6", *line[2:], *tested])
     runs = interrupted_at(monkeypatch, None)
     again = figures_of("token-frequency", tmp_path, folder, "6", *tested, "--resume")["6"]
-    assert len(runs) == 4
-    assert {"p_mean", "p_std", "q_value_mean", "q_value_std"} < set(whole)
-    for name, values in whole.items():
+    assert len(runs) == 1
+    assert {"p_mean", "p_std", "q_value_mean", "q_value_std"} < set(plain)
+    for name, values in plain.items():
         np.testing.assert_array_equal(again[name], values, err_msg=name)
-    # Run whole, the device adds in another order.
-    monkeypatch.undo()
-    at_once = figures_of("token-frequency", tmp_path / "at once", folder, "6", *tested)["6"]
+    # Run at once, the device adds in another order.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study_run, "TOGETHER", 7)
+        at_once = figures_of("token-frequency", tmp_path / "at once", folder, "6", *tested)["6"]
     for name in ("p_mean", "p_std"):
-        np.testing.assert_allclose(at_once[name], whole[name], rtol=1e-6)
+        np.testing.assert_allclose(at_once[name], plain[name], rtol=1e-6)
 
 
-def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+def test_a_state_of_other_figures_is_refused_and_kept(folder, corpus, state, tmp_path, in_parts, capsys):
     line = line_of(folder, tmp_path)
-    interrupt(monkeypatch, 3, [*line, *corpus])
-    before = state_of(tmp_path).read_bytes()
-    changed = [word.replace("150", "151") for word in corpus]
+    before = state.read_bytes()
+    changed = ["151" if word == "150" else word for word in corpus]
     for ids, options in (["6"], corpus), ([], [*corpus, "--layer", "2"]), ([], changed):
         assert main([*line[:2], *ids, *line[2:], *options, "--resume"]) == 2
         assert "is of another run" in capsys.readouterr().err
-        assert state_of(tmp_path).read_bytes() == before
+        assert state.read_bytes() == before
 
 
-def test_a_state_is_left_to_the_run_that_it_is_of(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
+def test_a_state_is_left_to_the_run_that_it_is_of(folder, corpus, state, tmp_path, monkeypatch, in_parts, capsys):
     """Another one may draw into the same folder meanwhile."""
     line = line_of(folder, tmp_path)
-    interrupt(monkeypatch, 3, [*line, *corpus])
-    before = state_of(tmp_path).read_bytes()
-    capsys.readouterr()
+    before = state.read_bytes()
     assert main([*line[:2], "1", *line[2:], *corpus]) == 0
     assert capsys.readouterr().err == ""
-    assert state_of(tmp_path).read_bytes() == before
+    assert state.read_bytes() == before
     runs = interrupted_at(monkeypatch, None)
     assert main([*line, *corpus, "--resume"]) == 0
-    assert len(runs) == 5
-    assert not state_of(tmp_path).exists()
+    assert len(runs) == PARTS - 2
+    assert not state.exists()
 
 
 def test_a_run_that_is_interrupted_while_it_draws_goes_on_too(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
@@ -297,14 +335,11 @@ def test_a_run_that_is_interrupted_while_it_draws_goes_on_too(folder, corpus, tm
     assert runs == []
 
 
-def test_a_run_that_begins_anew_says_so(folder, corpus, tmp_path, monkeypatch, in_parts, capsys):
-    line = line_of(folder, tmp_path)
-    interrupt(monkeypatch, 3, [*line, *corpus])
-    capsys.readouterr()
+def test_a_run_that_begins_anew_says_so(folder, corpus, whole, state, tmp_path, monkeypatch, in_parts, capsys):
     runs = interrupted_at(monkeypatch, None)
-    assert main([*line, *corpus]) == 0
-    assert f"{state_of(tmp_path)} is of an interrupted run; --resume would go on" in capsys.readouterr().err
-    assert len(runs) == 7
+    same(whole, figures_of("token-frequency", tmp_path, folder, *corpus), exactly=True)
+    assert f"{state} is of an interrupted run; --resume would go on" in capsys.readouterr().err
+    assert len(runs) == PARTS
 
 
 def test_resume_is_for_this_study(tmp_path, capsys):
@@ -326,7 +361,7 @@ def test_a_state_stays_when_no_figure_can_be_drawn(folder, corpus, tmp_path, mon
 
 def test_the_first_process_alone_removes_the_states_of_all(folder, corpus, tmp_path, monkeypatch, in_parts):
     """The others end before it has drawn."""
-    sizes = {"length": 17, "tokens": 150, "batch": 13}
+    sizes = {"length": 17, "tokens": 150, "batch": 7}
     options = TokenFrequencyOptions(model=(str(folder),), corpus=(corpus[1],), no_cache=True, **sizes)
     for process, left in ((1, True), (0, False)):
         with monkeypatch.context() as patched, STUDY.start(options, tmp_path) as run:
@@ -348,7 +383,7 @@ def anonymous():
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
 
-run.TOGETHER, counting.CHARACTERS = 8, 1 << 17
+run.TOGETHER, counting.CHARACTERS = 8, 1 << 14
 held, sizes = [], []
 pool = run.TokenFrequencyRun._pool
 
@@ -372,27 +407,20 @@ print(json.dumps([held, sizes]))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what memory is a process's own")
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_parts(tmp_path):
-    """Figures 4b and 6 of 32 parts: after the last, arrays and objects hold no more than after the first half.
+    """Figures 4b and 6 of 22 parts: after the last, arrays and objects hold no more than after the tenth.
 
-    Kept, the norms alone of 13 parts would be 13 · 8 sequences · 8 layers · 128 floats, or 0.4 MB, and the bins of
-    their pairs, a byte each, 1.7 MB. What the process has beside them, such as compiled programs (10 MB each), is
+    Kept, the norms alone of ten parts would be 10 · 8 sequences · 13 layers · 67 floats, or 0.28 MB, and the bins of
+    their pairs, a byte each, 0.36 MB. What the process has beside them, such as compiled programs (10 MB each), is
     seen less exactly: its allocators keep some of what is free.
     """
-    corpus = write_long_corpus(tmp_path / "long.jsonl", 266)
-    line = ["figures", "token-frequency", "4b", "6", "--demo", "--arrays-only", "--no-cache", "--corpus", str(corpus)]
-    line += ["--length", "128", "--batch", "256", "--tokens", "5000", "--out", str(tmp_path / "out")]
+    config = changed(CONFIG, n_positions=67, n_embd=14, n_head=2, n_inner=10, n_layer=13)
+    folder = write_word_tokenizer(write_folder(tmp_path / "deep", config), WORDS)
+    corpus = write_texts(tmp_path / "long.jsonl", [79] * 179)
+    line = ["figures", "token-frequency", "4b", "6", "--model", str(folder), "--arrays-only", "--no-cache"]
+    line += ["--corpus", str(corpus), "--batch", "176", "--tokens", "500", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", GROWTH, *line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     held, sizes = json.loads(done.stdout.splitlines()[-1])
-    assert len(held) == 32
-    assert np.median(held[-6:]) - np.median(held[16:22]) < 2.5e5
-    assert np.median(sizes[-6:]) - np.median(sizes[16:22]) < 1e7
-
-
-def write_long_corpus(path, count):
-    words = ["she", "saw", "her", "sister", "at", "the", "market", "and", "went", "home", "with", "bread"]
-    generator = np.random.default_rng(1)
-    with path.open("w") as file:
-        for _ in range(count):
-            file.write(json.dumps({"text": " ".join(generator.choice(words, 178))}) + "\n")
-    return path
+    assert len(held) == 22
+    assert np.median(held[-4:]) - np.median(held[8:12]) < 1e5
+    assert np.median(sizes[-4:]) - np.median(sizes[8:12]) < 1e7

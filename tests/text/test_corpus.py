@@ -45,23 +45,6 @@ class TestText:
         read = open_corpus(write(tmp_path / "a.txt", self.TEXT))
         assert list(read) == list(read)
 
-    @pytest.mark.slow
-    def test_a_cache_of_the_hub_s_that_cannot_be_made(self, tmp_path):
-        """As on a cluster whose home is read-only: files are read all the same."""
-        path = write(tmp_path / "a.txt", self.TEXT)
-        (tmp_path / "file").write_text("in the way")
-        code = (
-            "import sys; from jaxqkv.text.corpora import open_corpus; "
-            "sys.exit(list(open_corpus(sys.argv[1])) != [sys.argv[2]])"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path), self.TEXT],
-            env=os.environ | {"HF_HOME": str(tmp_path / "file" / "cache")},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
     def test_names_with_signs_of_patterns(self, tmp_path):
         assert list(open_corpus(write(tmp_path / "a [1]*?.txt", "text"))) == ["text"]
 
@@ -276,38 +259,41 @@ def test_pythons_own_documentation_is_cut_at_line_ends():
     assert read.about["corpus"] == "python-docs"
 
 
-# --- the hub: each step is a process of its own, since its library reads its settings when it is imported ---
+# --- the hub: in processes of their own, since its library reads its settings when it is imported ---
 
 READ = """
 import json, sys
 from itertools import islice
 from jaxqkv.text.corpora import open_corpus
 from jaxqkv.errors import JaxqkvError
-try:
-    corpus = open_corpus(sys.argv[1], text_column=sys.argv[2])
-    print(json.dumps([corpus.about, list(islice(corpus, 3))]))
-except JaxqkvError as error:
-    print(json.dumps(str(error)))
+answers = []
+for spec, text_column, count in json.loads(sys.argv[1]):
+    try:
+        corpus = open_corpus(spec, text_column=text_column)
+        answers.append([corpus.about, list(islice(corpus, count)) if count else []])
+    except JaxqkvError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
 """
 
 
-def read_in_process(spec, tmp_path, endpoint, text_column="text", **environment):
-    folders = {"HF_HOME": str(tmp_path / "hf"), "JAXQKV_CACHE": str(tmp_path / "cache")}
-    environment = os.environ | environment | folders | {"HF_ENDPOINT": endpoint}
+def read_in_process(specs, home, cache, endpoint, **environment):
+    """What is found or said of each spec, text column and number of documents, and what is printed besides."""
+    environment = os.environ | environment | {"HF_HOME": str(home), "JAXQKV_CACHE": str(cache)}
     done = subprocess.run(
-        [sys.executable, "-c", READ, spec, text_column],
+        [sys.executable, "-c", READ, json.dumps(specs)],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment | {"HF_ENDPOINT": endpoint},
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout), done.stderr
 
 
-@pytest.fixture
-def hub(tmp_path):
-    base = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    base = tmp_path_factory.mktemp("hub") / "repository"
     for config in ("one", "two"):
         lines = [json.dumps({"title": str(n), "text": f"{config} {n}"}) for n in range(5)]
         write(base / config / "train.jsonl", "\n".join(lines))
@@ -321,55 +307,71 @@ def hub(tmp_path):
     server.server_close()
 
 
+SET = ("owner/texts:two:train", "text")
+# Spec and text column → words of what is said.
+REFUSED = {
+    ("owner/nothing", "text"): ["neither a file here nor a data set on the hub", "--corpus"],
+    ("owner/texts:three", "text"): ["three", "one", "two"],
+    ("owner/texts:one:test", "text"): ["test", "train"],
+    ("owner/texts:one:train", "body"): ["row 0: no column 'body'; it has title, text", "--text-column"],
+    ("owner/texts:one:train:more", "text"): ["NAME:CONFIG:SPLIT"],
+    ("not a name at all", "text"): ["neither a file here nor a valid hub id"],
+}
+NOWHERE = "http://127.0.0.1:9"
+
+
+def assert_ways_out(message):
+    assert message.startswith("wikimedia/wikipedia: ")
+    assert "\n" not in message
+    assert "--corpus FILE or FOLDER" in message
+    assert "python-docs" in message
+
+
+@pytest.fixture(scope="module")
+def commits(tmp_path_factory):
+    """The package's cache folder: of one process, and of a later one that does not reach the hub."""
+    return tmp_path_factory.mktemp("commits")
+
+
+@pytest.fixture(scope="module")
+def answers(hub, commits, tmp_path_factory):
+    """What one process reads of the hub."""
+    specs = [(*each, 3) for each in (SET, *REFUSED)]
+    found, _ = read_in_process(specs, tmp_path_factory.mktemp("home"), commits, hub.url)
+    return dict(zip((SET, *REFUSED), found, strict=True))
+
+
 @pytest.mark.slow
 class TestHub:
-    def test_a_data_set_is_streamed_at_its_commit(self, hub, tmp_path):
-        about, texts = read_in_process("owner/texts:two:train", tmp_path, hub.url)
+    def test_a_data_set_is_streamed_at_its_commit(self, answers):
+        about, texts = answers[SET]
         assert texts == ["two 0", "two 1", "two 2"]
         assert about["config"] == "two"
         assert about["split"] == "train"
         assert len(about["revision"]) == 40
 
-    @pytest.mark.parametrize(
-        ("spec", "column", "words"),
-        [
-            ("owner/nothing", "text", ["neither a file here nor a data set on the hub", "--corpus"]),
-            ("owner/texts:three", "text", ["three", "one", "two"]),
-            ("owner/texts:one:test", "text", ["test", "train"]),
-            ("owner/texts:one:train", "body", ["row 0: no column 'body'; it has title, text", "--text-column"]),
-            ("owner/texts:one:train:more", "text", ["NAME:CONFIG:SPLIT"]),
-            ("not a name at all", "text", ["neither a file here nor a valid hub id"]),
-        ],
-    )
-    def test_refusals(self, hub, tmp_path, spec, column, words):
-        message = read_in_process(spec, tmp_path, hub.url, column)
+    @pytest.mark.parametrize("refused", REFUSED, ids=" ".join)
+    def test_refusals(self, answers, refused):
+        message = answers[refused]
         assert isinstance(message, str)
         assert "\n" not in message
-        assert all(word in message for word in words), message
+        assert all(word in message for word in REFUSED[refused]), message
 
-    def test_out_of_reach_the_last_commit_seen_is_taken(self, hub, tmp_path):
-        """So that what was counted of it before is found again; nothing more can be read."""
-        about, _ = read_in_process("owner/texts:two:train", tmp_path, hub.url)
-        code = (
-            "import sys; from jaxqkv.text.corpora import open_corpus; print(open_corpus(sys.argv[1]).about['revision'])"
-        )
-        environment = {"JAXQKV_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-        done = subprocess.run(
-            [sys.executable, "-c", code, "owner/texts:two:train"],
-            capture_output=True,
-            text=True,
-            env=os.environ | environment,
-            timeout=120,
-        )
-        assert done.stdout.strip() == about["revision"]
-        assert "owner/texts: the hub cannot be reached; the last commit seen is" in done.stderr
+    def test_out_of_reach_the_last_commit_seen_is_taken(self, answers, commits, tmp_path):
+        """So that what was counted of it before is found again; nothing more can be read.
 
-    @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
-    def test_out_of_reach_one_line_says_the_ways_out(self, tmp_path, environment):
-        message = read_in_process(corpus.DEFAULT, tmp_path, "http://127.0.0.1:9", **environment)
-        assert message.startswith("wikimedia/wikipedia: ")
-        assert "--corpus FILE or FOLDER" in message
-        assert "python-docs" in message
+        Of a data set that was never seen, one line says the ways out.
+        """
+        specs = [(*SET, 0), (corpus.DEFAULT, "text", 3)]
+        ((about, _), message), said = read_in_process(specs, tmp_path, commits, NOWHERE)
+        assert about["revision"] == answers[SET][0]["revision"]
+        assert "owner/texts: the hub cannot be reached; the last commit seen is" in said
+        assert_ways_out(message)
+
+    def test_offline_one_line_says_the_ways_out(self, tmp_path):
+        specs = [(corpus.DEFAULT, "text", 3)]
+        (message,), _ = read_in_process(specs, tmp_path, tmp_path / "cache", NOWHERE, HF_HUB_OFFLINE="1")
+        assert_ways_out(message)
 
 
 def test_errors_are_of_the_package():
@@ -377,15 +379,25 @@ def test_errors_are_of_the_package():
 
 
 @pytest.mark.slow
-def test_local_files_are_read_without_the_network(tmp_path):
-    """Not even to count what is loaded; names would be looked up before a socket is made."""
-    path = write(tmp_path / "a.txt", "text")
+def test_local_files_are_read_without_the_network_and_without_the_hub_s_cache(tmp_path):
+    """Not even what is loaded is counted: names would be looked up before a socket is made.
+
+    As on a cluster whose home is read-only, the cache cannot be made.
+    """
+    path = write(tmp_path / "a.txt", TestText.TEXT)
+    (tmp_path / "file").write_text("in the way")
     code = (
         "import socket, sys\n"
         "def refuse(*arguments, **options): sys.exit(f'asked for {arguments}')\n"
         "socket.getaddrinfo = refuse\n"
         "from jaxqkv.text.corpora import open_corpus\n"
-        "print(list(open_corpus(sys.argv[1])))"
+        "sys.exit(list(open_corpus(sys.argv[1])) != [sys.argv[2]])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.returncode) == ("['text']\n", 0), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), TestText.TEXT],
+        env=os.environ | {"HF_HOME": str(tmp_path / "file" / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -3,6 +3,7 @@
 import json
 import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from jaxqkv.cli.main import main
 from jaxqkv.errors import CorpusError
 from jaxqkv.studies.stimuli import stimuli
 from jaxqkv.text.corpora import open_corpus
-from jaxqkv.text.reading import read_lines
+from jaxqkv.text.reading import read_lines, read_sentences, read_text
 
 MARK = b"\xef\xbb\xbf"
 # Line ends are LF, CR LF and CR; a form feed, a line separator and such are characters.
@@ -34,17 +35,24 @@ WRITTEN = {
 }
 
 
-@pytest.fixture(params=WRITTEN)
-def file(request, tmp_path, monkeypatch):
+@pytest.mark.parametrize("written", WRITTEN)
+def test_however_it_is_written_a_text_is_the_same(written, tmp_path):
+    """In each of the functions that commands and corpora read with."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(WRITTEN[written])
+    assert read_text(path) == TEXT
+    assert read_sentences(path) == list(read_lines(path)) == LINES
+    assert list(open_corpus(path)) == [TEXT]
+    assert list(open_corpus(path, documents="paragraphs")) == [TEXT]
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """The text with a mark, and other line ends, of which one is the last."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "text.txt"
-    path.write_bytes(WRITTEN[request.param])
+    path.write_bytes(WRITTEN["with all"])
     return path
-
-
-def expected_tokens(text, special_tokens=True):
-    (ids,) = jaxqkv.load("demo-gpt2").tokenizer.encode([text], special_tokens=special_tokens)
-    return ids
 
 
 def test_attention_scores(file, tmp_path):
@@ -66,7 +74,8 @@ def test_view(file, tmp_path):
     block = re.search(r'<script[^>]*id="page"[^>]*>(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     shown = json.loads(block[1])["tokens"]
     tokenizer = jaxqkv.load("demo-gpt2").tokenizer
-    assert shown == jaxqkv.pages.view.shown_tokens(tokenizer, expected_tokens(TEXT))
+    (ids,) = tokenizer.encode([TEXT])
+    assert shown == jaxqkv.pages.view.shown_tokens(tokenizer, ids)
 
 
 def test_sentences(file, tmp_path):
@@ -74,12 +83,6 @@ def test_sentences(file, tmp_path):
     line = ["figures", "token-similarity", "pairs", "--demo", "--arrays-only", "--quiet", "--out", str(tmp_path)]
     assert main([*line, "--sentences", str(file)]) == 0
     assert json.loads((tmp_path / "token-similarity/manifest.json").read_text())["sentences"] == LINES
-
-
-def test_a_corpus(file):
-    assert list(open_corpus(file)) == [TEXT]
-    assert list(open_corpus(file, documents="paragraphs")) == [TEXT]
-    assert [len(expected_tokens(text)) for text in open_corpus(file)] == [len(expected_tokens(TEXT))]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -165,27 +168,54 @@ def error_of(arguments, capsys):
     return err.removeprefix("jaxqkv: error: ").rstrip("\n")
 
 
+READERS = {
+    "text": read_text,
+    "sentences": read_sentences,
+    "corpus": lambda path: list(open_corpus(path)),
+    "paragraphs": lambda path: list(open_corpus(path, documents="paragraphs")),
+}
+NO_DOCUMENT = "no document in it: the file is empty; give files with text in them"
+EMPTY = {
+    "text": "is empty; give a file with text in it",
+    "sentences": "no sentence in it; give a file with a sentence a line",
+    "corpus": NO_DOCUMENT,
+    "paragraphs": NO_DOCUMENT,
+}
+
+
 @pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_cannot_be_decoded(tmp_path, monkeypatch, capsys, command, what):
+@pytest.mark.parametrize("reader", READERS)
+def test_what_cannot_be_decoded(tmp_path, monkeypatch, reader, what):
     monkeypatch.chdir(tmp_path)
     content, message = BROKEN[what]
-    (tmp_path / "text.txt").write_bytes(content)
-    error = error_of([*COMMANDS[command], "text.txt"], capsys)
-    assert error.startswith("text.txt")
-    assert error.endswith(f": {message}")
+    Path("text.txt").write_bytes(content)
+    with pytest.raises(CorpusError) as caught:
+        READERS[reader](Path("text.txt"))
+    assert str(caught.value).startswith("text.txt")
+    assert str(caught.value).endswith(f": {message}")
 
 
 @pytest.mark.parametrize("what", NOTHING)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_without_text(tmp_path, monkeypatch, capsys, command, what):
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_without_text(tmp_path, monkeypatch, reader, what):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_bytes(NOTHING[what])
+    Path("text.txt").write_bytes(NOTHING[what])
+    with pytest.raises(CorpusError) as caught:
+        READERS[reader](Path("text.txt"))
+    assert str(caught.value) == f"text.txt: {EMPTY[reader]}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_say_what_is_no_text(tmp_path, monkeypatch, capsys, command):
+    """In one line, and as their reader does."""
+    monkeypatch.chdir(tmp_path)
+    content, message = BROKEN["after a mark"]
+    Path("text.txt").write_bytes(content)
     error = error_of([*COMMANDS[command], "text.txt"], capsys)
-    expected = {"sentences": "no sentence in it; give a file with a sentence a line"}
-    expected |= dict.fromkeys(("attention-scores", "view"), "is empty; give a file with text in it")
-    corpus = "no document in it: the file is empty; give files with text in them"
-    assert error == f"text.txt: {expected.get(command, corpus)}"
+    assert error.startswith("text.txt")
+    assert error.endswith(f": {message}")
+    Path("text.txt").write_bytes(NOTHING["a mark and a line end"])
+    assert error_of([*COMMANDS[command], "text.txt"], capsys) == f"text.txt: {EMPTY.get(command, EMPTY['text'])}"
 
 
 @pytest.mark.parametrize(

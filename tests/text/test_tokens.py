@@ -51,12 +51,13 @@ def test_padding_on_either_side(bert_files):
     texts = ["the cat", "her", "the cats, the cat"]
     for side in ("right", "left"):
         batch = tokenizer.batch(texts, BERT, padding_side=side)
-        assert batch.ids.shape == (3, 8)
+        found, mask, positions = map(np.asarray, (batch.ids, batch.mask, batch.positions))
+        assert found.shape == (3, 8)
         for row, text in enumerate(texts):
             (ids,) = tokenizer.encode([text])
-            np.testing.assert_array_equal(batch.ids[row][batch.mask[row]], ids)
-            np.testing.assert_array_equal(batch.positions[row][batch.mask[row]], np.arange(len(ids)))
-        first = np.argmax(np.asarray(batch.mask), axis=1)
+            np.testing.assert_array_equal(found[row][mask[row]], ids)
+            np.testing.assert_array_equal(positions[row][mask[row]], np.arange(len(ids)))
+        first = np.argmax(mask, axis=1)
         np.testing.assert_array_equal(first, [0, 0, 0] if side == "right" else [4, 5, 0])
 
 
