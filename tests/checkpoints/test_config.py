@@ -221,7 +221,8 @@ def test_activations_are_those_of_transformers(name):
     torch = pytest.importorskip("torch", exc_type=ImportError)
     activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
     expected = activations.ACT2FN[name](torch.tensor(X)).numpy()
-    np.testing.assert_allclose(computed(ACTIVATIONS[name]), expected, rtol=1e-9, atol=1e-10 if name == "gelu_fast" else 1e-13)
+    atol = 1e-10 if name == "gelu_fast" else 1e-13
+    np.testing.assert_allclose(computed(ACTIVATIONS[name]), expected, rtol=1e-9, atol=atol)
 
 
 def test_activations_that_are_refused_are_other_functions():
