@@ -176,11 +176,9 @@ BARS = {
     "head-silencing": {"branches": [2, 2 * 3, 1 + 2 + 3]},
     "head-patching": {"branches": [1 + 2 + 3] * 3},
     "token-frequency": {"tokens": 150, "sequences": 2},
-    # Circuits of three layers or of their six pairs; a pass over the text, each way, and fresh weights for two figures.
-    "heads": {
-        **{"": 3, "layers": 3, "spectra": 3, "copying": [3, 3]},
-        **{"similarity": 6, "composition": 6, "divergence": 6, "fresh checkpoints": [1, 1]},
-    },
+    # The lens has no description; six are the pairs of layers; copying scores are also of fresh weights.
+    "heads": {"": 3, "layers": 3, "spectra": 3, "copying": [3, 3], "fresh checkpoints": [1, 1]}
+    | dict.fromkeys(("similarity", "composition", "divergence"), 6),
 }
 
 
