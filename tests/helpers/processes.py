@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -138,6 +139,8 @@ def serve():
     from jaxqkv.studies.registry import studies
 
     assert all(study.figures for study in studies())  # which imports their modules
+    gc.collect()
+    gc.freeze()  # so that no fork looks through what all share, at its end neither
     for line in sys.stdin:
         request = json.loads(line)
         if "ended" in request:
