@@ -1,5 +1,7 @@
 """Broken checkpoints where they are read: every one is refused in words, or its values are named."""
 
+import shutil
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,10 +14,15 @@ from jaxqkv.checkpoints.weights import Weights, count_broken
 from jaxqkv.errors import CheckpointError, JaxqkvError, JaxqkvWarning
 
 
+@pytest.fixture(scope="session")  # so that the tests need not stay in one worker
+def sound(tmp_path_factory):
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("sound") / "model", GPT2), WORDS)
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(sound, tmp_path, monkeypatch):
     """A folder to be in, with a checkpoint named `model`."""
-    write_word_tokenizer(write_folder(tmp_path / "model", GPT2), WORDS)
+    shutil.copytree(sound, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax.numpy as jnp
@@ -204,17 +205,24 @@ def test_keys_of_files_on_the_hub_that_change_nothing(base, keys):
 
 # --- activations ---
 
+X = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, 1e3]])
+
+
+@functools.cache
+def computed(function):
+    """An activation of `X`, in float64."""
+    with comparison._double_precision():
+        return np.asarray(ACTIVATION_FUNCTIONS[function](jnp.asarray(X)))
+
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_are_those_of_transformers(name):
     """In float64, so that only another formula can differ; gelu_fast has a constant of ten digits."""
     torch = pytest.importorskip("torch", exc_type=ImportError)
     activations = pytest.importorskip("transformers.activations", exc_type=ImportError)
-    x = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, 1e3]])
-    expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
-    with comparison._double_precision():
-        actual = np.asarray(ACTIVATION_FUNCTIONS[ACTIVATIONS[name]](jnp.asarray(x)))
-    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 if name == "gelu_fast" else 1e-13)
+    expected = activations.ACT2FN[name](torch.tensor(X)).numpy()
+    atol = 1e-10 if name == "gelu_fast" else 1e-13
+    np.testing.assert_allclose(computed(ACTIVATIONS[name]), expected, rtol=1e-9, atol=atol)
 
 
 def test_activations_that_are_refused_are_other_functions():

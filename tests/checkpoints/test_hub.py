@@ -1,19 +1,17 @@
 """The real hub code against a stand-in for the hub on the loopback interface.
 
-Each step is a process of its own, since the hub's library reads its settings when it is imported.
+Each step is a fork that imports the hub's library anew, since that reads its settings when it is imported.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import BERT, GPT2, write_folder
 from helpers.checkpoints import write_sharded
 from helpers.hub import COMMIT, Handler, Hub
+from helpers.processes import COMMAND, fork
 
 pytestmark = pytest.mark.slow
 
@@ -46,22 +44,17 @@ def hub(tmp_path):
 
 @pytest.fixture
 def command(hub, tmp_path):
-    """Runs `jaxqkv` in a new process whose hub is the stand-in; of several lines, one after the other."""
+    """Runs `jaxqkv` in a process whose hub is the stand-in; of several lines, one after the other."""
 
     def run(*arguments, url=None, **extra):
-        environment = os.environ | {
+        environment = {
             "HF_ENDPOINT": url or hub.url,
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_ETAG_TIMEOUT": "2",
-            "JAX_PLATFORMS": "cpu",
         }
-        line = [sys.executable, "-m", "jaxqkv.cli", *arguments]
-        if not isinstance(arguments[0], str):
-            line = [sys.executable, "-c", SEVERAL, json.dumps(arguments)]
-        return subprocess.run(
-            line, env=environment | extra, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-        )
+        line = [COMMAND, *arguments] if isinstance(arguments[0], str) else [SEVERAL, json.dumps(arguments)]
+        return fork(*line, env=environment | extra, cwd=tmp_path).completed()
 
     return run
 
@@ -92,16 +85,18 @@ def test_fetches_what_it_needs_and_works_offline_afterwards(hub, command):
 
 
 def test_offline_without_a_copy_says_what_to_do(command):
-    for extra in ({"HF_HUB_OFFLINE": "1"}, {"url": "http://127.0.0.1:9"}):
-        line = error_line(command("info", "tiny", **extra))
-        assert "tiny: not in the local cache, and the hub cannot be reached" in line
-        assert "go online once, or copy the checkpoint to a folder" in line
-
-
-def test_fresh_weights_of_a_known_name_ask_for_a_tokenizer_offline(command):
-    line = error_line(command("figures", "attention-scores", "--model", "random:gpt2", HF_HUB_OFFLINE="1"))
-    assert "random:gpt2: text needs the tokenizer of gpt2: not in the local cache" in line
-    assert "--tokenizer FOLDER" in line
+    """The same where the hub does not answer; fresh weights of a known name need its tokenizer alone."""
+    no_copy = ("tiny: not in the local cache, and the hub cannot be reached", "or copy the checkpoint to a folder")
+    messages = (
+        no_copy,
+        ("random:gpt2: text needs the tokenizer of gpt2: not in the local cache", "--tokenizer FOLDER"),
+    )
+    offline = command(["info", "tiny"], ["figures", "attention-scores", "--model", "random:gpt2"], HF_HUB_OFFLINE="1")
+    assert json.loads(offline.stdout.splitlines()[-1]) == [2, 2]
+    for said, line in zip(messages, error_lines(offline), strict=True):
+        assert all(part in line for part in said)
+    line = error_line(command("info", "tiny", url="http://127.0.0.1:9"))
+    assert all(part in line for part in no_copy)
 
 
 def test_revisions_shards_and_manifest(hub, command, tmp_path):

@@ -38,6 +38,7 @@ same = settings(
 MEMORY = 16 << 20  # bytes; the files have a few thousand, some changes a hundred thousand more
 
 TINY = changed(GPT2, n_layer=1, n_embd=5, n_inner=3, vocab_size=7, n_positions=2)
+SHAPES = {key: tensor.shape for key, tensor in random_tensors(TINY).items()}
 # What may stand in the place of any value.
 VALUES = [
     "null", "true", "0", "-1", "1.5", "1e400", "NaN", "-Infinity", "9" * 5000, "18446744073709551616", "4294967296",
@@ -264,9 +265,7 @@ def test_weights(tmp_path, data):
     (folder / "config.json").write_bytes(data.draw(other_json(tree)))
     with bounded():
         weights = Weights(FolderCheckpoint(str(folder), folder, REGISTRY))
-        assert {name: weights[name].shape for name in weights.names} == {
-            key: tensor.shape for key, tensor in random_tensors(TINY).items()
-        }
+        assert {name: weights[name].shape for name in weights.names} == SHAPES
 
 
 # --- the manifest of a study's figures ---

@@ -1,7 +1,9 @@
 """Bad inputs of every command: one clear line, exit status 2, nothing half-written, nothing lost that was there."""
 
 import gc
+import itertools
 import json
+import shutil
 from xml.etree import ElementTree
 
 import jax
@@ -44,25 +46,33 @@ def line_of(command, spec, *more, options=None):
     return [command, spec, *own.get(command, []), *more]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to be in: a checkpoint named `model`, texts, and in `out` what an earlier run left."""
-    write_word_tokenizer(write_folder(tmp_path / "model", GPT2), WORDS)
-    (tmp_path / "texts").mkdir()
+@pytest.fixture(scope="session")  # so that the tests need not stay in one worker
+def template(tmp_path_factory):
+    """What `place` copies."""
+    base = tmp_path_factory.mktemp("template")
+    write_word_tokenizer(write_folder(base / "model", GPT2), WORDS)
+    (base / "texts").mkdir()
     for number in range(3):
         words = np.random.default_rng(number).choice(WORDS[1:], 30)
-        (tmp_path / "texts" / f"{number}.txt").write_text("I" + "".join(words))
-    (tmp_path / "sentences.txt").write_text("I saw her cat\nI told her word1\nI saw word2 her word3\n")
-    (tmp_path / "words.txt").write_text("a word1\na word2\na cat\nb word3\nb word4\n")
+        (base / "texts" / f"{number}.txt").write_text("I" + "".join(words))
+    (base / "sentences.txt").write_text("I saw her cat\nI told her word1\nI saw word2 her word3\n")
+    (base / "words.txt").write_text("a word1\na word2\na cat\nb word3\nb word4\n")
     for name in names():
-        folder = tmp_path / "out" / name
+        folder = base / "out" / name
         folder.mkdir(parents=True)
         first = next(iter(study(name).figures))
         for kind in ("npz", "png", "svg"):
             (folder / f"{first}.{kind}").write_bytes(b"earlier")
         (folder / "manifest.json").write_text(json.dumps({"figures": {first: {"title": "earlier"}}}))
     for name in ("index.html", "attention.html", "verify.json"):
-        (tmp_path / "out" / name).write_text("earlier")
+        (base / "out" / name).write_text("earlier")
+    return base
+
+
+@pytest.fixture
+def place(template, tmp_path, monkeypatch):
+    """A folder to be in: a checkpoint named `model`, texts, and in `out` what an earlier run left."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -94,11 +104,15 @@ def refuse(place, capsys, line, message):
     assert contents(place / "out") == before
 
 
-# --- broken checkpoints: two of them through each command, and all of them in checkpoints/test_broken.py ---
+def in_turn(one, *others):
+    """Pairs of each of the first values with one of the others, each of which comes up."""
+    return list(zip(one, itertools.cycle(others)))
 
 
-@pytest.mark.parametrize("what", ["one byte short", "heads that do not divide"])
-@pytest.mark.parametrize("command", COMMANDS)
+# --- broken checkpoints: one of two through each command, and all of them in checkpoints/test_broken.py ---
+
+
+@pytest.mark.parametrize(("command", "what"), in_turn(COMMANDS, "one byte short", "heads that do not divide"))
 def test_broken_checkpoint(place, capsys, command, what):
     damage, message = CHECKPOINTS[what]
     damage(place / "model")
@@ -239,8 +253,11 @@ def test_unknown_figure(place, capsys, name):
     refuse(place, capsys, line_of(name, "./model", known + "z"), f"{name} has no figure {known}z; did you mean ")
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("layer", ["3", "-1", "1000000"])
+# The last study has a check of its own, all others the same one.
+LAYERS = {*in_turn(names(), "3", "-1", "1000000"), *((names()[-1], layer) for layer in ("3", "-1", "1000000"))}
+
+
+@pytest.mark.parametrize(("name", "layer"), sorted(LAYERS))
 def test_unknown_layer(place, capsys, name, layer):
     message = f"--layer {layer}: the layers of model are 0 to 2"
     refuse(place, capsys, line_of(name, "./model", f"--layer={layer}"), message)
@@ -280,8 +297,13 @@ def test_what_there_is_not(place, capsys, line, message):
 # --- places that cannot be written ---
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("out", ["sentences.txt", "sentences.txt/deeper", "/proc/nowhere"])
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures are a few bytes, drawn at once."""
+    monkeypatch.setattr("jaxqkv.figures.drawers.pictures", lambda display, formats, *look: [b"picture"] * len(formats))
+
+
+@pytest.mark.parametrize(("name", "out"), in_turn(names(), "sentences.txt", "sentences.txt/deeper", "/proc/nowhere"))
 def test_a_folder_that_cannot_be_made(place, capsys, name, out):
     line = [word if word != "out" else out for word in line_of(name, "./model")]
     refuse(place, capsys, line, f"{out}/{name}: cannot be written (")
@@ -293,6 +315,7 @@ def test_a_report_that_cannot_be_written(place, capsys, out):
 
 
 @pytest.mark.parametrize("kind", ["npz", "png", "svg"])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folder_where_a_figure_is_to_be(place, capsys, kind):
     """Nothing takes the place of a folder, and then the other files of the figure do not take theirs either."""
     path = place / "out/qkv-weights" / f"1.{kind}"
@@ -305,6 +328,7 @@ def test_a_folder_where_a_figure_is_to_be(place, capsys, kind):
 # Older versions of NumPy leave the archive open that they could not write.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <function ZipFile.__del__")
 @pytest.mark.parametrize("full", ["2d.npz", "2d.png", "2d.svg", "manifest.json"])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_full_disk(place, capsys, fill_disk, full):
     """Whichever file is the one for which there is no room: all of the figure and its listing, or nothing."""
     line = ["figures", "qkv-weights", "2d", "--model", "./model", "--out", "out", "--format", "svg", "--dpi", "40"]

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -7,12 +8,13 @@ import sys
 
 import pytest
 from conftest import GPT2, write_folder
-from helpers.processes import in_a_process
+from helpers.checkpoints import write_checkpoint_of_words
+from helpers.processes import COMMAND, fork, in_a_process
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.figures import command_for, parse
-from jaxqkv.cli.main import main
+from jaxqkv.cli.main import command, main
 from jaxqkv.cli.parser import Line
 from jaxqkv.errors import CheckpointError
 from jaxqkv.studies.registry import names, study
@@ -133,10 +135,9 @@ def test_a_wrong_argument_is_one_line_too(arguments, message, capsys):
 
 
 def test_ids_stand_before_or_after_the_options(tmp_path):
-    assert (
-        main(["figures", "qkv-weights", "1", "--demo", "--arrays-only", "--out", str(tmp_path), "--seed", "3", "4b"])
-        == 0
-    )
+    folder = write_folder(tmp_path / "tiny", GPT2)
+    line = ["figures", "qkv-weights", "1", "--model", str(folder), "--arrays-only", "--out", str(tmp_path)]
+    assert main([*line, "--seed", "3", "4b"]) == 0
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
 
 
@@ -196,17 +197,19 @@ def test_what_nobody_foresaw_is_one_line_as_well(monkeypatch, capsys):
 
 
 def test_words_that_have_become_texts_are_told(tmp_path, capsys):
-    line = ["figures", "attention-scores", "3", "--demo", "--arrays-only", "--out", str(tmp_path), "--text"]
-    assert main([*line, "I", "saw", "her"]) == 0
+    model = str(write_checkpoint_of_words(tmp_path / "model"))
+    line = ["figures", "attention-scores", "3", "--model", model, "--arrays-only", "--out", str(tmp_path), "--text"]
+    assert main([*line, " w1", " w2", " w3"]) == 0
     assert capsys.readouterr().err == "jaxqkv: --text: 3 texts, one of each word; quote a text of several words\n"
-    assert main([*line, "I saw her", "Yes"]) == 0
+    assert main([*line, " w1 w2 w3", " w4"]) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
     """Of the figures asked for: it is said why, the others are drawn, and the status tells that one is missing."""
-    line = ["figures", "attention-scores", "3", "4", "6", "--demo", "--arrays-only", "--out", str(tmp_path)]
-    assert main([*line, "--text", "Yes"]) == 2
+    model = str(write_checkpoint_of_words(tmp_path / "model"))
+    line = ["figures", "attention-scores", "3", "4", "6", "--model", model, "--arrays-only", "--out", str(tmp_path)]
+    assert main([*line, "--text", " w1"]) == 2
     assert {path.stem for path in tmp_path.glob("*/*.npz")} == {"3", "6"}
     assert capsys.readouterr().err.splitlines() == [
         "jaxqkv: 4 is not drawn: figure 4 needs a text of 3 tokens or more, not 1",
@@ -215,26 +218,41 @@ def test_what_cannot_be_drawn_stops_nothing_else(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_reader_who_leaves_does_not_stop_the_figures(tmp_path):
-    command = f"{sys.executable} -m jaxqkv.cli figures qkv-weights 1 2d --demo --arrays-only --out {tmp_path} | true"
-    subprocess.run(command, shell=True, check=True, timeout=120)
+def test_a_reader_who_leaves_does_not_stop_the_script_of_a_study(tmp_path):
+    """And it shows no progress bar where there is no terminal."""
+    script = BUNDLED["demo-gpt2"].parents[2] / "scripts" / "qkv_weights.py"
+    line = shlex.join([sys.executable, str(script), "1", "2d", "--demo", "--arrays-only", "--out", str(tmp_path)])
+    line = f"set -o pipefail; {line} | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "2d.npz"]
 
 
-@pytest.mark.parametrize("arguments", ["--version", "list", "info demo-gpt2 --json"])
 @pytest.mark.slow
-def test_a_reader_who_leaves_is_no_error(arguments):
-    command = f"set -o pipefail; {sys.executable} -m jaxqkv.cli {arguments} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+def test_a_reader_who_leaves_is_no_error():
+    line = f"set -o pipefail; {sys.executable} -m jaxqkv.cli --version | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("arguments", ["list", "info demo-gpt2 --json"])
 @pytest.mark.slow
-def test_a_terminal_without_the_characters_stops_nothing(tmp_path):
+def test_a_reader_who_has_left_is_no_error(arguments):
+    pipe = "import os\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
+    done = fork(pipe + COMMAND, *arguments.split()).completed()
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_the_characters_stops_nothing(tmp_path, monkeypatch):
     folder = str(write_folder(tmp_path / "模型", GPT2))
-    done = in_a_process("-m", "jaxqkv.cli", "info", folder, env={"PYTHONIOENCODING": "cp1252"})
-    assert done.returncode == 0, done.stderr
-    assert r"\u6a21\u578b" in done.stdout
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as `command` does, and back again
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    with pytest.raises(SystemExit) as stop:
+        command(["info", folder])
+    assert stop.value.code == 0
+    sys.stdout.flush()
+    assert rb"\u6a21\u578b" in sys.stdout.buffer.getvalue()
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "./nowhere"], ["info", "./nowhere", "--debug"]])
@@ -252,15 +270,7 @@ def test_no_command_prints_the_help(capsys):
 def test_the_package_is_light_to_import():
     """Nothing heavy comes with `import jaxqkv`; what draws, tokenizes or downloads loads on first use."""
     heavy = ("matplotlib", "datasets", "tokenizers", "huggingface_hub", "tqdm", "torch")
-    for used, more in (("jaxqkv.load", ()), ("jaxqkv.cli", ("jax", "flax", "scipy"))):
-        code = f"import sys, jaxqkv; {used}; print([m for m in {heavy + more} if m in sys.modules])"
-        assert in_a_process("-c", code).stdout.strip() == "[]"
-
-
-@pytest.mark.slow
-def test_script_of_the_study(tmp_path):
-    script = BUNDLED["demo-gpt2"].parents[2] / "scripts" / "qkv_weights.py"
-    result = in_a_process(str(script), "1", "--demo", "--arrays-only", "--out", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "qkv-weights" / "1.npz").exists()
-    assert result.stderr == ""  # no progress bar where there is no terminal
+    code = "import sys, jaxqkv\n"
+    for used, more in (("jaxqkv.cli", ("jax", "flax", "scipy")), ("jaxqkv.load", ())):
+        code += f"{used}; print([m for m in {heavy + more} if m in sys.modules])\n"
+    assert in_a_process("-c", code).stdout == "[]\n[]\n"

@@ -1,15 +1,20 @@
 """What the command says: to people, to nobody, to programs; and the bars over long work."""
 
+import contextlib
 import io
 import json
 import os
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from conftest import GPT2, arrays_of, changed, random_tensors, write_folder, write_word_tokenizer
 from helpers.broken import SPOILT, spoil
 from helpers.checkpoints import WORDS
+from tqdm import tqdm
 
 from jaxqkv.cli.main import main
+from jaxqkv.model import comparison
 from jaxqkv.runtime import console
 from jaxqkv.studies.registry import names, study
 
@@ -57,11 +62,144 @@ def commands(folder, tmp_path):
     return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@contextlib.contextmanager
+def bars_of_a_terminal():
+    """The bars that are made in the block, as on a terminal."""
+    made = []
+
+    def bar(items=None, **options):
+        made.append(tqdm(items, delay=1, file=Terminal(), **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(console, "bar", bar)
+        yield made
+
+
+# --- every study, once: with --json, with weights that are NaN or infinite, and as on a terminal ---
+
+
+class Ran(NamedTuple):
+    """A run of a study: what it printed, where, and its bars."""
+
+    name: str
+    out: Any
+    document: dict
+    warnings: list
+    bars: list
+
+
+@pytest.fixture(scope="module", params=names())
+def ran(request, tmp_path_factory):
+    base = tmp_path_factory.mktemp("ran")
+    spoilt = random_tensors(CONFIG)
+    spoil(spoilt)
+    write_word_tokenizer(write_folder(base / "model", CONFIG, spoilt), WORDS)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, bars_of_a_terminal() as bars:
+        patched.chdir(base)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert main([*commands("./model", base)[request.param], "--json"]) == 0
+    return Ran(request.param, base / "out", json.loads(out.getvalue()), err.getvalue().splitlines(), bars)
+
+
+# Figures that there are not of such weights.
+NOT_DRAWN = {
+    "qkv-weights": {"2b", "4b", "5a"},
+    "attention-scores": {"4"},
+    "token-frequency": set(),
+    "weight-tour": {"head-clusters"},
+    "token-similarity": {"cosine", "correlation"},
+    "qkv-activations": set(),
+    "adjustment-magnitudes": {"2"},
+    "prediction-divergence": {"2b", "3", "4", "5", "6"},
+    "category-selectivity": {"5"},
+    "head-silencing": {"3"},
+    "head-patching": set(),
+    "heads": set(),
+}
+
+
+def test_weights_that_are_not_finite_are_computed_and_named(ran):
+    warning, *others = ran.warnings
+    assert warning == f"jaxqkv: warning: {SPOILT}"
+    assert all("are NaN or infinite" in line for line in others)
+    assert {line.split()[1] for line in others} == NOT_DRAWN[ran.name]
+    figures = json.loads((ran.out / ran.name / "manifest.json").read_text())["figures"]
+    assert NOT_DRAWN[ran.name] == set(study(ran.name).figures) - set(figures)
+
+
+def test_the_document_is_the_manifest_with_the_files(ran):
+    folder, document = ran.out / ran.name, dict(ran.document)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    figures, reasons = document.pop("figures"), document.pop("not drawn")
+    until_the_last, seconds = manifest.pop("seconds"), document.pop("seconds")
+    assert until_the_last.keys() == seconds.keys()
+    assert all(seconds[name] >= until_the_last[name] for name in seconds)
+    assert document.pop("manifest") == str(folder / "manifest.json")
+    assert document.pop("page") == str(ran.out / "index.html")
+    assert document == {key: value for key, value in manifest.items() if key != "figures"}
+    assert [f"jaxqkv: {id} is not drawn: {reason}" for id, reason in reasons.items()] == ran.warnings[1:]
+    assert list(figures) == [id for id in study(ran.name).figures if id not in NOT_DRAWN[ran.name]]
+    for id, figure in figures.items():
+        assert figure == {
+            "title": study(ran.name).figures[id].title,
+            "caption": manifest["figures"][id]["caption"],
+            "files": [str(folder / f"{id}.npz")],
+            "command": manifest["figures"][id]["command"],
+            "arrays": manifest["figures"][id]["arrays"],
+        }
+        arrays = arrays_of(folder / f"{id}.npz")
+        assert len(arrays) > 0
+        assert {name: values.ndim for name, values in arrays.items()} == {
+            name: len(axes) for name, axes in figure["arrays"].items()
+        }
+
+
+# Description of a bar → its total, or the totals of several.
+BARS = {
+    "qkv-weights": {"layers": 3},
+    "attention-scores": {"layers": 3},
+    "weight-tour": {"layers": 2 * 3},  # with what it is compared with
+    "token-similarity": {"layers": 3},
+    "qkv-activations": {"layers": 3},
+    "adjustment-magnitudes": {"layers": 3},
+    "prediction-divergence": {"layers": 3},
+    "category-selectivity": {"layers": 3},
+    # A layer's heads go on with those before them, 1 + 2 + 3; figure 4c's are of layer 1 alone; and the gradient goes
+    # through the layers twice.
+    "head-silencing": {"branches": [2, 2 * 3, 1 + 2 + 3]},
+    "head-patching": {"branches": [1 + 2 + 3] * 3},
+    "token-frequency": {"tokens": 150, "sequences": 2},
+    # The lens has no description; six are the pairs of layers; copying scores are also of fresh weights.
+    "heads": {"": 3, "layers": 3, "spectra": 3, "copying": [3, 3], "fresh checkpoints": [1, 1]}
+    | dict.fromkeys(("similarity", "composition", "divergence"), 6),
+}
+
+
+def test_every_long_loop_has_a_total_and_gets_there(ran):
+    totals = {
+        desc: sorted(bar.total for bar in ran.bars if bar.desc == desc) for desc in {bar.desc for bar in ran.bars}
+    }
+    expected = BARS[ran.name] | {"figures": len(study(ran.name).figures)}
+    assert totals == {desc: each if isinstance(each, list) else [each] for desc, each in expected.items()}
+    for bar in ran.bars:
+        reached = bar.n if bar.desc != "tokens" else min(bar.n, bar.total)  # whole documents are counted
+        assert reached == bar.total, bar.desc
+
+
+# --- what differs by option ---
+
+
 class TestQuiet:
-    @pytest.mark.parametrize("name", names())
-    def test_figures(self, lines, name, tmp_path, capfd):
-        for _ in range(1 + (name == "token-frequency")):  # which has counts to take up again
-            assert main([*lines[name], "--quiet"]) == 0
+    def test_figures(self, lines, tmp_path, capfd):
+        for _ in range(2):  # there are counts to take up again
+            assert main([*lines["token-frequency"], "1", "2", "--quiet"]) == 0
         assert capfd.readouterr() == ("", "")
         assert (tmp_path / "out" / "index.html").exists()
 
@@ -111,33 +249,6 @@ class TestJson:
         assert err == ""
         return json.loads(out)
 
-    @pytest.mark.parametrize("name", names())
-    def test_figures(self, lines, name, tmp_path, capfd):
-        document = self.document(lines[name], capfd)
-        folder = tmp_path / "out" / name
-        manifest = json.loads((folder / "manifest.json").read_text())
-        figures = document.pop("figures")
-        assert {key: document.pop(key) for key in ("manifest", "page", "not drawn")} == {
-            "manifest": str(folder / "manifest.json"),
-            "page": str(tmp_path / "out" / "index.html"),
-            "not drawn": {},
-        }
-        assert document == {key: value for key, value in manifest.items() if key != "figures"}
-        assert list(figures) == list(study(name).figures)
-        for id, figure in figures.items():
-            assert figure == {
-                "title": study(name).figures[id].title,
-                "caption": manifest["figures"][id]["caption"],
-                "files": [str(folder / f"{id}.npz")],
-                "command": manifest["figures"][id]["command"],
-                "arrays": manifest["figures"][id]["arrays"],
-            }
-            arrays = arrays_of(figure["files"][0])
-            assert len(arrays) > 0
-            assert {name: values.ndim for name, values in arrays.items()} == {
-                name: len(axes) for name, axes in figure["arrays"].items()
-            }
-
     def test_figures_of_this_run_alone_and_what_is_not_drawn(self, lines, tmp_path, capfd):
         study_name, *options = lines["attention-scores"][1:]
         self.document(["figures", study_name, "1", *options], capfd)
@@ -152,7 +263,8 @@ class TestJson:
         document = json.loads(out)
         assert set(document["not drawn"]) == {"4", "5a", "5b"}
         assert document["not drawn"]["4"] == "figure 4 needs a text of 3 tokens or more, not 2"
-        assert f"jaxqkv: 4 is not drawn: {document['not drawn']['4']}" in err.splitlines()
+        reasons = document["not drawn"].items()
+        assert err.splitlines() == [f"jaxqkv: {id} is not drawn: {reason}" for id, reason in reasons]
         assert set(document["figures"]) == set(study("attention-scores").figures) - {"4", "5a", "5b"}
 
     def test_list(self, capfd):
@@ -163,11 +275,11 @@ class TestJson:
                 assert (listed["id"], listed["title"]) == (figure.id, figure.title)
                 assert [each["name"] for each in listed["arrays"]] == [each.name for each in figure.arrays.declared]
 
-    def test_view(self, tmp_path, capfd):
+    def test_view(self, folder, tmp_path, capfd):
         path = tmp_path / "attention.html"
-        document = self.document(["view", "demo-gpt2", "--text", "I saw her.", "--out", str(path)], capfd)
-        assert document.pop("checkpoint")["checkpoint"] == "demo-gpt2"
-        assert document.pop("drawn").startswith("demo-gpt2: ")
+        document = self.document(["view", folder, "--text", "a cat saw her", "--out", str(path)], capfd)
+        assert document.pop("checkpoint")["checkpoint"] == folder
+        assert document.pop("drawn").startswith("tiny: ")
         assert document == {"page": str(path), "bytes": path.stat().st_size}
 
     def test_info(self, folder, capfd):
@@ -193,9 +305,10 @@ class TestJson:
         assert about["bytes"] == {"float32": 4 * total}
         assert about["tokenizer"] == ["tokenizer.json", "tokenizer_config.json"]
 
-    def test_verify(self, folder, tmp_path, capfd):
-        pytest.importorskip("torch", exc_type=ImportError)
+    def test_verify(self, folder, tmp_path, capfd, monkeypatch):
         pytest.importorskip("transformers", exc_type=ImportError)
+        same = comparison.Comparison("q", *np.zeros((4, 3)))
+        monkeypatch.setattr(comparison, "compare", lambda *arguments: [same])
         path = tmp_path / "verify.json"
         document = self.document(["verify", folder, "--text", "a cat saw her", "--out", str(path)], capfd)
         assert document.pop("report") == str(path)
@@ -219,24 +332,7 @@ class TestJson:
         assert json.loads(console.as_json(tree), parse_constant=pytest.fail) == expected
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 class TestBars:
-    @pytest.fixture
-    def bars(self, monkeypatch):
-        """The bars that are made from here on, as on a terminal."""
-        made, real = [], console.bar
-
-        def bar(*items, **options):
-            made.append(real(*items, file=Terminal(), **options))
-            return made[-1]
-
-        monkeypatch.setattr(console, "bar", bar)
-        return made
-
     def test_on_terminals_alone_after_a_second_with_the_time_left(self):
         terminal = Terminal()
         bar = console.bar(total=4, file=terminal)
@@ -256,65 +352,7 @@ class TestBars:
         assert list(console.bar(range(3), file=terminal)) == [0, 1, 2]
         assert terminal.getvalue() == ""
 
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("qkv-weights", {"layers": 3, "figures": 12}),
-            ("attention-scores", {"layers": 3, "figures": 10}),
-            ("weight-tour", {"layers": 2 * 3, "figures": 16}),  # with what it is compared with
-            ("token-similarity", {"layers": 3, "figures": 8}),
-            ("qkv-activations", {"layers": 3, "figures": 8}),
-            ("adjustment-magnitudes", {"layers": 3, "figures": 5}),
-            ("prediction-divergence", {"layers": 3, "figures": 6}),
-            ("category-selectivity", {"layers": 3, "figures": 11}),
-            # A layer's heads go on with those before them, 1 + 2 + 3; figure 4c's are of layer 1 alone; and the
-            # gradient goes through the layers twice.
-            ("head-silencing", {"branches": [2, 2 * 3, 1 + 2 + 3], "figures": 8}),
-            ("head-patching", {"branches": [1 + 2 + 3] * 3, "figures": 7}),
-            ("token-frequency", {"tokens": 150, "sequences": 2, "figures": 10}),
-        ],
-    )
-    def test_every_long_loop_has_a_total_and_gets_there(self, lines, name, expected, bars):
-        assert main([*lines[name], *(["--no-cache"] if name == "token-frequency" else [])]) == 0
-        totals = {desc: sorted(bar.total for bar in bars if bar.desc == desc) for desc in {bar.desc for bar in bars}}
-        assert totals == {desc: each if isinstance(each, list) else [each] for desc, each in expected.items()}
-        for bar in bars:
-            reached = bar.n if bar.desc != "tokens" else min(bar.n, bar.total)  # whole documents are counted
-            assert reached == bar.total, bar.desc
-
-    def test_a_batch_alone_is_counted_in_sequences(self, lines, bars):
-        assert main([*lines["token-frequency"], "2", "--no-cache"]) == 0
+    def test_a_batch_alone_is_counted_in_sequences(self, lines):
+        with bars_of_a_terminal() as bars:
+            assert main([*lines["token-frequency"], "2", "--no-cache"]) == 0
         assert ("sequences", 2, 2) in [(bar.desc, bar.total, bar.n) for bar in bars]
-
-
-# Figures of weights that are NaN or infinite.
-NOT_DRAWN = {
-    "qkv-weights": {"2b", "4b", "5a"},
-    "attention-scores": {"4"},
-    "token-frequency": set(),
-    "weight-tour": {"head-clusters"},
-    "token-similarity": {"cosine", "correlation"},
-    "qkv-activations": set(),
-    "adjustment-magnitudes": {"2"},
-    "prediction-divergence": {"2b", "3", "4", "5", "6"},
-    "category-selectivity": {"5"},
-    "head-silencing": {"3"},
-    "head-patching": set(),
-    "heads": set(),
-}
-
-
-@pytest.mark.parametrize("name", names())
-@pytest.mark.usefixtures("folder")  # in one worker with the studies' other runs, which compile the same programs
-def test_weights_that_are_not_finite_are_computed_and_named(name, tmp_path, monkeypatch, capsys):
-    spoilt = random_tensors(CONFIG)
-    spoil(spoilt)
-    write_word_tokenizer(write_folder(tmp_path / "model", CONFIG, spoilt), WORDS)
-    monkeypatch.chdir(tmp_path)
-    assert main(commands("./model", tmp_path)[name]) == 0
-    warning, *others = capsys.readouterr().err.splitlines()
-    assert warning == f"jaxqkv: warning: {SPOILT}"
-    assert all("are NaN or infinite" in line for line in others)
-    assert {line.split()[1] for line in others} == NOT_DRAWN[name]
-    figures = json.loads((tmp_path / "out" / name / "manifest.json").read_text())["figures"]
-    assert NOT_DRAWN[name] == set(study(name).figures) - set(figures)

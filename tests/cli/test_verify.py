@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, MODEL_LIMIT, changed, random_tensors, write_folder
+from helpers.checkpoints import MANY_WORDS, write_checkpoint_of_words
 from helpers.tokenizer_cases import write
 
 import jaxqkv
@@ -57,7 +58,7 @@ def test_products_in_bfloat16_have_a_smaller_error_and_float64_none(folder, monk
         assert each.double.max() < 1e-13
 
 
-def test_a_difference_is_found_where_it_is(folder, monkeypatch):
+def test_a_difference_is_found_where_it_is(tmp_path, monkeypatch):
     """PyTorch's V of layer 1 a hundredth larger: that tensor and layer, by that much."""
     right = torch_reference.intermediates
 
@@ -68,7 +69,7 @@ def test_a_difference_is_found_where_it_is(folder, monkeypatch):
         return arrays
 
     monkeypatch.setattr(torch_reference, "intermediates", wrong)
-    results = compared(folder)
+    results = compared(write_folder(tmp_path / "x", GPT2))
     assert results["v"].difference[1] == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert results["v"].difference[[0, 2]].max() < MODEL_LIMIT
     failed = [name for name, each in results.items() if not each.passes("highest")]
@@ -111,31 +112,27 @@ def test_checkpoints_that_are_not_plain_pass(tmp_path, kind):
     assert all(each.passes("highest") for each in results.values())
 
 
-def test_pads_are_not_compared(folder, config, monkeypatch):
+def test_pads_are_not_compared(folder, monkeypatch):
     """Whatever stands at padded positions, NaN too."""
     right = torch_reference.intermediates
-    mask = np.array([[True] * 13, [True] * 7 + [False] * 6])
-    ids = np.random.default_rng(3).integers(0, config.vocab_size, mask.shape).astype(np.int32)
-    batch = jaxqkv.Batch(ids=ids, mask=mask, token_types=np.zeros_like(ids))
 
     def spoilt(*arguments):
         arrays = {name: values.copy() for name, values in right(*arguments).items()}
         for name in ("q", "k", "v", "z"):
-            arrays[name][:, 1, :, 7:] = np.nan
+            arrays[name][:, 1, :, 8:] = np.nan
         for name in ("scores", "pattern"):
-            arrays[name][:, 1, :, 7:] = arrays[name][:, 1, :, :, 7:] = np.nan
+            arrays[name][:, 1, :, 8:] = arrays[name][:, 1, :, :, 8:] = np.nan
         for name in ("attn_out", "resid_pre"):
-            arrays[name][:, 1, 7:] = np.nan
+            arrays[name][:, 1, 8:] = np.nan
         for name in {"hidden", "logits"} & set(arrays):
-            arrays[name][1, 7:] = np.nan
+            arrays[name][1, 8:] = np.nan
         return arrays
 
     monkeypatch.setattr(torch_reference, "intermediates", spoilt)
-    results = comparison.compare(open_checkpoint(folder), batch)
-    assert all(each.passes("highest") for each in results)
+    assert all(each.passes("highest") for each in compared(folder).values())
 
 
-def test_a_nan_does_not_pass(folder, monkeypatch):
+def test_a_nan_does_not_pass(tmp_path, monkeypatch):
     right = torch_reference.intermediates
 
     def broken(*arguments):
@@ -145,34 +142,38 @@ def test_a_nan_does_not_pass(folder, monkeypatch):
         return arrays
 
     monkeypatch.setattr(torch_reference, "intermediates", broken)
-    assert not compared(folder)["z"].passes("highest")
+    assert not compared(write_folder(tmp_path / "x", BERT))["z"].passes("highest")
 
 
 def test_the_command_saves_what_it_prints(tmp_path, capsys):
     path = tmp_path / "reports" / "verify.json"
-    line = ["verify", "demo-gpt2", "--text", "I saw her at the market.", "Yes.", "--out", str(path)]
+    folder = write_checkpoint_of_words(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    line = ["verify", str(folder), "--text", "".join(MANY_WORDS[:17]), "".join(MANY_WORDS[20:28]), "--out", str(path)]
     assert main(line) == 0
     report = json.loads(path.read_text())
     assert report["passed"]
     assert report["dtype"] == "float32"
     assert report["precision"] == "highest"
     assert set(report["tensors"]) == set(comparison.TENSORS)
-    assert len(report["tensors"]["pattern"]["difference"]) == 8
-    assert report["batch"].endswith("tokens (given)")
+    assert len(report["tensors"]["pattern"]["difference"]) == 3
+    assert report["batch"] == "2 sequences of 17, 8 tokens (given)"
     printed = capsys.readouterr().out
     assert f"{max(report['tensors']['scores']['difference']):.1e}" in printed
-    assert "passed: demo-gpt2" in printed
+    assert f"passed: {folder}" in printed
 
 
 def test_a_failure_is_said_and_has_its_own_status(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(comparison.TOLERANCES, "highest", 1e-12)
     monkeypatch.setattr(comparison, "PYTORCH_TIMES", 0)
     path = tmp_path / "verify.json"
-    assert main(["verify", "demo-bert", "--text", "Yes, her.", "--out", str(path)]) == 1
+    folder = write_checkpoint_of_words(tmp_path / "model", BERT)
+    texts = [" ".join(["w7"] * words) for words in (15, 6)]  # and [CLS] and [SEP]
+    assert main(["verify", str(folder), "--text", *texts, "--out", str(path)]) == 1
     assert not json.loads(path.read_text())["passed"]
     printed = capsys.readouterr().out
     assert "FAIL" in printed
-    assert "FAILED: demo-bert" in printed
+    assert f"FAILED: {folder}, 2 sequences of 17, 8 tokens" in printed
 
 
 def with_tokenizer(folder, base, files):
@@ -206,6 +207,7 @@ def test_other_token_ids_fail(tmp_path, monkeypatch, capsys):
     assert "The saw" in tokens["different"]
     assert "the saw" not in tokens["different"]
     monkeypatch.setattr(comparison, "compare_tokens", lambda *arguments: tokens)
+    monkeypatch.setattr(comparison, "compare", lambda *arguments: [comparison.Comparison("q", *np.zeros((4, 1)))])
     assert main(["verify", str(folder), "--text", "the saw", "--out", str(tmp_path / "v.json")]) == 1
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("token ids")]
     assert row.split() == ["token", "ids", str(len(tokens["different"])), "of", str(tokens["texts"]), "texts", "FAIL"]

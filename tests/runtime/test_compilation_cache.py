@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from helpers.processes import in_a_process
+from helpers.processes import fork
 
 import jaxqkv
 from jaxqkv.errors import JaxqkvError
@@ -63,7 +63,7 @@ print(jaxqkv.kernels.moments(np.arange(5))[0], events["cache_hits"], events["cac
 """
     seen = []
     for _ in range(2):
-        done = in_a_process("-c", code, env={"JAXQKV_CACHE": str(tmp_path)})
+        done = fork(code, env={"JAXQKV_CACHE": str(tmp_path)}).completed()
         assert done.returncode == 0, done.stderr
         folder, line = done.stdout.splitlines()
         assert folder == str(tmp_path / "xla")

@@ -2,16 +2,16 @@
 
 import inspect
 import json
-import os
+import signal
 import socket
-import subprocess
-import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from conftest import assert_same_figures
+from helpers.processes import COMMAND, fork
 
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import distributed
@@ -25,12 +25,14 @@ STUDY += ["--significance", "--permutations", "29"]
 # The count of tokens ends in the first meeting, in a later one, and where one process has no document left.
 TOKENS = (1, 700, 1_000_000)
 # Of the runs that stop and go on.
-STOPPED = 300
+STOPPED = 700
+# How the first process of one job dies, and the second of another: by force, and of an error of its own.
+DEATHS = ("kill", "fail")
 # Two documents at a meeting and two sequences together, so that there are many of them; the environment may name
-# how often the model is run before the process dies, and a file of the other's that has to be there first. Several
-# lines of arguments are several runs of one job, which joins once.
+# how often the model is run before the process dies, how, and a file of the other's that has to be there first.
+# Several lines of arguments are several runs of one job, which joins once.
 RUN = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from jaxqkv.cli.main import main
 from jaxqkv.model import model
 from jaxqkv.runtime import distributed
@@ -45,7 +47,9 @@ def counted(*arguments, **options):
     if len(runs) > int(os.environ["MOST_RUNS"]):
         while not os.path.exists(os.environ["OTHER"]):
             time.sleep(0.05)
-        os._exit(9)
+        if os.environ["DEATH"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the one that fails")
     return run(*arguments, **options)
 
 def join(*arguments):
@@ -69,42 +73,20 @@ class Job:
             self.port = free.getsockname()[1]
         self.processes = []
 
-    def start(self, out, *lines, most_runs=1000):
+    def start(self, out, *lines, most_runs=1000, death=""):
         """Starts the next process, which runs the study once for each line of further arguments."""
         number = len(self.processes)
         place = ["--distributed", "--coordinator", f"127.0.0.1:{self.port}", "--processes", "2"]
         place += ["--process", str(number), "--patience", str(PATIENCE)]
         whole = json.dumps([[*STUDY, *line, *place] for line in lines])
         other = out / "token-frequency" / f".state-{1 - number}-of-2.npz"
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", "MOST_RUNS": str(most_runs), "OTHER": str(other)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN, whole], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.processes.append(process)
-        return process
+        env = {"MOST_RUNS": str(most_runs), "OTHER": str(other), "DEATH": death}
+        self.processes.append(fork(RUN, whole, env=env))
 
     def end(self):
         for process in self.processes:
             process.kill()
             process.communicate()
-
-
-@pytest.fixture
-def job():
-    job = Job()
-    yield job
-    job.end()
-
-
-def stops(process, out):
-    """In the time that it was given, with an error, and without figures."""
-    begin = time.monotonic()
-    _, errors = process.communicate(timeout=180)
-    # JAX and the model have to start too, on a machine that is busy with other tests.
-    assert time.monotonic() - begin < NOTICED + 60
-    assert process.returncode != 0
-    assert errors.strip()
-    assert not (out / "token-frequency" / "manifest.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -124,91 +106,113 @@ def line_of(corpus, tokens, out, *more):
     return ["--corpus", str(corpus), "--tokens", str(tokens), "--batch", "7", "--out", str(out), *more]
 
 
-@pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
-    """Where two processes drew; on the way, of two further jobs one process died in each, and both jobs went on.
+class Stopped(NamedTuple):
+    """How a job ended of which one process died."""
 
-    Returns:
-      the folder: `tokens-N` for each of `TOKENS`, `victim-N` for each process that died.
-    """
-    base = tmp_path_factory.mktemp("jobs")
-    outs = [base / f"victim-{victim}" for victim in (0, 1)]
-    dying = [Job(), Job()]
-    whole = Job()
+    status: int
+    errors: str
+    other_status: int
+    other_errors: str
+    seconds: float  # that the other one went on
+    files: set  # that both left
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus, tmp_path_factory):
+    """Two jobs of which one process died, the first or the second, and where they would have drawn."""
+    outs = [tmp_path_factory.mktemp("victim") for _ in DEATHS]
+    jobs = [Job() for _ in DEATHS]
+    ends = []
     try:
-        for victim, job in enumerate(dying):
+        for victim, (job, death) in enumerate(zip(jobs, DEATHS, strict=True)):
             for process in (0, 1):
                 line = line_of(corpus, STOPPED, outs[victim])
-                job.start(outs[victim], line, most_runs=1 if process == victim else 1000)
-        for victim, job in enumerate(dying):
-            job.processes[victim].communicate(timeout=180)
-            assert job.processes[victim].returncode == 9
-            stops(job.processes[1 - victim], outs[victim])
-            states = {path.name for path in (outs[victim] / "token-frequency").glob(".state*")}
-            assert states == {".state-0-of-2.npz", ".state-1-of-2.npz"}
-        lines = [line_of(corpus, tokens, base / f"tokens-{tokens}") for tokens in TOKENS]
-        lines += [line_of(corpus, STOPPED, out, "--resume") for out in outs]
+                job.start(outs[victim], line, most_runs=1 if process == victim else 1000, death=death)
+        for victim, job in enumerate(jobs):
+            died, other = job.processes[victim], job.processes[1 - victim]
+            _, errors = died.communicate(timeout=180)
+            begin = time.monotonic()
+            _, other_errors = other.communicate(timeout=180)
+            seconds, files = time.monotonic() - begin, {path.name for path in (outs[victim] / STUDY[1]).iterdir()}
+            ends.append(Stopped(died.returncode, errors, other.returncode, other_errors, seconds, files))
+    finally:
+        for job in jobs:
+            job.end()
+    return outs, ends
+
+
+@pytest.fixture(scope="module")
+def finished(stopped, corpus, tmp_path_factory):
+    """Where two processes drew: for each of `TOKENS`, and going on with each job of which one died."""
+    base = tmp_path_factory.mktemp("jobs")
+    outs = {tokens: base / f"tokens-{tokens}" for tokens in TOKENS}
+    victims, _ = stopped
+    lines = [line_of(corpus, tokens, out) for tokens, out in outs.items()]
+    lines += [line_of(corpus, STOPPED, out, "--resume") for out in victims]
+    job = Job()
+    try:
         for _ in (0, 1):
-            whole.start(base, *lines)
-        for process in whole.processes:
+            job.start(base, *lines)
+        for process in job.processes:
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     finally:
-        for job in (*dying, whole):
-            job.end()
-    return base
+        job.end()
+    return outs, victims
+
+
+@pytest.fixture(scope="module")
+def of_one(corpus, tmp_path_factory):
+    """Where one process drew, for each of `TOKENS`."""
+    outs = {tokens: tmp_path_factory.mktemp("one") for tokens in TOKENS}
+    for tokens, out in outs.items():
+        assert main([*STUDY, *line_of(corpus, tokens, out)]) == 0
+    return outs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_two_processes_give_the_numbers_of_one(tokens, finished, corpus, tmp_path):
+def test_two_processes_give_the_numbers_of_one(tokens, finished, of_one):
     """Every array of every figure, counts exactly."""
-    assert main([*STUDY, *line_of(corpus, tokens, tmp_path)]) == 0
-    out = finished / f"tokens-{tokens}" / "token-frequency"
-    assert assert_same_figures(tmp_path / "token-frequency", out) >= 9
+    out = finished[0][tokens] / "token-frequency"
+    assert assert_same_figures(of_one[tokens] / "token-frequency", out) >= 9
     assert json.loads((out / "manifest.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_job_goes_on_after_one_of_them_died(victim, finished, corpus, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1], ids=DEATHS)
+def test_a_process_that_dies_stops_the_other(victim, stopped):
+    """In the time that it was given, with an error, without figures, and with what both had done so far.
+
+    The first is killed, at which all others meet; the second fails and says why.
+    """
+    end = stopped[1][victim]
+    assert end.status == (-signal.SIGKILL, 2)[victim]
+    if end.status == 2:
+        assert "jaxqkv: error: RuntimeError: the one that fails (--debug shows where)" in end.errors.splitlines()
+    assert end.other_status not in (0, -signal.SIGKILL)
+    assert end.other_errors.strip()
+    # On a machine that is busy with other tests.
+    assert end.seconds < NOTICED + 60
+    assert {name for name in end.files if name.startswith(".state")} == {".state-0-of-2.npz", ".state-1-of-2.npz"}
+    assert "manifest.json" not in end.files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=DEATHS)
+def test_a_job_goes_on_after_one_of_them_died(victim, finished, of_one):
     """Each has a state of its own, and one of them may have come further."""
-    assert main([*STUDY, *line_of(corpus, STOPPED, tmp_path)]) == 0
-    out = finished / f"victim-{victim}" / "token-frequency"
-    assert assert_same_figures(tmp_path / "token-frequency", out) >= 9
+    out = finished[1][victim] / "token-frequency"
+    assert assert_same_figures(of_one[STOPPED] / "token-frequency", out) >= 9
     manifest = json.loads((out / "manifest.json").read_text())
     assert any("sequences were run before" in note for note in manifest["notes"])
     assert not list(out.glob(".state*"))
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_stops_the_other(job, tmp_path):
-    """One finds no corpus and ends."""
-    out = tmp_path / "out"
-    line = ["--batch", "9", "--tokens", "3000", "--out", str(out)]
-    first = job.start(out, line)
-    second = job.start(out, [*line, "--corpus", str(tmp_path / "missing")])
-    _, errors = second.communicate(timeout=120)
-    assert second.returncode == 2
-    assert "no such file or folder" in errors
-    stops(first, out)
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_stops_the_other(job, tmp_path):
-    """The first, at which all others meet."""
-    out = tmp_path / "out"
-    first, second = (job.start(out, ["--batch", "64", "--tokens", "1000000", "--out", str(out)]) for _ in (0, 1))
-    assert "demo-bert" in first.stdout.readline()  # it has joined, and begins to read
-    first.kill()
-    stops(second, out)
-
-
-@pytest.mark.slow
 def test_a_job_that_nothing_describes(tmp_path):
     """No flags, and no SLURM, Open MPI or Cloud TPU around."""
-    line = [sys.executable, "-m", "jaxqkv.cli", *STUDY, "--out", str(tmp_path / "out"), "--distributed"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    done = fork(COMMAND, *STUDY, "--out", str(tmp_path / "out"), "--distributed").completed()
     assert done.returncode == 2
     assert "give --coordinator HOST:PORT" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

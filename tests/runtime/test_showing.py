@@ -43,8 +43,8 @@ class Cells(HTMLParser):
 
 
 @pytest.fixture
-def activations(model, config):
-    return model.run(random_ids(config, 2, 13), capture={"q", "pattern", "mlp_out"}, layers=[0, 2])
+def activations(gpt2_model):  # whose fields are those of every architecture
+    return gpt2_model.run(random_ids(GPT2, 2, 13), capture={"q", "pattern", "mlp_out"}, layers=[0, 2])
 
 
 def test_activations(activations):
@@ -67,21 +67,21 @@ def test_activations_in_a_notebook(activations):
     assert page.rows[3] == ["pattern", "[layer=2, batch=2, head=5, query=13, key=13]", "float32", "0.014"]
 
 
-def test_no_colour_of_its_own(activations, model):
+def test_no_colour_of_its_own(activations, gpt2_model):
     """Light and dark pages keep theirs; nothing is fetched."""
-    for each in (activations, model, model.weights, model.checkpoint):
+    for each in (activations, gpt2_model, gpt2_model.weights, gpt2_model.checkpoint):
         styles = re.findall(r'style="([^"]*)"', each._repr_html_())
         assert styles
         assert not [style for style in styles if re.search(r"(?<!-)color:|background", style)]
         assert not re.search(r"<script|<style|src=|href=", each._repr_html_())
 
 
-def test_one_layer_and_a_batch(model, config):
+def test_one_layer_and_a_batch(gpt2_model):
     batch = jaxqkv.Batch(
-        ids=random_ids(config, 3, 11), mask=np.ones((3, 11), bool), token_types=np.zeros((3, 11), np.int32)
+        ids=random_ids(GPT2, 3, 11), mask=np.ones((3, 11), bool), token_types=np.zeros((3, 11), np.int32)
     )
     assert str(batch).splitlines()[1].split() == ["ids", "[batch=3,", "pos=11]", "int32", "<", "0.001", "MB"]
-    (_, attention), *_ = model.layerwise(batch, capture={"v"})
+    (_, attention), *_ = gpt2_model.layerwise(batch, capture={"v"})
     assert str(attention).splitlines() == [
         "Attention: 0.005 MB",
         "  v  [batch=3, head=5, pos=11, head_dim=7]  float32  0.005 MB",
