@@ -54,7 +54,7 @@ def _run_block(
     layer: Int[AnyArray, ""] | np.int32,
     config: Architecture,
     capture: frozenset[str],
-    reduce: Bound | None,
+    reduce: Callable[..., Any] | None,
     goes_on: bool,
     execution: Execution,
 ) -> tuple[Float[Array, "batch pos embed"] | None, Any]:
@@ -73,10 +73,24 @@ STATIC = ("config", "capture", "reduce", "goes_on", "execution")
 run_block = jit(_run_block, static_argnames=STATIC)
 
 
+class _Latest:
+    """Calls the latest of equal reducers; an earlier one may see other values by now, when a new shape is compiled."""
+
+    reduce: Bound
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.reduce(*arguments)
+
+
 @functools.lru_cache(maxsize=PROGRAMS)
-def _run_block_with(reduce: Bound | None, structure: Any) -> Callable[..., Any]:
-    """Returns `run_block` for a reducer and for edits of a structure; the last `PROGRAMS` of them are kept."""
-    return jit(functools.partial(_run_block, reduce=reduce), static_argnames=[n for n in STATIC if n != "reduce"])
+def _run_block_with(reduce: Bound | None, structure: Any) -> tuple[Callable[..., Any], _Latest]:
+    """Returns `run_block` for a reducer and for edits of a structure, and where its reducer is put.
+
+    The last `PROGRAMS` of them are kept.
+    """
+    latest = _Latest()
+    block = functools.partial(_run_block, reduce=None if reduce is None else latest)
+    return jit(block, static_argnames=[name for name in STATIC if name != "reduce"]), latest
 
 
 class Step(NamedTuple):
@@ -152,7 +166,10 @@ def run_layers(
 def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., Any]:
     if reduce is None and edit is None:
         return functools.partial(run_block, reduce=None)
-    return _run_block_with(reduce, editing.structure(edit))
+    block, latest = _run_block_with(reduce, editing.structure(edit))
+    if reduce is not None:
+        latest.reduce = reduce
+    return block
 
 
 def _of_piece(start: int, size: int, mesh: Mesh | None, array: Any) -> Any:

@@ -13,6 +13,7 @@ from conftest import GPT2, MODEL_LIMIT, random_ids, relative_error, write_folder
 from helpers.oracles import masked_batch
 
 import jaxqkv
+from jaxqkv import metrics
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.model import driver, reducers
 from jaxqkv.model.reducers import Bound
@@ -197,6 +198,30 @@ def test_an_object_that_cannot_be_hashed_is_called(gpt2):
 
     one, two = (np.asarray(gpt2.run(IDS, reduce=Reduce(by), layers=0)) for by in (1.0, 3.0))
     np.testing.assert_allclose(two - one, 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("role", ["reduce", "edit", "metric"])
+def test_an_equal_function_is_compiled_for_a_new_length_with_its_own_values(gpt2, role):
+    """The first one, which sees another number by then, is not what is compiled."""
+
+    def times(setting):
+        def of_two(value, other):
+            return value * setting.by
+
+        return of_two if role == "edit" else lambda attention, mask: attention.q[:, 0, 0, 0] * setting.by
+
+    def run(setting, ids):
+        if role == "reduce":
+            return gpt2.run(ids, reduce=times(setting), layers=0)
+        if role == "edit":
+            return gpt2.run(ids, edit={"q": times(setting)}, layers=0).q
+        return gpt2.measure(ids, metrics.of_hidden(lambda hidden: hidden[:, 0] * setting.by))
+
+    first, longer = types.SimpleNamespace(by=2.0), random_ids(GPT2, 2, 5)
+    run(first, longer[:, :4])
+    first.by = 1.0
+    once = run(first, longer)
+    assert relative_error(run(types.SimpleNamespace(by=2.0), longer), 2 * np.asarray(once)) <= MODEL_LIMIT
 
 
 def test_programs_used_longest_ago_are_let_go(gpt2, monkeypatch):
