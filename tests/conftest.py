@@ -150,7 +150,7 @@ def pytest_configure(config):
 
 # Lines are not counted in the slow tests and in those of these folders, whose code the commands run too: counting takes
 # a quarter of the time.
-NOT_COUNTED = ("architectures", "edits", "kernels", "model", "scripts")
+NOT_COUNTED = ("kernels", "model", "scripts")
 
 
 @pytest.hookimpl(tryfirst=True)
