@@ -160,7 +160,7 @@ def test_gradients_are_the_same(visible):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
 def test_upcast_scores_are_those_of_float32(dtype, attend):
-    """What is of 16 bits goes in and comes out; scores and softmax between are as exact as float32."""
+    """Takes and returns 16 bits; scores and softmax between are as exact as float32."""
     visible = visible_of(True)
     narrow = [x.astype(dtype) for x in (8 * HEADS[0], HEADS[1], HEADS[2])]
 

@@ -61,7 +61,7 @@ def test_her_is_one_token(demo):
 
 
 def test_they_predict_text_that_they_never_saw(demo):
-    """Of GPT-2 each next token, of BERT the masked ones; fresh weights of BERT have no head that predicts tokens."""
+    """Looks at each next token of GPT-2 and the masked ones of BERT, whose fresh weights have no head for tokens."""
     ids, _, logits = held_out(demo.checkpoint.spec)
     if not demo.config.causal:
         assert surprise(logits[:, 5::10], ids[:, 5::10]) < 3.0

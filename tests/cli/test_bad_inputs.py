@@ -48,7 +48,7 @@ def line_of(command, spec, *more, options=None):
 
 @pytest.fixture(scope="session")  # so that the tests need not stay in one worker
 def template(tmp_path_factory):
-    """What `place` copies."""
+    """Makes what `place` copies."""
     base = tmp_path_factory.mktemp("template")
     write_word_tokenizer(write_folder(base / "model", GPT2), WORDS)
     (base / "texts").mkdir()

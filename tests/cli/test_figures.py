@@ -32,7 +32,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, tiny):
-    """Where all figures of `qkv-weights` were drawn."""
+    """Returns where all figures of `qkv-weights` were drawn."""
     out = tmp_path_factory.mktemp("drawn")
     assert main(["figures", "qkv-weights", "--dpi", "40", "--out", str(out), "--model", tiny]) == 0
     return out

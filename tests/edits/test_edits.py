@@ -107,7 +107,7 @@ def test_editing_one_sentence_changes_no_other(gpt2, batch):
 
 
 def test_padding_and_other_texts_change_nothing(gpt2, batch):
-    """Of two texts of one length, with pads on either side."""
+    """Compares two texts of one length, with pads on either side."""
     together = np.asarray(gpt2.hidden(batch, edit=of_all_kinds()))
     for text in (0, 2):
         mask = MASK[text]
@@ -196,7 +196,7 @@ def test_jit_takes_edits(score, donor):
 
 
 def test_gradient_by_strength_is_a_difference_quotient(score):
-    """Of every head: the exact derivative by its gate at 1, against central differences of the model.
+    """Compares every head's exact derivative by its gate at 1 with central differences of the model.
 
     By a number that a function multiplies by, it is their sum.
     """
@@ -285,7 +285,7 @@ def test_donors_of_one_text_of_some_layers_and_of_other_places(gpt2, batch, clea
 
 
 def test_a_reference_is_each_heads_own(gpt2, batch):
-    """Of a field with heads, and of one without."""
+    """Looks at a field with heads, and at one without."""
     generator = np.random.default_rng(0)
     reference = generator.normal(size=(3, 5, 7)).astype(np.float32)
     wide = generator.normal(size=(3, 35)).astype(np.float32)

@@ -194,7 +194,7 @@ def drawn_with(display):
 
 
 def test_a_font_that_has_the_character_is_used_in_every_place(machine):
-    """As a title, a label, a tick label, a word in a legend, a cell and in a table."""
+    """Draws it as a title, a label, a tick label, a word in a legend, a cell and in a table."""
     machine(CAT, "Cats")
     values = np.arange(4.0)
     image = Image(values=values.reshape(2, 2), texts=[[CAT, "a"], ["b", "c"]])

@@ -33,7 +33,7 @@ def cosine(x):
 
 
 def attention_to(model, text):
-    """What the layers attend to in one text, captured as the page captures it, so that one program serves both."""
+    """Returns what the layers attend to in one text, captured as the page does, so that one program serves both."""
     return model.run(model.tokenize([text]), capture={"q", "k", "v", "scores", "pattern"})
 
 

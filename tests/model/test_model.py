@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import (
     BERT,
-    CONFIGS,
     GPT2,
     MODEL_LIMIT,
     arrays_of,
@@ -19,6 +18,8 @@ from conftest import (
     relative_error,
     write_folder,
 )
+from helpers import models
+from helpers.models import ALL, IDS
 from helpers.oracles import EVERYTHING, masked_batch, real
 
 import jaxqkv
@@ -32,47 +33,8 @@ from jaxqkv.text.batches import Batch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PADDINGS = ("unpadded", "left", "right")
-# Tests whose subject is another take one batch and one set of fields, and so one compiled block: with `hidden`, every
-# layer's stream goes on.
-IDS = random_ids(GPT2, 2, 11)
-ALL = EVERYTHING | {"hidden"}
-
-
-@pytest.fixture(scope="module", params=["gpt2", "bert"])
-def config(request):
-    return CONFIGS[request.param]
-
-
-@pytest.fixture(scope="module")
-def folder(config, tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("folder") / config.model_type, config)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return jaxqkv.load(folder)
-
-
-@pytest.fixture(scope="module")
-def whole(model):
-    """All intermediates of `IDS`."""
-    return model.run(IDS, capture=ALL)
-
-
-# Of code that does not know the architecture.
-@pytest.fixture(scope="module")
-def gpt2_folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("folder") / "gpt2", GPT2)
-
-
-@pytest.fixture(scope="module")
-def gpt2(gpt2_folder):
-    return jaxqkv.load(gpt2_folder)
-
-
-@pytest.fixture(scope="module")
-def gpt2_whole(gpt2):
-    return gpt2.run(IDS, capture=ALL)
+config, folder, model, whole = models.config, models.folder, models.model, models.whole
+gpt2_folder, gpt2, gpt2_whole = models.gpt2_folder, models.gpt2, models.gpt2_whole
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.npz")))
