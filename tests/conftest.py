@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 import socket
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +69,8 @@ with (
     install_import_hook(SHAPED, "conftest.with_shapes"),
     mock.patch.object(jaxtyping, "jaxtyped", jaxtyped_where_there_are_axes),
 ):
+    # Slipcover, if it counts lines, is asked for modules first; it goes through the hook of jaxtyping itself.
+    sys.meta_path.sort(key=lambda finder: type(finder).__name__ != "SlipcoverMetaPathFinder")
     import jaxqkv
     import jaxqkv.kernels
     import jaxqkv.pages.view
@@ -148,17 +151,10 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# Lines are not counted in the slow tests and in those of these folders, whose code the commands run too: counting takes
-# a quarter of the time.
-NOT_COUNTED = ("kernels", "model", "scripts")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Tests that look at the same runs, in fixtures of a module, stay in one worker with them."""
     for item in items:
-        if item.path.parent.name in NOT_COUNTED or item.get_closest_marker("slow"):
-            item.add_marker("no_cover")
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(fixture.scope == "module" for each in fixtures for fixture in each):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
