@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import get_args
 from unittest import mock
@@ -65,11 +66,19 @@ ROOT = Path(__file__).parents[1]
 FILES = [path for path in (ROOT / "jaxqkv").rglob("*.py") if "jaxtyping import" in path.read_text()]
 SHAPED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 
+
+def cached_apart(path, debug_override=None, *, optimization=None):
+    """Names the file of a module's bytecode, which users are not to run if it checks shapes."""
+    ours = Path(path).is_relative_to(ROOT / "jaxqkv")
+    return cache_from_source(path, debug_override, optimization="jaxtyping" if ours else optimization)
+
+
 with (
     install_import_hook(SHAPED, "conftest.with_shapes"),
     mock.patch.object(jaxtyping, "jaxtyped", jaxtyped_where_there_are_axes),
+    mock.patch("importlib._bootstrap_external.cache_from_source", cached_apart),
 ):
-    # Slipcover, if it counts lines, is asked for modules first; it goes through the hook of jaxtyping itself.
+    # If slipcover counts lines, it is asked for modules first, and takes their code from the hook of jaxtyping.
     sys.meta_path.sort(key=lambda finder: type(finder).__name__ != "SlipcoverMetaPathFinder")
     import jaxqkv
     import jaxqkv.kernels
