@@ -207,6 +207,8 @@ def _join_job(options: Any) -> None:
 
 def _draw_study(order: Order) -> dict[str, Any] | None:
     """Draws the figures of one study, and returns the document that --json prints."""
+    if not getattr(order.options, "distributed", False):
+        order.drawers.begin()  # they load matplotlib while this process loads JAX
     from jaxqkv.pages import gallery, manifest
     from jaxqkv.runtime import devices
 
@@ -234,7 +236,7 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
         record.about = {"seed": order.options.seed} | about_run(order.options, order.line) | run.describe()
         names = [errors.escaped(checkpoint["checkpoint"]) for checkpoint in record.about["checkpoint"]]
         say(f"{order.study.name}: {', '.join(names)}")
-        if distributed.index() == 0:  # only the first process draws
+        if distributed.index() == 0:  # the first process of a job, which alone draws
             order.drawers.begin()
         reductions = run.compute(order.study.needs(order.specs))
         if distributed.index() > 0:

@@ -6,6 +6,8 @@ import gc
 import io
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +103,14 @@ class Evaluated:
         return eval, (self.expression,)
 
 
+def is_running(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"  # ended, and not waited for yet
+
+
 @pytest.fixture
 def as_many_as_figures(monkeypatch):
     """Two processes from two figures on, whatever the machine."""
@@ -120,7 +130,7 @@ class TestProcesses:
         unknown = Display(arrays={}, panels=[[Table(heading=("\U000e0100",), rows=[("b",)])]], caption="", size=(2, 1))
         with drawers.Drawers(7) as processes:
             processes.begin()
-            assert len(processes._processes) == 2
+            assert len(processes._channels) == 2
             found = list(processes.drawn(((number, a_display(number)) for number in numbers), **LOOK))
             again = list(processes.drawn([(8, None), (9, told)], **LOOK))
             assert all_until_it_fails(processes) == [(1, 2), (2, 0)]
@@ -139,11 +149,28 @@ class TestProcesses:
         assert [str(each.message) for each in there] == [str(each.message) for each in here]
         assert all(process.poll() is not None for process in processes._processes)
 
-    def test_one_that_is_killed_is_an_error(self):
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says which processes run")
+    @pytest.mark.parametrize("forks", [True, False])
+    def test_each_draws_and_none_outlives_the_block(self, forks, tmp_path, monkeypatch):
+        monkeypatch.setattr(drawers, "FORKS", forks)
+        note = f"open({str(tmp_path / 'processes')!r}, 'a').write(str(__import__('os').getpid()) + ' ') and 'T'"
+        with drawers.Drawers(2) as processes:
+            processes.begin()
+            list(processes.drawn([(number, a_display(number, title=Evaluated(note))) for number in (1, 2)], **LOOK))
+        numbers = set(map(int, (tmp_path / "processes").read_text().split()))
+        assert len(numbers) == 2
+        assert os.getpid() not in numbers
+        for _ in range(100):  # the end of a process that is killed is not waited for
+            if not any(map(is_running, numbers)):
+                return
+            time.sleep(0.1)
+        pytest.fail(f"one of {numbers} still runs")
+
+    def test_those_that_are_killed_are_an_error(self):
         with drawers.Drawers(2) as processes:
             processes.begin()
             for process in processes._processes:
-                os.kill(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             with pytest.raises(JaxqkvError, match="a drawing process was ended from outside, perhaps for lack of"):
                 list(processes.drawn([(0, a_display(1))], **LOOK))
