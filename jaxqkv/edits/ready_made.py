@@ -280,7 +280,7 @@ def _of_every_head(strength: Any, field: str, config: Config) -> Any:
         axes = f"[layer={sizes[0]}, head={sizes[1]}]" if field in HEAD_FIELDS else f"[layer={sizes[0]}]"
         raise JaxqkvError(f"the edit of {field} has a strength {list(array.shape)}; it is a number, or {axes}")
     several = jnp if isinstance(array, jax.Array) else np
-    return several.broadcast_to(array, sizes).astype(jnp.result_type(float))
+    return several.full(sizes, array, jax.dtypes.canonicalize_dtype(float))
 
 
 def _donated(donor: Any, field: str, config: Config) -> tuple[Any, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jaxqkv.architectures.base import Architecture
 from jaxqkv.architectures.sites import Site
 from jaxqkv.edits import Edit
-from jaxqkv.edits.regions import HEAD_FIELDS
+from jaxqkv.edits.regions import HEAD_FIELDS, is_traced
 from jaxqkv.errors import JaxqkvError, nearest
 from jaxqkv.model import editing
 from jaxqkv.runtime.arrays import snapshot
@@ -101,6 +101,7 @@ def branches(
     if field not in HEAD_FIELDS:
         raise JaxqkvError(f"a sweep edits heads, and {field} has none; {nearest(field, HEAD_FIELDS)}")
     made: list[Any] = []
+    mask = None if is_traced(batch.mask) else np.asarray(batch.mask)
     for layer in layers:
         for head in range(config.n_head):
             own = edit([(layer, head)])
@@ -111,7 +112,10 @@ def branches(
                     + f", not {type(own).__name__}"
                 )
             own = snapshot(own)
-            editing.place({field: own}, batch, config, ())  # refuses wrong edits before anything is run
+            if isinstance(own, Edit):
+                own.placed(field, config, batch.ids.shape, mask)  # refuses wrong edits before anything is run
+            else:
+                editing.place({field: own}, batch, config, ())
             made += _of_positions(own, batch.ids.shape[1]) if by_position else [own]
     structure: Any = jax.tree.structure(made[0])
     if any(jax.tree.structure(each) != structure for each in made):
