@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxqkv.kernels.calling import kernel
-from jaxqkv.kernels.histograms import density
+from jaxqkv.kernels.histograms import Binning, binning, density_between
 from jaxqkv.kernels.similarity import column_cosine, unit_columns
+from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 # Groups in the order of every group axis, as pairs of the thirds Q, K, V.
@@ -40,13 +41,21 @@ def group_densities(
     Returns:
       `[6, bin]`, in the order of `GROUPS`; the integral is 1, or 0 for a group without a pair.
     """
+    return _group_densities(x, binning(edges), centred=centred)
+
+
+@jit(static_argnames="centred")
+def _group_densities(
+    x: Float[AnyArray, "sample three_embed"], bins: Binning, *, centred: bool
+) -> Float[Array, "group bin"]:
+    x = jnp.asarray(x)
     unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
     thirds = jnp.stack(jnp.split(unit, 3, axis=1))
     upper = jnp.triu(jnp.ones((thirds.shape[2], thirds.shape[2]), bool), 1)
 
     def block(pair: Array) -> Float[Array, " bin"]:
         similarity = thirds[pair[0]].T @ thirds[pair[1]]
-        return density(similarity, edges, upper | (pair[0] != pair[1]))
+        return density_between(similarity, bins, upper | (pair[0] != pair[1]))
 
     return jax.lax.map(block, jnp.array(list(GROUPS.values())))
 
@@ -70,4 +79,9 @@ def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, 
       x: samples.
       edges: equally spaced bin edges in −1…1.
     """
-    return density(column_cosine(x), edges, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))
+    return _upper_density(x, binning(edges))
+
+
+@jit
+def _upper_density(x: Float[AnyArray, "sample column"], bins: Binning) -> Float[Array, " bin"]:
+    return density_between(column_cosine(x), bins, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))

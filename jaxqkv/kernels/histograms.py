@@ -1,5 +1,7 @@
 """Histograms on equally spaced edges, by index arithmetic and scatter-add."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def counts(
     Raises:
       ValueError: for edges that are not two or more, equally spaced and increasing. (Not checked inside `jax.jit`.)
     """
-    return _counts(values, _bounds(_checked(edges)), _group_of(where), n_group=1)[0]
+    return _counts_of_one(values, binning(edges).bounds, where)
 
 
 @kernel(compiled=False)
@@ -47,7 +49,7 @@ def density(
     As `numpy.histogram(values, edges, density=True)[0]`, but an empty sample gives zeros, not NaN.
     Arguments as for `counts`.
     """
-    return _densities(values, edges, _group_of(where), 1)[0]
+    return density_between(values, binning(edges), where)
 
 
 @kernel(compiled=False)
@@ -69,38 +71,7 @@ def density_by_group(
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
-    return _densities(values, edges, group, n_group)
-
-
-def _group_of(where: Bool[AnyArray, "*#shape"] | None) -> Int[Array, "*#shape"] | None:
-    """Returns group 0 where a value counts, −1 elsewhere."""
-    return None if where is None else jnp.where(where, 0, -1)
-
-
-def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
-    """Returns edges as an array, checked."""
-    if isinstance(edges, jax.core.Tracer):
-        return edges
-    places = np.asarray(edges, np.float64)
-    if places.ndim == 1 and places.size > 1 and places[0] < places[-1]:
-        # Within half a bin of equal spacing, so that the index arithmetic is off by one bin at most.
-        off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
-        if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
-            return edges if isinstance(edges, jax.Array) else places
-    raise KernelError("the edges of bins must be two or more, equally spaced and increasing")
-
-
-def _densities(
-    values: Float[AnyArray, "*shape"],
-    edges: Float[AnyArray, "edge"],
-    group: Int[AnyArray, "*#shape"] | None,
-    n_group: int,
-) -> Float[Array, "group bin"]:
-    edges = _checked(edges)
-    inside = _counts(values, _bounds(edges), group, n_group=n_group)
-    widths = jnp.diff(edges) if isinstance(edges, jax.Array) else np.diff(edges)
-    total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
-    return inside.astype(jnp.float32) / total / jnp.asarray(widths, jnp.float32)[None]
+    return _densities(values, binning(edges), group, n_group=n_group)
 
 
 @kernel(compiled=False)
@@ -146,6 +117,43 @@ def require_finite(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "
     return values
 
 
+class Binning(NamedTuple):
+    """Bins as compiled functions take them, without the edges' float64.
+
+    Attributes:
+      bounds: float32; as `_bounds` returns them.
+      widths: widths of the bins.
+    """
+
+    bounds: Float[AnyArray, "edge"]
+    widths: Float[AnyArray, " bin"]
+
+
+def binning(edges: Float[AnyArray, "edge"]) -> Binning:
+    """Returns the bins between edges, checked unless they are traced.
+
+    Raises:
+      KernelError: for edges that are not two or more, equally spaced and increasing.
+    """
+    edges = _checked(edges)
+    if isinstance(edges, jax.Array):
+        return Binning(_bounds(edges), jnp.diff(edges))
+    return Binning(_bounds(edges), np.diff(edges).astype(np.float32))
+
+
+def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
+    """Returns edges as an array, checked."""
+    if isinstance(edges, jax.core.Tracer):
+        return edges
+    places = np.asarray(edges, np.float64)
+    if places.ndim == 1 and places.size > 1 and places[0] < places[-1]:
+        # Within half a bin of equal spacing, so that the index arithmetic is off by one bin at most.
+        off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
+        if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
+            return edges if isinstance(edges, jax.Array) else places
+    raise KernelError("the edges of bins must be two or more, equally spaced and increasing")
+
+
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     """Returns float32 bounds b with edge i ≤ x ⟺ b i ≤ x for float32 x, and x ≤ last edge ⟺ x < last b."""
     if isinstance(edges, jax.Array):
@@ -158,6 +166,35 @@ def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
     else:
         up[-1] = nearest[-1]
     return up
+
+
+@jit
+def density_between(
+    values: Float[AnyArray, "*shape"], bins: Binning, where: Bool[AnyArray, "*#shape"] | None
+) -> Float[Array, " bin"]:
+    """Returns `density` for a `binning`, compiled."""
+    return _densities(values, bins, _group_of(where), n_group=1)[0]
+
+
+@jit(static_argnames="n_group")
+def _densities(
+    values: Float[AnyArray, "*shape"], bins: Binning, group: Int[AnyArray, "*#shape"] | None, *, n_group: int
+) -> Float[Array, "group bin"]:
+    inside = _counts(values, bins.bounds, group, n_group=n_group)
+    total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
+    return inside.astype(jnp.float32) / total / jnp.asarray(bins.widths, jnp.float32)[None]
+
+
+@jit
+def _counts_of_one(
+    values: Float[AnyArray, "*shape"], bounds: Float[AnyArray, "edge"], where: Bool[AnyArray, "*#shape"] | None
+) -> Int[Array, " bin"]:
+    return _counts(values, bounds, _group_of(where), n_group=1)[0]
+
+
+def _group_of(where: Bool[AnyArray, "*#shape"] | None) -> Int[Array, "*#shape"] | None:
+    """Returns group 0 where a value counts, −1 elsewhere."""
+    return None if where is None else jnp.where(where, 0, -1)
 
 
 @jit(static_argnames="n_group")
