@@ -253,7 +253,7 @@ def test_vmap_over_an_edits_arrays_and_a_batch(score, donor):
 def test_streams_microbatches_and_single_layers_are_the_same(gpt2, batch, donor):
     edit = {
         "z": [edits.replace(donor, [(1, 2), (2, 0)]), edits.zero((0, 4), positions=np.array([[4], [2], [3]]))],
-        "scores": edits.noise(1, 0.3, [(1, 1)], keys=[4, 5]),
+        "scores": edits.scale(0.3, [(1, 1)], keys=[4, 5]),
         "mlp_out": lambda value, site: value + jnp.where(site.layer == 1, site.inputs["shift"][:, None, None], 0),
     }
     inputs = {"shift": np.array([0.5, -1, 2], np.float32)}

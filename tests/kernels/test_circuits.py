@@ -161,8 +161,8 @@ def test_copying_of_what_copies_and_what_does_the_opposite():
 
 
 def test_similarity_is_the_cosine_of_whole_matrices():
-    one = [np.asarray(each) for each in qk()]
-    two = [np.concatenate([own, np.asarray(each)[HEADS:]]) for own, each in zip(one, qk(q=LATER_Q, k=LATER_K), strict=True)]
+    one = qk()
+    two = qk(True, *(np.concatenate([own, later[HEADS:]]) for own, later in ((W_Q, LATER_Q), (W_K, LATER_K))))
     expected = [[(a * b).sum() / norm(a) / norm(b) for b in whole(two)] for a in whole(one)]
     found = np.asarray(kernels.head_similarity(*one, *two))
     close(found, expected)
@@ -202,9 +202,11 @@ def test_what_no_pattern_sees_moves_stored_weights_and_not_folded_ones():
     direction = GENERATOR.normal(size=(HEADS, 1, DIM))
     unseen = W_Q + direction / GAMMA[:, None]
     close(whole(qk(q=unseen)), whole(qk()))
+
     def similarity(fold):
         """Of the heads and themselves moved, of as many others as elsewhere."""
-        return kernels.head_similarity(*qk(fold, unseen), *qk(fold, *(np.resize(w, LATER_Q.shape) for w in (W_Q, W_K))))
+        others = (np.resize(each, LATER_Q.shape) for each in (W_Q, W_K))
+        return kernels.head_similarity(*qk(fold, unseen), *qk(fold, *others))
 
     assert np.diagonal(np.asarray(similarity(False))).max() < 0.95
     close(np.diagonal(similarity(True)), np.ones(HEADS))
@@ -393,7 +395,8 @@ def test_derivatives():
     def gradients(*given):
         found = []
         for kernel, count, _ in cases:
-            weights = np.arange(1, DIM + 1, dtype=np.float32) if kernel is kernels.circuit_singular_values else np.ones(1)
+            many = kernel is kernels.circuit_singular_values
+            weights = np.arange(1, DIM + 1, dtype=np.float32) if many else np.ones(1)
             of_kernel = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))
             found.append(of_kernel(*given[:count]))
         return found

@@ -122,10 +122,10 @@ def test_what_has_changed_has_another_program(kind):
     assert before == Bound(reduce)
 
 
-@pytest.mark.parametrize("kind", ["closure", "method", "global"])
-def test_what_has_changed_is_computed_with(gpt2, kind):
+def test_what_has_changed_is_computed_with(gpt2):
+    """For one kind; of all others the key of the program is looked at above."""
     q = np.asarray(gpt2.run(IDS, capture={"q"}, layers=0).q)[:, :, 0, 0, 0]
-    reduce, change = changing(kind)
+    reduce, change = changing("global")
     try:
         for by in (1.0, 2.0):
             change(by)
