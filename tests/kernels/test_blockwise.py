@@ -37,16 +37,23 @@ def expected(q, k, mask, keys, causal, scale):
     return logsumexp, entropy, pattern.max(axis=-1), distance, (pattern * keys[:, None, None, :]).sum(axis=-1)
 
 
+# The scale of each kind of attention here, None for 1/√head_dim: one program of each serves several tests.
+SCALES = {True: None, False: 0.3}
+
+
+def statistics(q, k, causal):
+    return jax.device_get(kernels.attention_statistics(q, k, MASK, KEYS, SCALES[causal], causal=causal))
+
+
 # Errors of scores of up to 60 are exponents': 60 roundings of the dot products' 5 terms.
 LIMIT = 60 * (HEAD_DIM + 2) * 2.0**-24
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_against_the_whole_pattern(causal, scale):
-    found = kernels.attention_statistics(Q, K, MASK, KEYS, scale, causal=causal)
-    values = expected(Q, K, MASK, KEYS, causal, HEAD_DIM**-0.5 if scale is None else scale)
-    for name, actual, value in zip(found._fields, jax.device_get(found), values, strict=True):
+@pytest.mark.parametrize("causal", SCALES)
+def test_against_the_whole_pattern(causal):
+    found = statistics(Q, K, causal)
+    values = expected(Q, K, MASK, KEYS, causal, HEAD_DIM**-0.5 if SCALES[causal] is None else SCALES[causal])
+    for name, actual, value in zip(found._fields, found, values, strict=True):
         assert actual.dtype == jnp.float32
         assert actual.shape == (BATCH, HEADS, POS)
         if name == "logsumexp":
@@ -58,7 +65,7 @@ def test_against_the_whole_pattern(causal, scale):
 
 def test_queries_that_see_nothing():
     """The first four of the second text, causally: before its first token."""
-    found = jax.device_get(kernels.attention_statistics(Q, K, MASK, causal=True))
+    found = statistics(Q, K, causal=True)
     assert np.isneginf(found.logsumexp[1, :, :4]).all()
     assert all((each[1, :, :4] == 0).all() for each in found[1:])
     assert np.isfinite(found.logsumexp[1, :, 4:]).all()
@@ -68,25 +75,25 @@ def test_queries_that_see_nothing():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_without_a_pattern(causal, value):
     """A query sees them, or is one: no numbers of it; of other queries the same as without."""
-    q, k = np.abs(Q[:1, :1]), np.abs(K[:1, :1]).copy()
-    plain = kernels.attention_statistics(q, k, MASK[:1], causal=causal)
-    k[0, 0, 9, 2] = value
-    found = kernels.attention_statistics(q, k, MASK[:1], causal=causal)
-    sees = (np.arange(POS) >= 9) | (not causal)
-    for name, actual, expected in zip(found._fields, *map(jax.device_get, (found, plain)), strict=True):
-        np.testing.assert_array_equal(actual[0, 0, ~sees], expected[0, 0, ~sees])
-        broken = actual[0, 0, sees]
+    q, k = np.abs(Q), np.abs(K)
+    plain = statistics(q, k, causal)
+    k[1, 2, 9, 2] = value
+    found = statistics(q, k, causal)
+    sees = np.zeros(Q.shape[:3], bool)
+    sees[1, 2] = (np.arange(POS) >= 9) | (not causal)
+    for name, actual, expected in zip(found._fields, found, plain, strict=True):
+        np.testing.assert_array_equal(actual[~sees], expected[~sees])
+        broken = actual[sees]
         assert (np.isposinf(broken) if name == "logsumexp" and value == np.inf else np.isnan(broken)).all(), name
-    q = np.where(np.arange(POS)[:, None] == 3, np.float32(np.nan), q)
-    found = kernels.attention_statistics(q, K[:1, :1], MASK[:1], causal=causal)
-    for actual in jax.device_get(found):
-        assert np.flatnonzero(np.isnan(actual[0, 0])).tolist() == [3]
+    q[0, 1, 3] = np.nan
+    for actual in statistics(q, K, causal):
+        assert np.argwhere(np.isnan(actual)).tolist() == [[0, 1, 3]]
 
 
 def test_the_mass_is_of_the_first_real_token_unless_others_are_given():
-    found = kernels.attention_statistics(Q, K, MASK, causal=False)
+    found = kernels.attention_statistics(Q, K, MASK, causal=True)
     first = np.arange(POS) == np.array([[0], [4]])
-    np.testing.assert_array_equal(found.mass, kernels.attention_statistics(Q, K, MASK, first, causal=False).mass)
+    np.testing.assert_array_equal(found.mass, kernels.attention_statistics(Q, K, MASK, first, causal=True).mass)
 
 
 def test_on_every_backend_the_same():
@@ -99,29 +106,33 @@ def test_on_every_backend_the_same():
 
 
 def test_derivatives():
+    """Against central differences of the definitions in float64, of which a query's moves that query's alone."""
+    weights = np.array([1, 1, 0, 1 / 9, 0])  # of logsumexp, entropy and distance
+
     def loss(q):
         found = kernels.attention_statistics(q, K[:1, :1], MASK[:1], causal=True)
         return found.entropy.sum() + found.distance.sum() / 9 + found.logsumexp.sum()
 
-    def plain(q):
-        scores = jnp.where(np.tri(POS, dtype=bool), jnp.einsum("bhqd,bhkd->bhqk", q, K[:1, :1]) / HEAD_DIM**0.5, -1e30)
-        log = jax.nn.log_softmax(scores)
-        distance = np.abs(np.arange(POS)[:, None] - np.arange(POS)).astype(np.float32)[None, None]
-        together = -(jnp.exp(log) * log).sum() + (jnp.exp(log) * distance).sum() / 9
-        return together + jax.nn.logsumexp(scores, axis=-1).sum()
+    def by_definition(q):
+        return weights @ np.stack(expected(q, K[:1, :1], MASK[:1], KEYS[:1], True, HEAD_DIM**-0.5))[:, 0, 0]
 
-    q = jnp.asarray(Q[:1, :1]) / 8
-    actual, value = (jax.jit(jax.grad(each))(q) for each in (loss, plain))
+    q, step = (Q[:1, :1] / 8).astype(np.float64), 1e-5
+    moves = step * np.eye(HEAD_DIM)[:, None, None, None]
+    value = np.stack([by_definition(q + move) - by_definition(q - move) for move in moves], axis=-1) / (2 * step)
+    actual = jax.jit(jax.grad(loss))(q.astype(np.float32))[0, 0]
     np.testing.assert_allclose(actual, value, atol=1e-5 * np.abs(value).max())
 
 
 def test_as_a_reducer(gpt2_model):
+    """Of the first layer's queries and keys, as its pattern has it, in one program."""
+
+    def both(attention, mask):
+        found = kernels.attention_statistics(attention.q, attention.k, mask, causal=True)
+        return found.entropy, attention.pattern
+
     ids = GENERATOR.integers(0, 43, (2, 11)).astype(np.int32)
-    acts = gpt2_model.run(ids, capture={"pattern"})
-    entropy = gpt2_model.run(
-        ids, reduce=lambda a, mask: kernels.attention_statistics(a.q, a.k, mask, causal=True).entropy
-    )
-    pattern = np.asarray(acts.pattern, np.float64)
+    entropy, pattern = gpt2_model.run(ids, reduce=both, layers=0)
+    pattern = np.asarray(pattern, np.float64)
     plain = -np.where(pattern > 0, pattern * np.log(np.where(pattern > 0, pattern, 1)), 0).sum(axis=-1)
     np.testing.assert_allclose(entropy, plain, atol=1e-5)
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROUNDING
+from helpers.oracles import cosine
 from scipy.spatial.distance import jensenshannon
 
 from jaxqkv import kernels
@@ -114,21 +115,23 @@ def test_composition_is_that_of_whole_matrices(fold):
 
 def test_composition_of_heads_that_have_or_have_not_a_subspace_in_common():
     space = np.linalg.qr(GENERATOR.normal(size=(EMBED, 2 * DIM)))[0]
-    reads, other = space[None, :, :DIM], space[None, :, DIM:]
-    writes = reads @ GENERATOR.normal(size=(DIM, DIM)).astype(np.float32)
-    orthogonal = GENERATOR.normal(size=(1, EMBED, DIM))
-    assert kernels.composition(orthogonal, writes, other, orthogonal)[0, 0] < 1e-6
-    one = space[None, :, :1]  # what is written and read along one direction alone
-    close(kernels.composition(orthogonal[..., :1], one, one, orthogonal[..., :1]), [[1.0]])
+    writes = space[:, :DIM] @ GENERATOR.normal(size=(HEADS, DIM, DIM)).astype(np.float32)
+    other = np.tile(space[:, DIM:], (OTHERS, 1, 1))
+    assert np.asarray(kernels.composition(W_Q, writes, other, LATER_Q)).max() < 1e-6
+
+
+def test_composition_of_heads_that_write_and_read_along_one_direction():
+    one = np.tile(np.linalg.qr(GENERATOR.normal(size=(EMBED, 1)))[0], (29, 1, 1))
+    any_ = GENERATOR.normal(size=(29, EMBED, 1))
+    close(kernels.composition(any_[:23], one[:23], one, any_), np.ones((23, 29)))
 
 
 def test_the_mean_square_of_random_compositions_is_the_baseline():
     """Of 23 · 29 pairs of heads of rank one, whose squared cosine in n dimensions has mean 1/n and variance 2/n²."""
-    one, two, unit = GENERATOR.normal(size=(23, EMBED, 1)), GENERATOR.normal(size=(29, EMBED, 1)), np.ones(EMBED)
-    for fold, free in ((True, EMBED - 1), (False, EMBED)):
-        earlier = kernels.ov_circuit(one, one.swapaxes(1, 2), unit if fold else None, folded=fold)
-        later = kernels.qk_circuit(two, two, unit if fold else None, folded=fold)
-        squares = np.asarray(kernels.composition(*earlier, *later), np.float64) ** 2
+    one, two = GENERATOR.normal(size=(23, EMBED, 1)), GENERATOR.normal(size=(29, EMBED, 1))
+    for centre, free in ((CENTRE, EMBED - 1), (np.eye(EMBED), EMBED)):
+        earlier, later = centre @ one, centre @ two  # as a norm of scale 1 is folded in, and left out
+        squares = np.asarray(kernels.composition(earlier, earlier, later, later), np.float64) ** 2
         # Rows and columns share their heads, so that the smaller number of heads counts.
         assert abs(squares.mean() * free - 1) < 4 * (2 / 23) ** 0.5
 
@@ -158,21 +161,24 @@ def test_copying_of_what_copies_and_what_does_the_opposite():
 
 
 def test_similarity_is_the_cosine_of_whole_matrices():
-    one, two = qk(), qk(q=LATER_Q, k=LATER_K)
+    one = qk()
+    two = qk(True, *(np.concatenate([own, later[HEADS:]]) for own, later in ((W_Q, LATER_Q), (W_K, LATER_K))))
     expected = [[(a * b).sum() / norm(a) / norm(b) for b in whole(two)] for a in whole(one)]
-    close(kernels.head_similarity(*one, *two), expected)
-    own = kernels.head_similarity(*one, *one)
-    close(np.diagonal(own), np.ones(HEADS))
-    close(own, np.asarray(own).T)
+    found = np.asarray(kernels.head_similarity(*one, *two))
+    close(found, expected)
+    close(np.diagonal(found), np.ones(HEADS))
+    close(found[:, :HEADS], found[:, :HEADS].T)
 
 
 def test_overlap_is_that_of_projections():
     def projection(w):
         return w @ np.linalg.inv(w.T @ w) @ w.T
 
-    expected = [[np.trace(projection(a) @ projection(b)) / DIM for b in LATER_Q] for a in W_Q]
-    close(kernels.subspace_overlap(W_Q, LATER_Q), expected)
-    np.testing.assert_allclose(np.diagonal(kernels.subspace_overlap(W_Q, W_Q)), 1, rtol=0, atol=LIMIT)
+    others = np.concatenate([W_Q, LATER_Q[HEADS:]])
+    expected = [[np.trace(projection(a) @ projection(b)) / DIM for b in others] for a in W_Q]
+    found = kernels.subspace_overlap(W_Q, others)
+    close(found, expected)
+    np.testing.assert_allclose(np.diagonal(found), 1, rtol=0, atol=LIMIT)
     assert np.isnan(kernels.subspace_overlap(0 * W_Q, LATER_Q)).all()
 
 
@@ -189,25 +195,31 @@ def test_the_basis_inside_a_head_changes_nothing_but_column_cosines():
         close(kernels.subspace_overlap(two[0], later[0]), kernels.subspace_overlap(one[0], later[0]), limit)
         close(kernels.composition(*two, *later), kernels.composition(*one, *later), limit)
         close(kernels.copying_score(*two, CENTRE), kernels.copying_score(*one, CENTRE), 10 * limit)
-    moved = np.asarray(kernels.column_cosine(changed_q[0])) - np.asarray(kernels.column_cosine(W_Q[0]))
-    assert np.abs(moved).max() > 0.3
+    assert np.abs(cosine(changed_q[0]) - cosine(W_Q[0])).max() > 0.3
 
 
 def test_what_no_pattern_sees_moves_stored_weights_and_not_folded_ones():
     direction = GENERATOR.normal(size=(HEADS, 1, DIM))
     unseen = W_Q + direction / GAMMA[:, None]
     close(whole(qk(q=unseen)), whole(qk()))
-    stored = [kernels.head_similarity(*qk(False, q), *qk(False)) for q in (W_Q, unseen)]
-    assert np.diagonal(np.asarray(stored[1])).max() < 0.95
-    close(np.diagonal(kernels.head_similarity(*qk(q=unseen), *qk())), np.ones(HEADS))
+
+    def similarity(fold):
+        """Of the heads and themselves moved, of as many others as elsewhere."""
+        others = (np.resize(each, LATER_Q.shape) for each in (W_Q, W_K))
+        return kernels.head_similarity(*qk(fold, unseen), *qk(fold, *others))
+
+    assert np.diagonal(np.asarray(similarity(False))).max() < 0.95
+    close(np.diagonal(similarity(True)), np.ones(HEADS))
 
 
 def test_divergence_of_patterns():
     query, key = 11, 13
     scores = GENERATOR.normal(size=(HEADS + OTHERS, query, key))
     scores = np.where(np.tril(np.ones((query, key), bool), 2), scores * 3, -np.inf)
+    scores[0, :, ::2] = scores[-1, :, 1::2] = -np.inf  # no key in common
     patterns = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     one, two = patterns[:HEADS], patterns[HEADS:]
+    two[1] = one[1]
     where = np.arange(query) % 3 > 0
     expected = np.zeros((HEADS, OTHERS))
     for a, b in itertools.product(range(HEADS), range(OTHERS)):
@@ -216,9 +228,9 @@ def test_divergence_of_patterns():
     whole_text = kernels.pattern_divergence(one, two)
     row = [[np.mean([jensenshannon(p, q) ** 2 for p, q in zip(a, b, strict=True)]) for b in two] for a in one]
     np.testing.assert_allclose(whole_text, row, rtol=key * ROUNDING * 4)
-    assert not np.diagonal(np.asarray(kernels.pattern_divergence(one, one))).any()
-    apart = np.eye(2)[None, None]
-    np.testing.assert_allclose(kernels.pattern_divergence(apart[0][:, :1], apart[0][:, 1:]), [[np.log(2)]], rtol=1e-6)
+    whole_text = np.asarray(whole_text)
+    assert whole_text[1, 1] == 0
+    assert whole_text[0, -1] == pytest.approx(np.log(2), rel=1e-6)
     assert np.isnan(kernels.pattern_divergence(one, two, np.zeros(query, bool))).all()
 
 
@@ -257,9 +269,9 @@ def test_eigenvectors_are_asked_for_once_at_a_time(monkeypatch):
 
 
 def test_circuits_vmap_over_layers():
-    layers = np.stack([W_Q, W_K]), np.stack([W_K, W_V])
-    together = jax.vmap(kernels.composition)(*layers, *layers)
-    alone = [kernels.composition(q, k, q, k) for q, k in zip(*layers, strict=True)]
+    layers = [np.stack(each) for each in ((W_Q, W_K), (W_K, W_V), (LATER_Q, LATER_K), (LATER_K, LATER_V))]
+    together = jax.vmap(kernels.composition)(*layers)
+    alone = [kernels.composition(*each) for each in zip(*layers, strict=True)]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
@@ -326,27 +338,29 @@ def test_an_ill_conditioned_basis_inside_a_head(condition):
 
 def test_overlap_of_columns_that_are_not_independent():
     """Of what they span, with the ranks in the place of head_dim; a folded square W_Q has one dimension less."""
-    square, unit = GENERATOR.normal(size=(2, 13, 13)), np.ones(13)
-    read = np.asarray(kernels.qk_circuit(square, square, unit).left)
-    np.testing.assert_allclose(np.diagonal(kernels.subspace_overlap(read, read)), 1, rtol=0, atol=LIMIT)
+    square = GENERATOR.normal(size=(2, 13, 13)).astype(np.float32)
+    read = square - square.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(kernels.subspace_overlap(read, read), 1, rtol=0, atol=LIMIT)  # all that is centred
-    low = W_Q[:2, :, :4] @ GENERATOR.normal(size=(2, 4, DIM))  # of rank 4 in 7 columns
-    bases = [np.linalg.qr(each[:, :4])[0] for each in W_Q[:2]], [np.linalg.qr(each)[0] for each in LATER_Q]
+    low = W_Q[..., :4] @ GENERATOR.normal(size=(HEADS, 4, DIM))  # of rank 4 in 7 columns
+    bases = [np.linalg.qr(each[:, :4])[0] for each in W_Q], [np.linalg.qr(each)[0] for each in LATER_Q]
     expected = [[norm(a.T @ b) ** 2 / (4 * DIM) ** 0.5 for b in bases[1]] for a in bases[0]]
     close(kernels.subspace_overlap(low, LATER_Q), expected)
-    close(np.diagonal(kernels.subspace_overlap(low, low)), [1, 1])
+    close(np.diagonal(kernels.subspace_overlap(low, np.resize(low, LATER_Q.shape))), np.ones(HEADS))
 
 
 def test_no_heads():
     """Kernels of pairs of heads, of none on either side."""
     none, some = np.zeros((0, EMBED, DIM)), W_Q
-    for kernel in PAIRED:
-        assert kernel(none, none, some, some).shape == (0, HEADS)
-        assert kernel(some, some, none, none).shape == (HEADS, 0)
-        assert kernel(none, none, none, none).shape == (0, 0)
-    assert kernels.subspace_overlap(none, some).shape == (0, HEADS)
-    assert kernels.subspace_overlap(some, none).shape == (HEADS, 0)
-    assert kernels.circuit_singular_values(none, none).shape == (0, DIM)
+
+    @jax.jit
+    def every():
+        sides = ((none, some), (some, none), (none, none))
+        pairs = [kernel(one, one, two, two) for kernel in PAIRED for one, two in sides]
+        overlaps = [kernels.subspace_overlap(one, two) for one, two in sides[:2]]
+        return [*pairs, *overlaps, kernels.circuit_singular_values(none, none)]
+
+    shapes = [(0, HEADS), (HEADS, 0), (0, 0)]
+    assert [each.shape for each in every()] == [*shapes, *shapes, *shapes[:2], (0, DIM)]
     assert kernels.copying_score(none, none, CENTRE).shape == (0,)
 
 
@@ -357,7 +371,7 @@ def test_derivatives():
         a, b = (np.linalg.qr(each)[0] for each in (x, y))
         return np.linalg.norm(a.T @ b) ** 2 / DIM
 
-    def cosine(a, b, c, d):
+    def cosine_of_two(a, b, c, d):
         one, two = a @ b.T, c @ d.T
         return (one * two).sum() / norm(one) / norm(two)
 
@@ -370,16 +384,24 @@ def test_derivatives():
 
     factors = np.stack([W_Q[0], W_K[0], LATER_Q[0], LATER_K[0]])
     direction, step = GENERATOR.normal(size=factors.shape), 1e-5
-    for kernel, count, definition in (
+    cases = (
         (kernels.subspace_overlap, 2, overlap),
-        (kernels.head_similarity, 4, cosine),
+        (kernels.head_similarity, 4, cosine_of_two),
         (kernels.composition, 4, composed),
         (kernels.circuit_singular_values, 2, values),
-    ):
-        weights = np.arange(1, DIM + 1, dtype=np.float32) if kernel is kernels.circuit_singular_values else np.ones(1)
-        given = [np.float32(each)[None] for each in factors[:count]]
-        gradient = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))
-        slopes = jax.jit(gradient)(*given)
+    )
+
+    @jax.jit
+    def gradients(*given):
+        found = []
+        for kernel, count, _ in cases:
+            many = kernel is kernels.circuit_singular_values
+            weights = np.arange(1, DIM + 1, dtype=np.float32) if many else np.ones(1)
+            of_kernel = jax.grad(lambda *x, f=kernel, w=weights: (f(*x)[0] * w).sum(), argnums=range(count))
+            found.append(of_kernel(*given[:count]))
+        return found
+
+    for (_, count, definition), slopes in zip(cases, gradients(*np.float32(factors)[:, None]), strict=True):
         actual = sum((np.asarray(slope, np.float64)[0] * d).sum() for slope, d in zip(slopes, direction, strict=False))
         ends = [definition(*(factors + sign * step * direction)[:count]) for sign in (1, -1)]
         assert actual == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)

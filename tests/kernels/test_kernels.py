@@ -81,7 +81,7 @@ class TestHistograms:
         np.testing.assert_array_equal(kernels.counts(values, edges), expected)
 
     def test_density_integrates_to_one_inside_the_edges(self, matrix):
-        edges = np.linspace(-0.2, 0.5, 38)
+        edges = np.linspace(-0.2, 0.5, 12)
         density = np.asarray(kernels.density(matrix, edges))
         assert (density * np.diff(edges)).sum() == pytest.approx(1, rel=1e-5)
         np.testing.assert_allclose(density, np.histogram(matrix, edges, density=True)[0], rtol=1e-6)
@@ -95,28 +95,29 @@ class TestHistograms:
     def test_several_samples_in_one_pass(self, matrix):
         edges = np.linspace(-0.7, 0.6, 12)
         group = np.random.default_rng(6).integers(-1, 4, matrix.shape)  # -1 and 3 are no groups
-        densities = kernels.density_by_group(matrix, edges, group, n_group=3)
+        densities = np.asarray(kernels.density_by_group(matrix, edges, group, n_group=3))
         for index in range(3):
             expected = np.histogram(matrix[group == index], edges, density=True)[0]
             np.testing.assert_allclose(densities[index], expected, rtol=1e-6)
-        by_column = kernels.density_by_group(matrix, edges, np.arange(COLUMNS)[None] % 2, n_group=2)
-        np.testing.assert_allclose(by_column[1], np.histogram(matrix[:, 1::2], edges, density=True)[0], rtol=1e-6)
+        by_column = np.asarray(kernels.density_by_group(matrix, edges, np.arange(COLUMNS)[None] % 3, n_group=3))
+        np.testing.assert_allclose(by_column[1], np.histogram(matrix[:, 1::3], edges, density=True)[0], rtol=1e-6)
 
     def test_empty_sample_gives_zeros(self):
-        np.testing.assert_array_equal(kernels.density(np.full(5, 9.0, np.float32), np.linspace(0, 1, 8)), np.zeros(7))
+        outside = np.full((ROWS, COLUMNS), 9.0, np.float32)
+        np.testing.assert_array_equal(kernels.density(outside, np.linspace(0, 1, 12)), np.zeros(11))
 
     def test_nan_and_infinity_fall_in_no_bin(self):
         values = np.array([np.nan, np.inf, -np.inf, 0.5], np.float32)
         np.testing.assert_array_equal(kernels.counts(values, np.linspace(0, 1, 4)), [0, 1, 0])
 
     def test_edges_on_the_device(self, matrix):
-        edges = jnp.linspace(-0.5, 0.5, 14)
+        edges = jnp.asarray(np.linspace(-0.5, 0.5, 12, dtype=np.float32))
         np.testing.assert_array_equal(kernels.counts(matrix, edges), np.histogram(matrix, np.asarray(edges))[0])
 
     def test_vmapped_over_layers(self):
         layers = np.random.default_rng(3).normal(size=(5, 11, 13)).astype(np.float32)
         edges = np.linspace(-2, 2, 18)
-        mapped = jax.vmap(lambda layer: kernels.counts(layer, edges))(layers)
+        mapped = np.asarray(jax.jit(jax.vmap(lambda layer: kernels.counts(layer, edges)))(layers))
         for layer, counted in zip(layers, mapped, strict=True):
             np.testing.assert_array_equal(counted, np.histogram(layer, edges)[0])
 
@@ -162,8 +163,7 @@ class TestSimilarity:
         assert (similarity[4] == 0).all()
         assert np.isfinite(similarity).all()
 
-    @pytest.mark.parametrize("strips", [1, 2, 3])
-    @pytest.mark.parametrize("ddof", [0, 1])
+    @pytest.mark.parametrize(("strips", "ddof"), [(1, 1), (2, 0), (3, 1)])
     def test_moments_without_the_matrix(self, matrix, strips, ddof):
         sample = cosine(matrix)[np.triu_indices(COLUMNS, 1)]
         mean, std = kernels.column_cosine_moments(matrix, ddof=ddof, strips=strips)
@@ -197,7 +197,7 @@ class TestSimilarity:
 
     def test_head_pair_densities(self, matrix):
         edges = np.linspace(-0.6, 0.6, 18)
-        density, mean, std = kernels.head_pair_densities(matrix, edges, n_head=HEADS)
+        density, mean, std = map(np.asarray, kernels.head_pair_densities(matrix, edges, n_head=HEADS))
         for index, sample in enumerate(within_and_across(cosine(matrix))):
             np.testing.assert_allclose(density[index], np.histogram(sample, edges, density=True)[0], rtol=1e-5)
             assert mean[index] == pytest.approx(sample.mean(), rel=1e-5)
@@ -208,9 +208,8 @@ class TestPearson:
     def test_definition(self, matrix):
         x, y = matrix[:, 0], matrix[:, 1] + 0.5 * matrix[:, 0]
         assert kernels.pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
-        assert kernels.pearson(matrix, matrix[::-1]) == pytest.approx(
-            np.corrcoef(matrix.ravel(), matrix[::-1].ravel())[0, 1], abs=1e-6
-        )
+        wide = np.corrcoef(matrix.ravel(), matrix[::-1].ravel())[0, 1]
+        assert kernels.pearson(matrix, matrix[::-1]) == pytest.approx(wide, abs=1e-6)
 
     def test_pairs_that_do_not_count_may_hold_anything(self, matrix):
         x, y = matrix[:, 0].copy(), matrix[:, 1].copy()
@@ -267,7 +266,7 @@ class TestBins:
         np.testing.assert_array_equal(mean, [np.nan, np.nan, 1.5, 4, 6])
         np.testing.assert_allclose(std, [np.nan, np.nan, np.sqrt(1.25), 0, np.sqrt(2 / 3)], rtol=1e-6)
 
-    @pytest.mark.parametrize("size", [1, 5, 511, 899, 1031])
+    @pytest.mark.parametrize("size", [1, 5, 899])  # of fewer values than parts, and of parts that are not full
     def test_moments_by_loops(self, size):
         generator = np.random.default_rng(size)
         values = generator.normal(100, 3, size).astype(np.float32)
@@ -317,7 +316,7 @@ class TestWeights:
         shifted = kernels.distribution_shape(-1e15 * values)
         assert shifted.skewness == pytest.approx(-float(shape.skewness), rel=1e-4)
 
-    @pytest.mark.parametrize("size", [1, 2, 97, 10_007])
+    @pytest.mark.parametrize("size", [1, 7, 10_007])
     def test_distance_from_normal(self, size):
         """Of the steps of the empirical distribution, from below and from above."""
         from scipy import special
@@ -355,7 +354,7 @@ class TestWeights:
         assert explained.sum() == pytest.approx(1, abs=1e-6)
 
     @pytest.mark.parametrize("constant", [0.0, 0.1, -0.3, 1.7, 1e20])
-    @pytest.mark.parametrize("shape", [(55, 165), (128, 384), (7,)])
+    @pytest.mark.parametrize("shape", [(128, 384), (7,)])
     def test_a_constant_has_no_spread(self, constant, shape):
         values = np.full(shape, constant, np.float32)
         result = kernels.distribution_shape(values)
@@ -366,13 +365,16 @@ class TestWeights:
         assert kernels.ks_normal(values, result.mean, result.std) == 1
 
     @pytest.mark.parametrize("constant", [0.1, -0.3, 1.7])
-    @pytest.mark.parametrize("rows", [ROWS, 55])
-    def test_a_constant_column_adds_nothing_to_principal_components(self, constant, rows):
-        matrix = np.random.default_rng(rows).normal(size=(rows, COLUMNS)).astype(np.float32)
-        wider = np.concatenate([matrix, np.full((rows, 1), constant, np.float32)], axis=1)
-        explained, scores = kernels.principal_components(wider)
+    @pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (COLUMNS, ROWS)], ids=["high", "wide"])
+    def test_a_constant_column_adds_nothing_to_principal_components(self, constant, shape):
+        matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        matrix[:, -1] = constant
+        explained, scores = map(np.asarray, kernels.principal_components(matrix))
         assert np.isfinite(scores).all()
-        np.testing.assert_allclose(explained[:COLUMNS], kernels.principal_components(matrix)[0][:COLUMNS], atol=1e-6)
+        others = matrix[:, :-1].astype(np.float64)
+        sigma = np.linalg.svd((others - others.mean(axis=0)) / others.std(axis=0), compute_uv=False)
+        expected = sigma**2 / (sigma**2).sum()
+        np.testing.assert_allclose(explained[: len(expected)], expected[: len(explained)], atol=1e-6)
 
     def test_spectrum(self, matrix):
         sigma = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
@@ -384,7 +386,7 @@ class TestWeights:
     def test_effective_rank_of_known_matrices(self):
         identity = np.eye(13, dtype=np.float32)
         assert kernels.spectrum(7 * identity)[0] == pytest.approx(13, rel=1e-6)
-        assert kernels.spectrum(np.outer(np.arange(1, 6), np.ones(7)).astype(np.float32))[0] == pytest.approx(
+        assert kernels.spectrum(np.outer(np.arange(1, 4), np.ones(5)).astype(np.float32))[0] == pytest.approx(
             1, rel=1e-4
         )
         assert kernels.spectrum(np.zeros((3, 5), np.float32)) == (0, 0)
@@ -420,20 +422,15 @@ def test_columns_that_are_no_heads(heads):
 def test_kernels_of_weights_vmap_over_layers():
     layers = np.random.default_rng(6).normal(size=(3, ROWS, COLUMNS)).astype(np.float32)
     zero, one = np.float32(0), np.float32(1)
-    for kernel in (
-        kernels.distribution_shape,
-        kernels.neighbour_correlations,
-        kernels.principal_components,
-        kernels.spectrum,
-        lambda x: kernels.ks_normal(x, zero, one),
-    ):
-        together = jax.vmap(kernel)(layers)
-        alone = [kernel(layer) for layer in layers]
-        jax.tree.map(
-            lambda batch, *each: np.testing.assert_allclose(batch, np.stack(each), rtol=1e-4, atol=2e-5),
-            together,
-            *alone,
-        )
+
+    def all_of(x):
+        of_weights = (kernels.distribution_shape, kernels.neighbour_correlations, kernels.principal_components)
+        return [kernel(x) for kernel in (*of_weights, kernels.spectrum)] + [kernels.ks_normal(x, zero, one)]
+
+    together = jax.tree.leaves(jax.jit(jax.vmap(all_of))(layers))
+    alone = zip(*(jax.tree.leaves(all_of(layer)) for layer in layers), strict=True)
+    for batch, each in zip(together, alone, strict=True):
+        np.testing.assert_allclose(batch, np.stack(each), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward  # no
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
-# Two layers of the real widths; of the vocabulary, whose embedding is most of a file, the first thousand tokens.
+# A layer of the real widths; of the vocabulary, whose embedding is most of a file, the first thousand tokens.
 WIDE = {
-    name: changed(REGISTRY.known[spec], n_layer=2, vocab_size=1009)
+    name: changed(REGISTRY.known[spec], n_layer=1, vocab_size=1009)
     for name, spec in (("gpt2", "gpt2"), ("bert", "bert-base-uncased"))
 }
 # As many sequences for each of the three kinds of padding, side by side in one batch: one program for all.
@@ -107,17 +107,15 @@ def test_transformers_loads_what_is_saved(config, tmp_path):
     assert relative_error(found["hidden"], expected) <= MODEL_LIMIT
 
 
-@pytest.mark.parametrize("extra", [{}, {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}])
-def test_reordered_and_upcast_attention_in_float32(extra):
+def test_reordered_and_upcast_attention_in_float32():
     """Every intermediate of a model such as CodeParrot's and Stanford's; eager attention does as the file says."""
-    config = changed(GPT2, reorder_and_upcast_attn=True, **extra)
+    config = changed(GPT2, reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True)
     torch_model = torch_reference.build(config, seed=1)
     assert all(block.attn.reorder_and_upcast_attn for block in torch_model.transformer.h)
     assert_like_pytorch(ours(jaxqkv.load(torch_model), random_batch(config), MASK), torch_model, config)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("upcast", [True, False])
+@pytest.mark.parametrize(("dtype", "upcast"), [("bfloat16", True), ("float16", False)])
 def test_attention_of_16_bits_upcast_or_not(dtype, upcast, tmp_path):
     """On the same queries and keys, whose scores are far from zero, transformers' pattern to a rounding of 16 bits."""
     config = changed(GPT2, n_layer=1, initializer_range=0.7, reorder_and_upcast_attn=upcast)

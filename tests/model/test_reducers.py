@@ -122,10 +122,10 @@ def test_what_has_changed_has_another_program(kind):
     assert before == Bound(reduce)
 
 
-@pytest.mark.parametrize("kind", ["closure", "method", "global"])
-def test_what_has_changed_is_computed_with(gpt2, kind):
+def test_what_has_changed_is_computed_with(gpt2):
+    """For one kind; of all others the key of the program is looked at above."""
     q = np.asarray(gpt2.run(IDS, capture={"q"}, layers=0).q)[:, :, 0, 0, 0]
-    reduce, change = changing(kind)
+    reduce, change = changing("global")
     try:
         for by in (1.0, 2.0):
             change(by)
@@ -217,11 +217,11 @@ def test_an_equal_function_is_compiled_for_a_new_length_with_its_own_values(gpt2
             return gpt2.run(ids, edit={"q": times(setting)}, layers=0).q
         return gpt2.measure(ids, metrics.of_hidden(lambda hidden: hidden[:, 0] * setting.by))
 
-    first, longer = types.SimpleNamespace(by=2.0), random_ids(GPT2, 2, 5)
-    run(first, longer[:, :4])
+    first = types.SimpleNamespace(by=2.0)
+    run(first, IDS[:, :4])
     first.by = 1.0
-    once = run(first, longer)
-    assert relative_error(run(types.SimpleNamespace(by=2.0), longer), 2 * np.asarray(once)) <= MODEL_LIMIT
+    once = run(first, IDS)
+    assert relative_error(run(types.SimpleNamespace(by=2.0), IDS), 2 * np.asarray(once)) <= MODEL_LIMIT
 
 
 def test_programs_used_longest_ago_are_let_go(gpt2, monkeypatch):
@@ -255,8 +255,8 @@ def test_a_check_of_reducers(gpt2, padded):
     mask = np.ones(IDS.shape, bool)
     mask[1, 4:] = not padded
     batch = masked_batch(IDS, mask)
-    expected = gpt2.run(batch, reduce=masked_mean)
-    checked = gpt2.run(batch, reduce=masked_mean, check=True)
+    expected = gpt2.run(batch, reduce=masked_mean, layers=0)
+    checked = gpt2.run(batch, reduce=masked_mean, layers=0, check=True)
     for name, values in expected.items():
         np.testing.assert_array_equal(checked[name], values)
     run = functools.partial(gpt2.run, batch, check=True, layers=0)
@@ -264,9 +264,9 @@ def test_a_check_of_reducers(gpt2, padded):
         run(reduce=mean_of_batch)
     with pytest.raises(JaxqkvError, match=r"depends on values at pads: \['a'\] of layer 0 differs by"):
         run(reduce=lambda attention, mask: {"a": attention.attn_out.mean(axis=(1, 2))})
-    weighted = run(reduce=lambda a, mask, w: a.q[:, 0, 0, 0] * w, inputs=np.ones(2, np.float32))
-    q = np.asarray(gpt2.run(batch, capture={"q"}, layers=0).q)
-    np.testing.assert_array_equal(weighted, q[:, :, 0, 0, 0])
+    weights = np.array([1, 2], np.float32)
+    weighted, q = run(reduce=lambda a, mask, w: (a.q[:, 0, 0, 0] * w, a.q), inputs=weights, layers=[1, 0])
+    np.testing.assert_array_equal(weighted, np.asarray(q)[:, :, 0, 0, 0] * weights)
 
 
 def test_a_check_without_a_reducer(gpt2):
