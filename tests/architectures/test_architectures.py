@@ -164,10 +164,14 @@ def test_verify(folder, tmp_path, spec, capsys):
     assert "passed: " in capsys.readouterr().out
 
 
-def test_view_and_info(folder, tmp_path, capsys):
+@OF_ACTIVATIONS
+def test_view(folder, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["view", str(folder), "--text", TEXT, "--out", str(page)]) == 0
     assert f"{folder.name}: 6 tokens, 3 layers of 5 heads" in capsys.readouterr().out
+
+
+def test_info(folder, capsys):
     assert main(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["config"]["model_type"] == folder.name

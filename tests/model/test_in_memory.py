@@ -1,7 +1,6 @@
 """Models of transformers, mappings of tensors, and tokenizer objects, without a file."""
 
 import copy
-import functools
 import importlib.abc
 import re
 import sys
@@ -272,20 +271,12 @@ def test_concrete_batches_inside_a_program(tmp_path):
         rows = jax.vmap(lambda row: jaxqkv.hidden(params, row[None], config))(make(IDS))
         return acts.q, reduced, rows[:, 0]
 
-    @jax.jit
-    @jax.vmap
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def gradient_and_hidden(params):
-        hidden = jaxqkv.hidden(params, whole, config)
-        return hidden.sum(), hidden
-
     expected, plain = model.run(whole, capture=capture).hidden, model.run(IDS, capture=capture)
     limit = MODEL_LIMIT * float(np.abs(expected).max())
     # Of two checkpoints, which here are one.
     twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), jax.device_get(params))
-    (_, hidden), gradient = gradient_and_hidden(twice)
+    hidden = jax.jit(jax.vmap(lambda params: jaxqkv.hidden(params, whole, config)))(twice)
     np.testing.assert_allclose(hidden, np.stack([expected, expected]), atol=limit)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     q, reduced, rows = inside(params)
     assert relative_error(q, model.run(types, capture=capture, layers=[1, 0]).q) <= MODEL_LIMIT
     assert relative_error(reduced, np.asarray(plain.q)[:1].sum((2, 3, 4)) + 1) <= MODEL_LIMIT

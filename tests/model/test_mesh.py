@@ -112,9 +112,9 @@ PARTS = {
     "exact": ["exact"],
     "gradient": ["gradient"],
 }
-# On a mesh with both axes, everything of a causal architecture, what the blocks of another do in a way of their own,
-# and the activations of two more, whose weights are split by the same rules. The batch alone, where 11 sequences are
-# filled up to 14 and, cut to fit a limit of memory, 4 to 7; and the heads alone.
+# On a mesh with both axes, everything of one architecture, and the activations of the others, whose weights are split
+# by the same rules. The batch alone, where 11 sequences are filled up to 14 and, cut to fit a limit of memory, 4 to 7;
+# and the heads alone.
 BOTH = {"data": 4, "head": 2}
 MESHES = {
     "gpt2": [
@@ -122,7 +122,7 @@ MESHES = {
         ({"data": 7}, ["cut"]),
         ({"data": 1, "head": 2}, []),
     ],
-    "bert": [(BOTH, ["edit"])],
+    "bert": [(BOTH, [])],
     "roberta": [(BOTH, [])],
     "distilbert": [(BOTH, [])],
 }
