@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import CONFIGS, MODEL_LIMIT, arrays_of, assert_same_figures, changed, random_ids, write_folder
 from helpers.checkpoints import write_checkpoint_of_words
+from helpers.processes import fork
 
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
@@ -19,10 +18,7 @@ from jaxqkv.runtime import devices
 # Sizes that a mesh of head=2 divides, and no two the same.
 # Weights of moderate size: with large ones a softmax makes much of the last bit.
 SIZES = {"n_embd": 42, "n_head": 6, "n_inner": 34, "initializer_range": 0.1}
-EIGHT = {
-    "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]),
-    "JAX_PLATFORMS": "cpu",
-}
+EIGHT = {"XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"])}
 
 RUN = """
 import json, sys
@@ -35,6 +31,7 @@ from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.runtime import devices
 
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 base, shapes, line, EDIT = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
@@ -157,9 +154,7 @@ def eight(tmp_path_factory):
     words = write_checkpoint_of_words(base / "words", changed(CONFIGS["bert"], **SIZES, n_positions=37))
     line = [*STUDY, "--model", str(words), "--corpus", str(write_texts(base / "texts.jsonl"))]
     arguments = [str(base), json.dumps(shapes), json.dumps(line), EDIT]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True
-    )
+    done = fork(RUN, *arguments, env=EIGHT).completed(timeout=300)
     assert done.returncode == 0, done.stderr
     return base
 
