@@ -157,8 +157,9 @@ def test_gradients_are_the_same(visible):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("attend", [attention.attend_whole, attention.attend_sliced])
+@pytest.mark.parametrize(
+    ("dtype", "attend"), [(jnp.float16, attention.attend_whole), (jnp.bfloat16, attention.attend_sliced)]
+)
 def test_upcast_scores_are_those_of_float32(dtype, attend):
     """Takes and returns 16 bits; scores and softmax between are as exact as float32."""
     visible = visible_of(True)

@@ -239,7 +239,7 @@ def test_outputs_and_layers_from_one_pass(model, config, whole, monkeypatch):
     read = []
     layer = jaxqkv.Weights.layer
     monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, number: read.append(number) or layer(self, number))
-    names = {"pattern", "resid_post", "hidden"} | ({"logits"} if config.has_logits else set())
+    names = EVERYTHING | ({"hidden", "logits"} if config.has_logits else {"hidden"})
     last = np.asarray(whole.resid_post, np.float64)[2]
     if config.has_logits:
         scale, bias = model.weights["ln_f.weight"], model.weights["ln_f.bias"]
@@ -263,9 +263,8 @@ def test_outputs_alone(gpt2):
     assert acts.hidden is None
     assert repr(acts).startswith("Activations: ")
     np.testing.assert_array_equal(acts.logits, gpt2.logits(IDS))
-    params = gpt2.params()
-    loss = jax.jit(lambda params: jaxqkv.forward(params, IDS, GPT2, capture={"logits", "z"}).logits.sum())
-    np.testing.assert_allclose(loss(params), acts.logits.sum(), rtol=1e-4)
+    logits = jaxqkv.forward(gpt2.params(), IDS, GPT2, capture={"logits"} | EVERYTHING).logits
+    assert relative_error(logits, acts.logits) <= MODEL_LIMIT
     with pytest.raises(JaxqkvError, match="logits: not a field of layers"):
         next(gpt2.layerwise(IDS, capture={"q", "logits"}))
 

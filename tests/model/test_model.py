@@ -47,12 +47,11 @@ def test_goldens_from_pytorch(name, tmp_path):
     ids, mask = (np.concatenate([golden[f"{padding}/{part}"] for padding in PADDINGS]) for part in ("ids", "mask"))
     batch = masked_batch(ids, mask)
 
-    activations = model.run(batch, capture=EVERYTHING)
+    outputs = OUTPUTS if config.has_logits else {"hidden"}
+    activations = model.run(batch, capture=EVERYTHING | set(outputs))
     np.testing.assert_array_equal(np.asarray(activations.resid_post)[:-1], np.asarray(activations.resid_pre)[1:])
-    found = {field: activations[field] for field in FIELDS[:-1]} | {"hidden": model.hidden(batch)}
-    found |= {"logits": model.logits(batch)} if config.has_logits else {}
-    for field, values in found.items():
-        parts = np.split(np.asarray(values), len(PADDINGS), axis=0 if field in OUTPUTS else 1)
+    for field in (*FIELDS[:-1], *outputs):
+        parts = np.split(np.asarray(activations[field]), len(PADDINGS), axis=0 if field in OUTPUTS else 1)
         for padding, actual in zip(PADDINGS, parts, strict=True):
             expected, mask = golden[f"{padding}/{field}"], golden[f"{padding}/mask"]
             assert actual.shape == expected.shape
@@ -75,33 +74,38 @@ def test_shapes_and_dtypes_of_everything(config, whole):
 
 
 def test_only_what_was_asked_for_comes_back(gpt2, gpt2_whole):
-    activations = gpt2.run(IDS, capture={"k", "pattern"}, layers=[2, 0])
-    assert activations.layers == (2, 0)
+    activations = gpt2.run(IDS, capture={"k", "pattern"}, layers=[1, 0])
+    assert activations.layers == (1, 0)
     assert {field for field in FIELDS if getattr(activations, field) is not None} == {"k", "pattern"}
     for field in ("k", "pattern"):
-        assert relative_error(activations[field], np.asarray(gpt2_whole[field])[[2, 0]]) <= MODEL_LIMIT
+        assert relative_error(activations[field], np.asarray(gpt2_whole[field])[[1, 0]]) <= MODEL_LIMIT
     mlp_out = gpt2.run(IDS, capture="mlp_out", layers=1).mlp_out
     assert relative_error(mlp_out, np.asarray(gpt2_whole.mlp_out)[1:2]) <= MODEL_LIMIT
     default = gpt2.run(IDS, layers=0)
     assert {field for field in FIELDS if getattr(default, field) is not None} == {"q", "k", "v"}
 
 
-def test_padding_and_batch_mates_change_nothing(config, model):
-    """Texts of 11, 5 and 1 tokens, the shorter ones with pads on either side, against each text alone."""
-    texts = [random_ids(config, 1, length, seed=length)[0] for length in (11, 5, 1)]
-    rows = [(0, slice(11)), (1, slice(6, 11)), (1, slice(5)), (2, slice(10, 11)), (2, slice(1))]
-    ids, mask = np.zeros((5, 11), np.int32), np.zeros((5, 11), bool)
-    for row, (text, place) in enumerate(rows):
-        ids[row, place], mask[row, place] = texts[text], True
-    together = model.run(masked_batch(ids, mask), capture=ALL)
-    alone = [model.run(tokens[None], capture=ALL) for tokens in texts]
-    for row, (text, _) in enumerate(rows):
-        for field in FIELDS:
-            pair = [real(np.asarray(getattr(together, field))[:, row : row + 1], mask[row : row + 1], field)]
-            pair.append(real(getattr(alone[text], field), np.ones((1, len(texts[text])), bool), field))
-            assert relative_error(*pair) <= MODEL_LIMIT, field
+def test_padding_and_batch_mates_change_nothing(config, model, whole):
+    """One token, or five where later ones are seen too, with pads on either side, and alone.
+
+    The goldens have texts of all lengths, padded, as PyTorch computes them.
+    """
+    length = 1 if config.causal else 5
+    mask = np.zeros(IDS.shape, bool)
+    mask[0, -length:] = mask[1, :length] = True
+    ids = np.where(mask, 0, random_ids(config, *IDS.shape, seed=1))
+    text = ids[mask] = np.tile(IDS[0, :length], 2)
+    padded, alone = model.run(masked_batch(ids, mask), capture=ALL), model.run(text[None, :length], capture=ALL)
+    beside = model.run(np.stack([random_ids(config, 1, 11, seed=2)[0], IDS[0]]), capture=ALL)
+    one = np.ones((1, length), bool)
     for field in FIELDS:
-        assert np.isfinite(getattr(together, field)).all()
+        expected = real(alone[field], one, field)
+        values = np.asarray(padded[field])
+        assert np.isfinite(values).all()
+        for row in range(2):
+            found = real(values[:, row : row + 1], mask[row : row + 1], field)
+            assert relative_error(found, expected) <= MODEL_LIMIT, field
+        assert relative_error(np.asarray(beside[field])[:, 1], np.asarray(whole[field])[:, 0]) <= MODEL_LIMIT, field
 
 
 def test_later_layers_are_neither_read_nor_run(gpt2_folder, monkeypatch):
@@ -140,15 +144,15 @@ def test_reducer_sees_one_layer_and_is_stacked(gpt2, gpt2_whole):
     np.testing.assert_allclose(gpt2.run(IDS, reduce=reduce, layers=[1])["v"], np.asarray(reduced["v"])[1:2], rtol=1e-5)
 
 
-def test_microbatches_change_nothing(gpt2):
-    """Of one sequence, of two and of one that is left, and of all three."""
-    ids = random_ids(GPT2, 3, 11)
-    whole = gpt2.run(ids, capture=ALL)
-    for memory in (1, 60_000, 10**9):
-        cut = gpt2.run(ids, capture=ALL, memory=memory)
-        for field in ALL:
-            assert relative_error(cut[field], whole[field]) <= MODEL_LIMIT, field
-    assert relative_error(gpt2.hidden(ids, memory=60_000), whole.hidden) <= MODEL_LIMIT
+def test_microbatches_change_nothing(gpt2, gpt2_whole):
+    """Of two sequences and one that is left; those of one are in test_hands.py."""
+    third = random_ids(GPT2, 1, 11, seed=1)
+    ids, alone = np.concatenate([IDS, third]), gpt2.run(third, capture=ALL)
+    cut = gpt2.run(ids, capture=ALL, memory=60_000)
+    for field in ALL:
+        expected = [np.asarray(each[field]) for each in (gpt2_whole, alone)]
+        assert relative_error(cut[field], np.concatenate(expected, axis=int(field in FIELDS))) <= MODEL_LIMIT, field
+    assert relative_error(gpt2.hidden(ids, memory=60_000), cut.hidden) <= MODEL_LIMIT
     # Also when an axis happens to be as long as a piece of the batch.
     for reduce in (lambda attention, mask: attention.k.mean(), lambda attention, mask: attention.k[:1].mean((2, 3))):
         with pytest.raises(JaxqkvError, match="must have it as its first axis"):
@@ -164,14 +168,16 @@ def test_token_types_are_cut_along_with_the_batch(tmp_path):
     assert relative_error(model.hidden(IDS), whole) > 0.01
 
 
-def test_reducer_gets_inputs_cut_along_with_the_batch(gpt2):
-    ids = random_ids(GPT2, 3, 11)
+def test_reducer_gets_inputs_cut_along_with_the_batch(gpt2, gpt2_whole):
+    """All at once, in two microbatches and in three."""
+    rows = [0, 1, 0]
+    ids = IDS[rows]
     inputs = {"weight": np.arange(3 * 11, dtype=np.float32).reshape(3, 11), "shift": np.arange(3, dtype=np.float32)}
 
     def reduce(attention, mask, inputs):
         return (attention.attn_out * inputs["weight"][:, :, None]).sum(axis=1) + inputs["shift"][:, None]
 
-    expected = np.einsum("lbpe,bp->lbe", np.asarray(gpt2.run(ids, capture=ALL).attn_out)[:1], inputs["weight"])
+    expected = np.einsum("lbpe,bp->lbe", np.asarray(gpt2_whole.attn_out)[:1, rows], inputs["weight"])
     expected += inputs["shift"][:, None]
     for memory in (None, 1, 60_000, 10**9):
         reduced = gpt2.run(ids, reduce=reduce, inputs=inputs, memory=memory, layers=0)
@@ -235,15 +241,20 @@ def test_two_threads_run_one_model(gpt2_folder):
 
 
 def test_jit_grad_and_vmap_over_a_batch(gpt2, gpt2_whole):
-    jitted = jax.jit(lambda ids: gpt2.run(ids, capture=ALL))(IDS)
-    assert relative_error(jitted.q, gpt2_whole.q) <= MODEL_LIMIT
-    assert relative_error(jitted.pattern, gpt2_whole.pattern) <= MODEL_LIMIT
-    # With `hidden`, all layers are one program.
-    mapped = jax.vmap(lambda row: gpt2.run(row[None], capture={"pattern", "hidden"}).pattern[:, 0], out_axes=1)(IDS)
+    @jax.jit
+    def jitted(ids):
+        mapped = jax.vmap(lambda row: gpt2.run(row[None], capture={"pattern", "hidden"}).pattern[:, 0], out_axes=1)
+        acts = gpt2.run(ids, capture={"q", "pattern", "logits"})
+        return acts.q, acts.pattern, acts.logits, mapped(ids)
+
+    q, pattern, logits, mapped = jitted(IDS)
+    assert relative_error(logits, gpt2.logits(IDS)) <= MODEL_LIMIT
+    assert relative_error(q, gpt2_whole.q) <= MODEL_LIMIT
+    assert relative_error(pattern, gpt2_whole.pattern) <= MODEL_LIMIT
     assert relative_error(mapped, gpt2_whole.pattern) <= MODEL_LIMIT
 
     def loss(scale):
-        return (scale * gpt2.run(IDS, capture=ALL).attn_out ** 2).sum()
+        return jnp.vdot(scale * gpt2.run(IDS, capture=ALL).attn_out, gpt2_whole.attn_out)
 
     expected = (np.asarray(gpt2_whole.attn_out) ** 2).sum()
     np.testing.assert_allclose(jax.grad(loss)(2.0), expected, rtol=1e-5)
@@ -251,12 +262,12 @@ def test_jit_grad_and_vmap_over_a_batch(gpt2, gpt2_whole):
 
 
 def test_gradient_with_respect_to_parameters(config, model):
-    """Against a central difference along a random direction."""
+    """Against a central difference along a random direction; through one whole layer and into the next."""
 
     @jax.jit
     @jax.value_and_grad
     def loss_and_gradient(params):
-        return (jaxqkv.forward(params, IDS, config, capture={"z"}, layers=2).z ** 2).mean()
+        return (jaxqkv.forward(params, IDS, config, capture={"z"}, layers=1).z ** 2).mean()
 
     params = jax.device_get(model.params())  # NumPy compiles nothing
     _, gradient = loss_and_gradient(params)
@@ -284,9 +295,8 @@ def test_untied_logits_use_lm_head(tmp_path):
     untied = changed(GPT2, tie_word_embeddings=False)
     tensors = random_tensors(untied)
     model = jaxqkv.load(write_folder(tmp_path / "untied", untied, tensors))
-    ids = random_ids(GPT2, 2, 3)
-    hidden = np.asarray(model.hidden(ids), np.float64)
-    np.testing.assert_allclose(model.logits(ids), hidden @ tensors["lm_head.weight"].T, atol=1e-4)
+    hidden = np.asarray(model.hidden(IDS), np.float64)
+    np.testing.assert_allclose(model.logits(IDS), hidden @ tensors["lm_head.weight"].T, atol=1e-4)
     assert not model.weights.tied
 
 
@@ -346,19 +356,13 @@ def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
     np.testing.assert_array_equal(logits, jaxqkv.load(write_folder(tmp_path / "one", GPT2)).logits(ids))
 
 
-@pytest.mark.parametrize(
-    ("change", "factor"),
-    [
-        ({"scale_attn_weights": False}, lambda layer: np.sqrt(GPT2.head_dim)),
-        ({"scale_attn_by_inverse_layer_idx": True}, lambda layer: 1 / (layer + 1)),
-    ],
-)
-def test_settings_of_the_scale(tmp_path, change, factor):
-    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, **change)))
+def test_the_scale_by_layer(tmp_path):
+    """Scores that are not scaled are in test_products.py, and both settings together in test_parity.py."""
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, scale_attn_by_inverse_layer_idx=True)))
     activations = model.run(IDS, capture={"q", "k", "scores", "hidden"})  # all layers by one program
     q, k, scores = (np.asarray(activations[field], np.float64) for field in ("q", "k", "scores"))
     for layer in range(GPT2.n_layer):
-        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) * factor(layer)
+        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) / (layer + 1)
         assert relative_error(scores[layer], expected) < 1e-5
 
 
@@ -435,17 +439,18 @@ def test_bad_token_types(model, config, token_types, run):
         run(model, with_types(token_types))
 
 
-def test_one_token_type_in_bert(tmp_path):
+def test_the_one_token_type_of_a_bert_is_0(tmp_path):
     model = jaxqkv.load(write_folder(tmp_path / "x", changed(BERT, type_vocab_size=1)))
-    assert np.isfinite(model.hidden(with_types([0, 0, 0]))).all()
     with pytest.raises(JaxqkvError, match="token_types reach from 0 to 1; the model's are 0 alone"):
         model.hidden(with_types([0, 1, 0]))
 
 
+@pytest.mark.parametrize("config", ["bert"], indirect=True)
 def test_token_types_are_not_read_while_tracing(model):
-    batch = with_types([0, 0, 0])
-    traced = np.asarray(jax.jit(model.hidden)(jax.tree.map(jnp.asarray, batch)))
-    np.testing.assert_allclose(traced[batch.mask], np.asarray(model.hidden(batch))[batch.mask], atol=1e-5)
+    batch = with_types([0, 1, 0])
+    embedded = jax.jit(lambda batch: model.run(batch, capture={"resid_pre"}, layers=0).resid_pre)
+    expected = np.asarray(model.run(batch, capture=ALL).resid_pre)[:1]
+    assert relative_error(embedded(jax.tree.map(jnp.asarray, batch)), expected) <= MODEL_LIMIT
 
 
 def test_wrong_types_without_the_suites_own_checks(gpt2, monkeypatch):

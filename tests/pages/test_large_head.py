@@ -349,14 +349,14 @@ def test_types_fit_a_phone(tab, typed, width):
 
 def test_bert_has_types_and_norms(tab, tmp_path):
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "bert", BERT))
-    types = summary.typed_heads(model)
+    first = view.HeadKind("first", "attends to the first position", np.random.default_rng(0).uniform(size=(3, 5)))
+    types = view.TypedHeads("About.", [first], [[""] * 5] * 3)
     view.write_view(tmp_path / "page.html", model, TEXT, types=lambda model: types)
     page = tab(tmp_path / "page.html", height=1600, ready=DRAWN)
     assert not any(map(any, types.names))
     assert page.evaluate("document.getElementById('unnamed').checkVisibility()")
     assert page.evaluate("document.getElementById('unnamed').textContent").startswith("No head of this model attends ")
     order(page, "first")
-    (first,) = [kind for kind in types.kinds if kind.name == "first"]
     values = [first.value[pair] for pair in in_order(page)[0]]
     assert (np.diff(values) <= 1e-6).all()
     order(page, "")

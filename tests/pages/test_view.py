@@ -27,7 +27,7 @@ from jaxqkv.studies.heads.types import REPEATING, measure_types
 pytestmark = TOGETHER
 
 
-@pytest.mark.parametrize(("name", "layers"), [*((name, None) for name in CONFIGS), ("bert", [2, 0])])
+@pytest.mark.parametrize(("name", "layers"), [("gpt2", None), ("bert", [2, 0])])
 def test_the_embedded_values_are_the_model_s(name, layers, tmp_path):
     config = CONFIGS[name]
     model = jaxqkv.load(write_checkpoint_of_words(tmp_path / "tiny", config))
@@ -193,7 +193,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     ("text", "layers", "said", "terms"),
     [
         (" w3", 1, "one: 1 token, 1 layer of 1 head", ["layer", "head", "token"]),
-        (" w3 w5", 2, "one: 2 tokens, 2 layers of 1 head", ["layers", "head", "tokens"]),
+        (" w3", 2, "one: 1 token, 2 layers of 1 head", ["layers", "head", "token"]),
     ],
 )
 def test_one_of_a_kind_is_in_the_singular(text, layers, said, terms, tmp_path):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from conftest import assert_same_figures
+from conftest import GPT2, assert_same_figures, changed
+from helpers.checkpoints import MANY_WORDS, write_checkpoint_of_words
 from helpers.processes import COMMAND, fork
 
 from jaxqkv.cli.main import main
@@ -20,15 +21,15 @@ from jaxqkv.text.corpora import Corpus
 PATIENCE = 20
 # Older versions of JAX notice a dead process in their own time.
 NOTICED = PATIENCE if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters else 100
-STUDY = ["figures", "token-frequency", "--demo", "--arrays-only", "--no-cache", "--length", "61"]
+STUDY = ["figures", "token-frequency", "--arrays-only", "--no-cache", "--length", "61"]
 STUDY += ["--significance", "--permutations", "29"]
 # The count of tokens ends in the first meeting, in a later one, and where one process has no document left.
-TOKENS = (1, 700, 1_000_000)
+TOKENS = (1, 350, 1_000_000)
 # Of the runs that stop and go on.
-STOPPED = 700
+STOPPED = 350
 # How the first process of one job dies, and the second of another: by force, and of an error of its own.
 DEATHS = ("kill", "fail")
-# Two documents at a meeting and two sequences together, so that there are many of them; the environment may name
+# Two documents at a meeting and one sequence at a time, so that there are many of them; the environment may name
 # how often the model is run before the process dies, how, and a file of the other's that has to be there first.
 # Several lines of arguments are several runs of one job, which joins once.
 RUN = """
@@ -39,7 +40,7 @@ from jaxqkv.runtime import distributed
 from jaxqkv.studies.token_frequency import run as study
 from jaxqkv.text import counting
 
-counting.DOCUMENTS, study.TOGETHER, study.SAVE_EVERY = 2, 2, -1
+counting.DOCUMENTS, study.TOGETHER, study.SAVE_EVERY = 2, 1, -1
 run, runs, start = model.Model.run, [], distributed.start
 
 def counted(*arguments, **options):
@@ -93,17 +94,19 @@ class Job:
 def corpus(tmp_path_factory):
     """Eleven documents, two of them without a token and two too short for the batch."""
     generator = np.random.default_rng(0)
-    words = [f"word{n} " for n in range(40)]
-    sizes = [70, 0, 90, 30, 65, 80, 0, 120, 61, 10, 75]
-    lines = ["".join(words[int(40 * u**2)] for u in generator.random(size)) for size in sizes]
+    sizes = [70, 0, 90, 66, 65, 80, 0, 120, 30, 10, 75]
+    lines = ["".join(MANY_WORDS[int(43 * u**2)] for u in generator.random(size)) for size in sizes]
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path
 
 
-def line_of(corpus, tokens, out, *more):
-    """Seven sequences, which two processes do not share evenly."""
-    return ["--corpus", str(corpus), "--tokens", str(tokens), "--batch", "7", "--out", str(out), *more]
+@pytest.fixture(scope="module")
+def line_of(corpus, tmp_path_factory):
+    """Arguments of the study: seven sequences, which two processes do not share evenly."""
+    model = write_checkpoint_of_words(tmp_path_factory.mktemp("tiny") / "tiny", changed(GPT2, n_positions=61))
+    line = ["--model", str(model), "--corpus", str(corpus), "--batch", "7"]
+    return lambda tokens, out, *more: [*line, "--tokens", str(tokens), "--out", str(out), *more]
 
 
 class Stopped(NamedTuple):
@@ -118,7 +121,7 @@ class Stopped(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def stopped(corpus, tmp_path_factory):
+def stopped(line_of, tmp_path_factory):
     """Two jobs of which one process died, the first or the second, and where they would have drawn."""
     outs = [tmp_path_factory.mktemp("victim") for _ in DEATHS]
     jobs = [Job() for _ in DEATHS]
@@ -126,7 +129,7 @@ def stopped(corpus, tmp_path_factory):
     try:
         for victim, (job, death) in enumerate(zip(jobs, DEATHS, strict=True)):
             for process in (0, 1):
-                line = line_of(corpus, STOPPED, outs[victim])
+                line = line_of(STOPPED, outs[victim])
                 job.start(outs[victim], line, most_runs=1 if process == victim else 1000, death=death)
         for victim, job in enumerate(jobs):
             died, other = job.processes[victim], job.processes[1 - victim]
@@ -142,13 +145,13 @@ def stopped(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(stopped, corpus, tmp_path_factory):
+def finished(stopped, line_of, tmp_path_factory):
     """Where two processes drew: for each of `TOKENS`, and going on with each job of which one died."""
     base = tmp_path_factory.mktemp("jobs")
     outs = {tokens: base / f"tokens-{tokens}" for tokens in TOKENS}
     victims, _ = stopped
-    lines = [line_of(corpus, tokens, out) for tokens, out in outs.items()]
-    lines += [line_of(corpus, STOPPED, out, "--resume") for out in victims]
+    lines = [line_of(tokens, out) for tokens, out in outs.items()]
+    lines += [line_of(STOPPED, out, "--resume") for out in victims]
     job = Job()
     try:
         for _ in (0, 1):
@@ -162,11 +165,11 @@ def finished(stopped, corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_one(corpus, tmp_path_factory):
+def of_one(line_of, tmp_path_factory):
     """Where one process drew, for each of `TOKENS`."""
     outs = {tokens: tmp_path_factory.mktemp("one") for tokens in TOKENS}
     for tokens, out in outs.items():
-        assert main([*STUDY, *line_of(corpus, tokens, out)]) == 0
+        assert main([*STUDY, *line_of(tokens, out)]) == 0
     return outs
 
 
@@ -212,7 +215,7 @@ def test_a_job_goes_on_after_one_of_them_died(victim, finished, of_one):
 @pytest.mark.slow
 def test_a_job_that_nothing_describes(tmp_path):
     """No flags, and no SLURM, Open MPI or Cloud TPU around."""
-    done = fork(COMMAND, *STUDY, "--out", str(tmp_path / "out"), "--distributed").completed()
+    done = fork(COMMAND, *STUDY, "--demo", "--out", str(tmp_path / "out"), "--distributed").completed()
     assert done.returncode == 2
     assert "give --coordinator HOST:PORT" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
