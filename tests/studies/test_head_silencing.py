@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies import head_silencing
+from jaxqkv.studies.head_silencing import STUDY
 from jaxqkv.studies.head_silencing import run as silencing
 from jaxqkv.studies.registry import study
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
 from helpers.hooks import hooked  # noqa: E402
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 from jaxqkv.model import torch_reference  # noqa: E402
 
@@ -54,13 +58,18 @@ def figures(folder, tmp_path_factory):
     return figures
 
 
-@functools.cache
-def order(layer, pos):
-    """Positions and dimensions of each head in the order that the edit gives whole numbers, `[head, value]`."""
+@functools.partial(jax.jit, static_argnames="pos")
+def shuffled_numbers(layer, pos):
     numbers = np.broadcast_to(np.arange(pos * 7, dtype=np.float32).reshape(pos, 7), (1, 5, pos, 7))
     mask = np.ones((1, pos), bool)
     edit = edits.permute(3).placed("z", CONFIG, mask.shape).at(layer)
-    moved = np.asarray(edit(jnp.asarray(numbers), edits.Site(layer, mask, None)))[0].reshape(5, -1).astype(int)
+    return edit(jnp.asarray(numbers), edits.Site(layer, mask, None))
+
+
+@functools.cache
+def order(layer, pos):
+    """Positions and dimensions of each head in the order that the edit gives whole numbers, `[head, value]`."""
+    moved = np.asarray(shuffled_numbers(layer, pos))[0].reshape(5, -1).astype(int)
     assert (np.sort(moved) == np.arange(pos * 7)).all()
     return moved
 
@@ -188,14 +197,14 @@ def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named(folder, fig
     monkeypatch.setitem(BUNDLED, "demo-gpt2", folder)
     monkeypatch.setattr(silencing, "DEMO_FACT", (FACT, *ANSWERS))
     for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
-        figure = head_silencing.figure("4c", layer=LAYER, dpi=20, **named)
+        figure = displayed(STUDY, "4c", layer=LAYER, **named)
         assert f"After {FACT!r}" in figure.caption
         for key, values in figures("zero")["4c"].items():
             np.testing.assert_array_equal(figure.arrays[key], values)
 
 
 def test_a_target(folder, runs):
-    figure = head_silencing.figure("5a", model=folder, text=TEXT, target=" home", dpi=20)
+    figure = displayed(STUDY, "5a", model=folder, text=TEXT, target=" home")
     log_p = runs("zero", TEXT)[None][1]
     assert figure.arrays["clean"][0] == pytest.approx(log_p[WORDS.index(" home")], abs=1e-4)
     assert "' home'" in figure.caption
@@ -214,10 +223,17 @@ def test_refusals_and_models_without_next_tokens(folder, tmp_path, capsys):
         assert not isinstance(caught.value, NotDrawable)
     with pytest.raises(JaxqkvError, match="a text of 3 tokens or more, not 2"):
         head_silencing.figure("2", model=folder, text="a cat")
-    bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
+    bert = write_word_tokenizer(write_folder(tmp_path / "bert", changed(BERT, n_layer=1)), WORDS)
     line = ["figures", "head-silencing", "--model", str(bert), "--text", TEXT, "--arrays-only", "--out", str(tmp_path)]
     main(line)
     written = {path.stem for path in (tmp_path / "head-silencing").glob("*.npz")}
     assert written == {"2", "3"}
     assert "bert has no next-token logits" in capsys.readouterr().err
     assert len(study("head-silencing").figures) == 8
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    # A layer's heads go on with those before them, 1 + 2 + 3; figure 4c's are of the last layer alone; and the gradient
+    # goes through the layers twice.
+    bars = {"branches": [1, 2 * 3, 1 + 2 + 3]}
+    check_spoilt_run(tmp_path, "head-silencing", CONFIG, WORDS, *LINE, "--seed", "3", not_drawn={"3"}, bars=bars)

@@ -41,6 +41,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """A checkpoint of one layer, for which one program is compiled where others need two."""
+    config = changed(GPT2, initializer_range=0.2, n_layer=1)
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS)
+
+
+@pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "texts.txt"
     path.write_text("\n\n".join(DOCUMENTS))
@@ -123,13 +130,13 @@ class TestTheSameAsTheCommands:
         for given in (path, str(path)):
             assert_same_options("token-similarity", line, options | {"sentences": given})
 
-    def test_token_frequency(self, tmp_path, folder, corpus, undrawn):
+    def test_token_frequency(self, tmp_path, shallow, corpus, undrawn):
         options = {"documents": "paragraphs", "tokens": 60, "batch": 3, "length": 13, "memory": "1MB"}
         options |= {"no_cache": True, "mesh": {"data": 1}}
         line = ("--corpus", corpus, "--documents", "paragraphs", "--tokens", 60, "--batch", 3, "--length", 13)
         line += ("--memory", "1MB", "--no-cache", "--mesh", "data=1")
-        files = of_the_command(tmp_path, "token-frequency", "5d", folder, *line, "--arrays-only")
-        figure = token_frequency.figure("5d", model=folder, corpus=corpus, **options)
+        files = of_the_command(tmp_path, "token-frequency", "5d", shallow, *line, "--arrays-only")
+        figure = token_frequency.figure("5d", model=shallow, corpus=corpus, **options)
         assert_same(figure.arrays, files / "5d.npz")
         for given in (corpus, [str(corpus)]):
             assert_same_options("token-frequency", line, options | {"corpus": given})
@@ -149,7 +156,7 @@ class TestTheSameAsTheCommands:
             ("head-patching", "1", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
         ],
     )
-    def test_studies_of_runs(self, tmp_path, folder, undrawn, name, id, options):
+    def test_studies_of_runs(self, tmp_path, shallow, undrawn, name, id, options):
         """An open model and keywords; files are given as paths, and texts and answers as they are."""
         (tmp_path / "a.txt").write_text("\n\n".join((PREDICTED, "a cat saw her run home", "run home her", PREDICTED)))
         (tmp_path / "words").write_text("a cat\na saw\na her\nb run\nb home\n")
@@ -161,8 +168,8 @@ class TestTheSameAsTheCommands:
                 *(given if isinstance(given, tuple) else [] if given is True else [given]),
             ]
         assert_same_options(name, line, options)
-        files = of_the_command(tmp_path, name, id, folder, *line, "--arrays-only")
-        figure = study(name).figure(id, model=jaxqkv.load(folder), **options)
+        files = of_the_command(tmp_path, name, id, shallow, *line, "--arrays-only")
+        figure = study(name).figure(id, model=jaxqkv.load(shallow), **options)
         assert_same(figure.arrays, files / f"{id}.npz")
         assert figure.caption == caption_of(files, id)
 

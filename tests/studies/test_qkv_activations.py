@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import GPT2, MODEL_LIMIT, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
+from helpers.spoilt import check_spoilt_run
 
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
@@ -185,3 +186,7 @@ def test_the_studys_own_text():
     assert run.of_rows == (
         " 84 occurrences of ' like' in Alice's Adventures in Wonderland, with the 50 tokens before each."
     )
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(options, tmp_path):
+    check_spoilt_run(tmp_path, "qkv-activations", CONFIG, TOKENS, *options, not_drawn=(), bars={"layers": 3})
