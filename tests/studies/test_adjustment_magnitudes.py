@@ -8,6 +8,7 @@ from conftest import GPT2, MODEL_LIMIT, ROUNDING, changed, figures_of, write_fol
 from helpers import pytorch
 from helpers.checkpoints import WORDS
 from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv.cli.main import main
@@ -191,7 +192,7 @@ def test_the_hub_out_of_reach(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_the_demo_runs_the_packages_sentences():
-    figure = adjustment_magnitudes.figure("1", demo=True, dpi=20)
+    figure = displayed(STUDY, "1", demo=True)
     assert figure.arrays["mask"].shape[0] == 54
     assert figure.caption.startswith("Real positions (white) of the texts")
 

@@ -9,6 +9,8 @@ import pytest
 import scipy.special
 from conftest import BERT, GPT2, changed, figures_of, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import WORDS
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv import edits
@@ -23,8 +25,6 @@ from jaxqkv.studies.registry import study
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
 from helpers.hooks import hooked  # noqa: E402
-from helpers.spoilt import check_spoilt_run
-from helpers.studies import displayed
 
 from jaxqkv.model import torch_reference  # noqa: E402
 

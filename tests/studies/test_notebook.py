@@ -60,6 +60,12 @@ def figure(folder):
 
 
 @pytest.fixture(scope="module")
+def page(figure):
+    """The figure as a notebook shows it."""
+    return figure._repr_html_()
+
+
+@pytest.fixture(scope="module")
 def light(folder):
     """A figure that is drawn quickly."""
     return weight_tour.figure("position-dimension", model=folder, dpi=20)
@@ -107,10 +113,10 @@ def assert_same_options(name, line, keywords):
 
 
 class TestTheSameAsTheCommands:
-    def test_attention_scores(self, folder, figure, tmp_path, monkeypatch):
+    def test_attention_scores(self, folder, figure, page, tmp_path, monkeypatch):
         line = ("--text", TEXT, "--dpi", "50", "--theme", "dark")
         files = of_the_command(tmp_path, "attention-scores", "5a", folder, *line)
-        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / "5a.png").read_bytes()))
+        np.testing.assert_array_equal(shown(page), pixels((files / "5a.png").read_bytes()))
         monkeypatch.setattr(drawing, "drawn", lambda display, theme, dpi: None)
         models = (folder, open_checkpoint(folder), jaxqkv.load(folder), [jaxqkv.load(folder, stream=True)])
         for each in (figure, *(attention_scores.figure("5a", model=model, text=TEXT) for model in models)):
@@ -221,17 +227,16 @@ class TestFigure:
         ]
         assert "in each layer of tiny" in figure.caption
 
-    def test_a_notebook_shows_it(self, figure):
-        page = figure._repr_html_()
+    def test_a_notebook_shows_it(self, figure, page):
         picture = shown(page)
         assert picture.shape[:2] == (215, 10 * 50)
         assert picture.std() > 0.02
         assert "width: 960px; max-width: 100%" in page
         assert figure.caption in html.unescape(page)
 
-    def test_themes(self, figure, light):
+    def test_themes(self, page, light):
         assert shown(light._repr_html_())[0, 0].min() == 1
-        np.testing.assert_allclose(shown(figure._repr_html_())[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
+        np.testing.assert_allclose(shown(page)[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
 
     def test_what_is_changed_in_it_is_shown(self, folder):
         figure = weight_tour.figure("position-dimension", model=folder, dpi=20)

@@ -8,6 +8,7 @@ import pytest
 from conftest import BERT, GPT2, MODEL_LIMIT, ROUNDING, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
 from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv import kernels
@@ -241,7 +242,7 @@ def test_a_part_of_a_text_and_a_short_one_which_is_noted(folder, text_file, ids,
         ({"text_file": text_file, "length": 20}, text_file, 102, ""),
         ({"text_file": path}, path, 20, f" ({path} has no more from its middle on.)"),
     ):
-        figures = prediction_divergence.figure(["3", "2a"], model=folder, dpi=20, **given)
+        figures = [displayed(STUDY, id, model=folder, **given) for id in ("3", "2a")]
         assert f" 20 tokens of {source} from token {first} on, the first, at which" in figures[0].caption
         assert "(tiny has no layer 4 as in the original; the middle one is drawn.)" in figures[0].caption
         assert figures[1].caption.endswith(f" are predicted correctly.{note}")

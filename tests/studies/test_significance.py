@@ -192,7 +192,7 @@ class TestOfTargets:
             upper = np.triu_indices(5, 1)
             expected = [similarity[a, :, b][upper if a == b else ...].mean() for a, b in GROUPS.values()]
             ours = jax.jit(functools.partial(group_means, centred=centred))(x)
-            np.testing.assert_allclose(ours, expected, atol=15 * ROUNDING)
+            np.testing.assert_allclose(np.asarray(ours), expected, atol=15 * ROUNDING)
 
     def test_only_where_it_is_asked_for(self, word_folder, sentences, tmp_path):
         ids = ("distributions", "laminar")

@@ -295,7 +295,9 @@ class TestHeads:
 
     def test_one_head_has_no_clusters(self, tmp_path, capsys):
         folder = write_folder(tmp_path / "single", changed(SMALL, n_layer=1, n_head=1))
-        assert "head-clusters" not in figures_of("weight-tour", tmp_path, folder)
+        line = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", str(folder)]
+        assert main(["figures", "weight-tour", "query-heads", "head-clusters", *line]) == 2
+        assert [path.stem for path in (tmp_path / "out" / "weight-tour").glob("*.npz")] == ["query-heads"]
         assert "head-clusters needs two heads, and single has one" in capsys.readouterr().err
 
     def test_one_head_beside_others_is_left_out_and_said(self, folders, tmp_path):
