@@ -42,7 +42,7 @@ def drawn(request, tmp_path_factory):
     folder = write_checkpoint_of_words(base / "tiny", config)
     text = MANY_TEXT.strip()
     ids = ["types", "norms", *(["attribution", "lens"] if config.has_final_norm else [])]
-    # Fresh checkpoints are the same to both, so that one is compared with them.
+    # The null is made alike for every architecture, so that one of them is compared with it.
     null = NULL if config.causal else 0
     line = ["--text", text, "--clean", CLEAN, "--donor", DONOR, "--answers", *ANSWERS, "--null", str(null)]
     return config, folder, figures_of("heads", base, folder, *ids, *line)

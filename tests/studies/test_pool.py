@@ -135,8 +135,8 @@ class TestState:
 
 # --- the study ---
 
-# Seven sequences: in parts of two, the last part has one.
-BATCH_OPTIONS, PARTS = ["--batch", "7"], 4
+# Eight sequences, in parts of two.
+BATCH_OPTIONS, PARTS = ["--batch", "8"], 4
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +271,8 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
 
 
 def test_a_tested_run_goes_on_with_the_same_p(folder, corpus, tmp_path, monkeypatch, in_parts):
-    """The sums over pairs of tokens are in the state too, and all parts are permuted together."""
-    tested = [*corpus, "--significance", "--permutations", "31"]
+    """The sums over pairs of tokens are in the state too, and all parts, of which the last has one, are permuted."""
+    tested = [*corpus, "--batch", "7", "--significance", "--permutations", "31"]
     plain = figures_of("token-frequency", tmp_path / "plain", folder, "6", *tested)["6"]
     line = line_of(folder, tmp_path)
     interrupt(PARTS, [*line[:2], "6", *line[2:], *tested])
@@ -361,7 +361,7 @@ def test_a_state_stays_when_no_figure_can_be_drawn(folder, corpus, tmp_path, mon
 
 def test_the_first_process_alone_removes_the_states_of_all(folder, corpus, tmp_path, monkeypatch, in_parts):
     """The others end before it has drawn."""
-    sizes = {"length": 17, "tokens": 150, "batch": 7}
+    sizes = {"length": 17, "tokens": 150, "batch": 8}
     options = TokenFrequencyOptions(model=(str(folder),), corpus=(corpus[1],), no_cache=True, **sizes)
     for process, left in ((1, True), (0, False)):
         with monkeypatch.context() as patched, STUDY.start(options, tmp_path) as run:
