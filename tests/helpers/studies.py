@@ -17,7 +17,10 @@ def displayed(study, id, **options):
 
 @contextlib.contextmanager
 def without_layout():
-    """Pictures are not laid out in the block, which is half of the work: another test draws the same figures."""
+    """Pictures are drawn, but not laid out in the block, which is half of the work.
+
+    For tests of what is drawn; matplotlib's layout is the same for all, and runs in other tests of figures.
+    """
     whole = drawing.drawn
 
     def drawn(*arguments):

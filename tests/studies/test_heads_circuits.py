@@ -7,7 +7,7 @@ from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
 from helpers.induction import INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of
 from helpers.spoilt import check_spoilt_run
-from helpers.studies import displayed
+from helpers.studies import displayed, without_layout
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import jensenshannon, squareform
 from scipy.stats import false_discovery_control
@@ -71,7 +71,8 @@ def drawn(request, tmp_path_factory):
     ids = FIGURES if config.has_logits else set(FIGURES) - {"copying"}
     line = ["figures", "heads", *ids, "--text", MANY_TEXT.strip(), "--null", "0", *(["--raw"] if raw else [])]
     line += ["--dpi", "40"] if request.param == "gpt2" else ["--arrays-only"]
-    assert main([*line, "--model", str(folder), "--out", str(base / "out")]) == 0
+    with without_layout():
+        assert main([*line, "--model", str(folder), "--out", str(base / "out")]) == 0
     arrays = {path.stem: arrays_of(path) for path in (base / "out" / "heads").glob("*.npz")}
     pictures = {path.stem for path in (base / "out" / "heads").glob("*.png")}
     checkpoint = open_checkpoint(str(folder))

@@ -148,22 +148,21 @@ class TestTheSameAsTheCommands:
             assert_same_options("token-frequency", line, options | {"corpus": given})
 
     @pytest.mark.parametrize(
-        ("name", "id", "options"),
+        ("name", "options"),
         [
-            ("qkv-activations", "1", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
-            ("adjustment-magnitudes", "4", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
-            (
-                "prediction-divergence",
-                "2a",
-                {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True},
-            ),
-            ("category-selectivity", "3a", {"words": "words", "permutations": 19, "seed": 3}),
-            ("head-silencing", "4a", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
-            ("head-patching", "1", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
+            ("qkv-activations", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
+            ("adjustment-magnitudes", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
+            ("prediction-divergence", {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True}),
+            ("category-selectivity", {"words": "words", "permutations": 19, "seed": 3}),
+            ("head-silencing", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
+            ("head-patching", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
         ],
     )
-    def test_studies_of_runs(self, tmp_path, shallow, undrawn, name, id, options):
-        """An open model and keywords; files are given as paths, and texts and answers as they are."""
+    def test_other_studies_of_runs(self, tmp_path, folder, name, options):
+        """An open model and keywords make the same run as a line: options, texts and checkpoint are the same.
+
+        Files are given as paths, and texts and answers as they are.
+        """
         (tmp_path / "a.txt").write_text("\n\n".join((PREDICTED, "a cat saw her run home", "run home her", PREDICTED)))
         (tmp_path / "words").write_text("a cat\na saw\na her\nb run\nb home\n")
         options = {key: tmp_path / given if given in ("a.txt", "words") else given for key, given in options.items()}
@@ -174,10 +173,14 @@ class TestTheSameAsTheCommands:
                 *(given if isinstance(given, tuple) else [] if given is True else [given]),
             ]
         assert_same_options(name, line, options)
-        files = of_the_command(tmp_path, name, id, shallow, *line, "--arrays-only")
-        figure = study(name).figure(id, model=jaxqkv.load(shallow), **options)
-        assert_same(figure.arrays, files / f"{id}.npz")
-        assert figure.caption == caption_of(files, id)
+        kind, model = study(name).options, jaxqkv.load(folder)
+        with (
+            study(name).start(from_keywords(kind, options | {"model": model}, name)) as run,
+            study(name).start(made(kind, parse([name, "--model", str(folder), *map(str, line)]))) as of_the_line,
+        ):
+            assert run.model is model
+            assert run.describe() == of_the_line.describe()
+            assert run.describe()["checkpoint"] == [model.checkpoint.identity()]
 
     def test_weights_of_several_and_compared(self, tmp_path, folder, undrawn):
         fresh = f"random:{folder}"
