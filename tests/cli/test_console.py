@@ -1,27 +1,23 @@
 """What the command says: to people, to nobody, to programs; and the bars over long work."""
 
-import contextlib
 import io
 import json
 import os
-from typing import Any, NamedTuple
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GPT2, arrays_of, changed, random_tensors, write_folder, write_word_tokenizer
-from helpers.broken import SPOILT, spoil
+from conftest import GPT2, changed, write_folder, write_word_tokenizer
 from helpers.checkpoints import WORDS
-from tqdm import tqdm
+from helpers.spoilt import Terminal, bars_of_a_terminal
 
 from jaxqkv.cli.main import main
 from jaxqkv.model import comparison
 from jaxqkv.runtime import console
 from jaxqkv.studies.registry import names, study
 
-CONFIG = changed(GPT2, initializer_range=0.2)
-SENTENCES = ("a cat saw her run", "the cat saw her", "run her home")
-# The checkpoint predicts some of its words, and not all.
-PREDICTED = " cat cat saw her home home cat cat home saw home saw home her cat home cat her"
+CONFIG = changed(GPT2, initializer_range=0.2, n_layer=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,163 +30,25 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def lines(folder, tmp_path):
-    """A command of each study on a tiny checkpoint."""
-    return commands(folder, tmp_path)
-
-
-def commands(folder, tmp_path):
+    """Commands of two studies on a tiny checkpoint."""
     (tmp_path / "corpus.txt").write_text("the cat saw her " * 30 + "\n\n" + "run home " * 30)
-    (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
-    (tmp_path / "words.txt").write_text("a cat\na saw\na her\nb run\nb home\n")
-    (tmp_path / "predicted.txt").write_text(PREDICTED * 2)
     corpus = ["--corpus", str(tmp_path / "corpus.txt"), "--documents", "paragraphs", "--tokens", "150"]
-    pair = ["--clean", "a cat saw her", "--donor", "a her cat her", "--answers", " her", " cat"]
     extra = {
         "attention-scores": ["--text", "a cat saw her run home"],
         "token-frequency": [*corpus, "--batch", "2", "--length", "17"],
-        "weight-tour": ["--compare", f"random:{folder}"],
-        "token-similarity": ["--sentences", str(tmp_path / "sentences.txt")],
-        "qkv-activations": ["--text-file", str(tmp_path / "predicted.txt"), "--target", " her", "--permutations", "19"],
-        "adjustment-magnitudes": ["--corpus", str(tmp_path / "sentences.txt"), "--documents", "paragraphs"],
-        "prediction-divergence": ["--text-file", str(tmp_path / "predicted.txt"), "--permutations", "19"],
-        "category-selectivity": ["--words", str(tmp_path / "words.txt"), "--permutations", "19"],
-        "head-silencing": ["--text", "a cat saw her", "--fact", "a cat", "--answer", " saw", "--against", " her"],
-        "head-patching": pair,
-        "heads": [*pair, "--text", "a cat saw her", "--null", "1"],
     }
     common = ["--arrays-only", "--out", str(tmp_path / "out"), "--model", folder]
-    return {name: ["figures", name, *common, *extra.get(name, [])] for name in names()}
+    return {name: ["figures", name, *common, *options] for name, options in extra.items()}
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+STUDIES = Path(__file__).parents[1] / "studies"
 
 
-@contextlib.contextmanager
-def bars_of_a_terminal():
-    """The bars that are made in the block, as on a terminal."""
-    made = []
-
-    def bar(items=None, **options):
-        made.append(tqdm(items, delay=1, file=Terminal(), **options))
-        return made[-1]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(console, "bar", bar)
-        yield made
-
-
-# --- every study, once: with --json, with weights that are NaN or infinite, and as on a terminal ---
-
-
-class Ran(NamedTuple):
-    """A run of a study: what it printed, where, and its bars."""
-
-    name: str
-    out: Any
-    document: dict
-    warnings: list
-    bars: list
-
-
-@pytest.fixture(scope="module", params=names())
-def ran(request, tmp_path_factory):
-    base = tmp_path_factory.mktemp("ran")
-    spoilt = random_tensors(CONFIG)
-    spoil(spoilt)
-    write_word_tokenizer(write_folder(base / "model", CONFIG, spoilt), WORDS)
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patched, bars_of_a_terminal() as bars:
-        patched.chdir(base)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            assert main([*commands("./model", base)[request.param], "--json"]) == 0
-    return Ran(request.param, base / "out", json.loads(out.getvalue()), err.getvalue().splitlines(), bars)
-
-
-# Figures that there are not of such weights.
-NOT_DRAWN = {
-    "qkv-weights": {"2b", "4b", "5a"},
-    "attention-scores": {"4"},
-    "token-frequency": set(),
-    "weight-tour": {"head-clusters"},
-    "token-similarity": {"cosine", "correlation"},
-    "qkv-activations": set(),
-    "adjustment-magnitudes": {"2"},
-    "prediction-divergence": {"2b", "3", "4", "5", "6"},
-    "category-selectivity": {"5"},
-    "head-silencing": {"3"},
-    "head-patching": set(),
-    "heads": set(),
-}
-
-
-def test_weights_that_are_not_finite_are_computed_and_named(ran):
-    warning, *others = ran.warnings
-    assert warning == f"jaxqkv: warning: {SPOILT}"
-    assert all("are NaN or infinite" in line for line in others)
-    assert {line.split()[1] for line in others} == NOT_DRAWN[ran.name]
-    figures = json.loads((ran.out / ran.name / "manifest.json").read_text())["figures"]
-    assert NOT_DRAWN[ran.name] == set(study(ran.name).figures) - set(figures)
-
-
-def test_the_document_is_the_manifest_with_the_files(ran):
-    folder, document = ran.out / ran.name, dict(ran.document)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    figures, reasons = document.pop("figures"), document.pop("not drawn")
-    until_the_last, seconds = manifest.pop("seconds"), document.pop("seconds")
-    assert until_the_last.keys() == seconds.keys()
-    assert all(seconds[name] >= until_the_last[name] for name in seconds)
-    assert document.pop("manifest") == str(folder / "manifest.json")
-    assert document.pop("page") == str(ran.out / "index.html")
-    assert document == {key: value for key, value in manifest.items() if key != "figures"}
-    assert [f"jaxqkv: {id} is not drawn: {reason}" for id, reason in reasons.items()] == ran.warnings[1:]
-    assert list(figures) == [id for id in study(ran.name).figures if id not in NOT_DRAWN[ran.name]]
-    for id, figure in figures.items():
-        assert figure == {
-            "title": study(ran.name).figures[id].title,
-            "caption": manifest["figures"][id]["caption"],
-            "files": [str(folder / f"{id}.npz")],
-            "command": manifest["figures"][id]["command"],
-            "arrays": manifest["figures"][id]["arrays"],
-        }
-        arrays = arrays_of(folder / f"{id}.npz")
-        assert len(arrays) > 0
-        assert {name: values.ndim for name, values in arrays.items()} == {
-            name: len(axes) for name, axes in figure["arrays"].items()
-        }
-
-
-# Description of a bar → its total, or the totals of several.
-BARS = {
-    "qkv-weights": {"layers": 3},
-    "attention-scores": {"layers": 3},
-    "weight-tour": {"layers": 2 * 3},  # with what it is compared with
-    "token-similarity": {"layers": 3},
-    "qkv-activations": {"layers": 3},
-    "adjustment-magnitudes": {"layers": 3},
-    "prediction-divergence": {"layers": 3},
-    "category-selectivity": {"layers": 3},
-    # A layer's heads go on with those before them, 1 + 2 + 3; figure 4c's are of layer 1 alone; and the gradient goes
-    # through the layers twice.
-    "head-silencing": {"branches": [2, 2 * 3, 1 + 2 + 3]},
-    "head-patching": {"branches": [1 + 2 + 3] * 3},
-    "token-frequency": {"tokens": 150, "sequences": 2},
-    # The lens has no description; six are the pairs of layers; copying scores are also of fresh weights.
-    "heads": {"": 3, "layers": 3, "spectra": 3, "copying": [3, 3], "fresh checkpoints": [1, 1]}
-    | dict.fromkeys(("similarity", "composition", "divergence"), 6),
-}
-
-
-def test_every_long_loop_has_a_total_and_gets_there(ran):
-    totals = {
-        desc: sorted(bar.total for bar in ran.bars if bar.desc == desc) for desc in {bar.desc for bar in ran.bars}
-    }
-    expected = BARS[ran.name] | {"figures": len(study(ran.name).figures)}
-    assert totals == {desc: each if isinstance(each, list) else [each] for desc, each in expected.items()}
-    for bar in ran.bars:
-        reached = bar.n if bar.desc != "tokens" else min(bar.n, bar.total)  # whole documents are counted
-        assert reached == bar.total, bar.desc
+@pytest.mark.parametrize("name", names())
+def test_every_study_has_a_whole_run_checked_where_its_numbers_are(name):
+    """Its document, its warnings and its bars: there the same programs run it."""
+    call = re.compile(rf'check_spoilt_run\(\s*tmp_path,\s*"{name}"')
+    assert any(call.search(path.read_text()) for path in STUDIES.glob("test_*.py"))
 
 
 # --- what differs by option ---
@@ -282,7 +140,8 @@ class TestJson:
         assert document.pop("drawn").startswith("tiny: ")
         assert document == {"page": str(path), "bytes": path.stat().st_size}
 
-    def test_info(self, folder, capfd):
+    def test_info(self, tmp_path, capfd):
+        folder = str(write_word_tokenizer(write_folder(tmp_path / "tiny", changed(CONFIG, n_layer=3)), WORDS))
         about = self.document(["info", folder], capfd)
         assert about["checkpoint"] == folder
         assert about["source"] == "folder"
@@ -303,7 +162,7 @@ class TestJson:
         }
         assert about["stored as"] == ["F32"]
         assert about["bytes"] == {"float32": 4 * total}
-        assert about["tokenizer"] == ["tokenizer.json", "tokenizer_config.json"]
+        assert about["tokenizer"] == ["tokenizer.json"]
 
     def test_verify(self, folder, tmp_path, capfd, monkeypatch):
         pytest.importorskip("transformers", exc_type=ImportError)

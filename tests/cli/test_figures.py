@@ -249,9 +249,9 @@ class TestFiles:
         assert (folder / "2a.pdf").read_bytes().startswith(b"%PDF")
 
     def test_the_same_command_makes_the_same_files(self, draw):
-        folder = draw("5a", "--format", "svg", "pdf", "--dpi", "20")
-        before = {path.name: path.read_bytes() for path in folder.glob("5a.*")}
-        draw("5a", "--format", "svg", "pdf", "--dpi", "20")
+        folder = draw("2b", "--format", "svg", "pdf", "--dpi", "20")
+        before = {path.name: path.read_bytes() for path in folder.glob("2b.*")}
+        draw("2b", "--format", "svg", "pdf", "--dpi", "20")
         for name, content in before.items():
             if not name.endswith("npz"):  # a zip holds the time
                 assert (folder / name).read_bytes() == content, name

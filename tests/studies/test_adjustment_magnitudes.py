@@ -7,6 +7,8 @@ import pytest
 from conftest import GPT2, MODEL_LIMIT, ROUNDING, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
 from helpers.checkpoints import WORDS
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv.cli.main import main
@@ -190,6 +192,10 @@ def test_the_hub_out_of_reach(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_the_demo_runs_the_packages_sentences():
-    figure = adjustment_magnitudes.figure("1", demo=True, dpi=20)
+    figure = displayed(STUDY, "1", demo=True)
     assert figure.arrays["mask"].shape[0] == 54
     assert figure.caption.startswith("Real positions (white) of the texts")
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(options, tmp_path):
+    check_spoilt_run(tmp_path, "adjustment-magnitudes", CONFIG, WORDS, *options, not_drawn={"2"}, bars={"layers": 3})

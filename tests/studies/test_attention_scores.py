@@ -6,7 +6,9 @@ from math import sqrt
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, changed, figures_of, write_folder, write_word_tokenizer
+from helpers import pytorch
 from helpers.checkpoints import WORDS
+from helpers.spoilt import check_spoilt_run
 
 import jaxqkv
 from jaxqkv import kernels
@@ -68,7 +70,7 @@ def softmax(x):
 
 
 def causal(q, k):
-    hidden = np.triu(np.ones((POS, POS), bool), 1)
+    hidden = np.triu(np.ones((q.shape[1], q.shape[1]), bool), 1)
     return softmax(np.where(hidden, -np.inf, scores(q, k)))
 
 
@@ -168,19 +170,24 @@ def test_9(arrays, qk):
     np.testing.assert_allclose(arrays["9"]["all_heads"], arrays["9"]["mean_of_heads"], atol=1e-5)
 
 
-def test_texts_of_a_batch_are_pooled_and_pads_never_counted(folder, tmp_path, base, arrays):
+def test_texts_of_a_batch_are_pooled_and_pads_never_counted(folder, tmp_path, base, arrays, qk):
     """Two texts of different length: each sample is the two texts' samples one after the other."""
-    short, ids = "a cat saw her run", ("3", "4", "5a", "6", "7b")
-    alone = [arrays, figures_of("attention-scores", tmp_path / "short", folder, "4", "6", "7b", "--text", short)]
+    short = "a cat saw her run"
+    acts = pytorch.activations(pytorch.load(folder), jaxqkv.load(folder).tokenizer.encode([short])[0])
+    alone = [qk, [acts[name].reshape(3, 5, HEADS, 7).swapaxes(1, 2) for name in "qk"]]
     more = ["--text", TEXT, short, "--layer", str(LAYER)]
-    together = figures_of("attention-scores", tmp_path, folder, *ids, *more)
-    for id, name in (("4", "within"), ("4", "across"), ("7b", "final_to_previous"), ("7b", "self_other")):
-        expected = np.sort(np.concatenate([arrays[id][name] for arrays in alone]))
+    together = figures_of("attention-scores", tmp_path, folder, "3", "4", "5a", "6", "7b", *more)
+    of_layer = [(q[LAYER], k[LAYER]) for q, k in alone]
+    within, across = zip(*(last_token(q, k) for q, k in of_layer), strict=True)
+    final, self_other, _ = zip(*(pattern_samples(causal(q, k)) for q, k in of_layer), strict=True)
+    samples = {("4", "within"): within, ("4", "across"): across}
+    samples |= {("7b", "final_to_previous"): final, ("7b", "self_other"): self_other}
+    for (id, name), expected in samples.items():
+        expected = np.sort(np.concatenate(expected))
         np.testing.assert_allclose(np.sort(together[id][name]), expected, atol=1e-5, err_msg=f"{id} {name}")
-    sizes = [POS**2, 5 * 5]
-    means = [arrays["6"]["mean"] for arrays in alone]
-    expected = (sizes[0] * means[0] + sizes[1] * means[1]) / sum(sizes)
-    np.testing.assert_allclose(together["6"]["mean"], expected, atol=1e-5)
+    for layer in range(3):
+        expected = np.concatenate([scores(q[layer], k[layer]).ravel() for q, k in alone]).mean()
+        assert together["6"]["mean"][layer] == pytest.approx(expected, abs=1e-5)
     np.testing.assert_allclose(together["3"]["q"], arrays["3"]["q"], atol=1e-5)
     # How long the texts are, in captions of all and of the first.
     one, two = (manifest_of(each)["figures"] for each in (base, tmp_path))
@@ -222,8 +229,15 @@ def test_only_the_layers_that_are_needed_are_run(folder, tmp_path, monkeypatch):
         assert read == layers
 
 
-def test_one_token_is_too_few_for_most_figures(folder, tmp_path, capsys):
-    arrays = figures_of("attention-scores", tmp_path, folder, "--text", "a")
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """A checkpoint of one layer, for which one program is compiled where others need two."""
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    return write_word_tokenizer(write_folder(path, changed(CONFIG, n_layer=1)), WORDS)
+
+
+def test_one_token_is_too_few_for_most_figures(shallow, tmp_path, capsys):
+    arrays = figures_of("attention-scores", tmp_path, shallow, "--text", "a")
     missing = {"4": 3, "5a": 3, "5b": 3, "7b": 2, "8": 2}
     assert set(study("attention-scores").figures) - set(arrays) == missing.keys()
     err = capsys.readouterr().err
@@ -231,8 +245,8 @@ def test_one_token_is_too_few_for_most_figures(folder, tmp_path, capsys):
         assert f"jaxqkv: {id} is not drawn: figure {id} needs a text of {count} tokens or more, not 1" in err
 
 
-def test_two_tokens_are_enough_for_causal_patterns(folder, tmp_path, capsys):
-    line = ["figures", "attention-scores", "4", "7b", "8", "--arrays-only", "--model", str(folder)]
+def test_two_tokens_are_enough_for_causal_patterns(shallow, tmp_path, capsys):
+    line = ["figures", "attention-scores", "4", "7b", "8", "--arrays-only", "--model", str(shallow)]
     assert main([*line, "--text", "a cat", "--out", str(tmp_path)]) == 2
     assert {path.stem for path in (tmp_path / "attention-scores").glob("*.npz")} == {"7b", "8"}
     assert "figure 4 needs a text of 3 tokens or more, not 2" in capsys.readouterr().err
@@ -332,3 +346,7 @@ def test_layerwise_is_run_one_layer_at_a_time(folder, qk):
         assert attention.v is None
         seen.append(layer)
     assert seen == [0, 2]
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    check_spoilt_run(tmp_path, "attention-scores", CONFIG, WORDS, "--text", TEXT, not_drawn={"4"}, bars={"layers": 3})

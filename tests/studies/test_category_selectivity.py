@@ -9,6 +9,7 @@ import pytest
 from conftest import BERT, GPT2, MODEL_LIMIT, ROUNDING, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
 from helpers.oracles import cosine
+from helpers.spoilt import check_spoilt_run
 
 import jaxqkv
 from jaxqkv import kernels
@@ -23,7 +24,7 @@ TOKENS = ["?", "The", " next", " word", " is", *(f" w{index}" for index in range
 LINES = ("b w3", "a w5", "a w7", "c w11", "b w2 w13", "a w17", "c w19", "c w23", "a w29", "b w31", "a w37")
 WORDS = ("w3", "w2 w13", "w31", "w5", "w7", "w17", "w29", "w37", "w11", "w19", "w23")
 LABEL = np.repeat([0, 1, 2], [3, 5, 3])
-LAYER, EMBED, PERMUTATIONS = 1, 35, 199
+LAYER, EMBED, PERMUTATIONS = 1, 35, 97
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
@@ -124,7 +125,8 @@ def weighted_r(x, y, weights):
 def test_rsa_by_layer(arrays, similarity):
     figure = arrays["4"]
     keys = jax.random.split(jax.random.key(0), PERMUTATIONS)
-    weights = [np.bincount(jax.random.randint(key, (11,), 0, 11), minlength=11) for key in keys]
+    taken = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (11,), 0, 11)))(keys)
+    weights = [np.bincount(each, minlength=11) for each in np.asarray(taken)]
     for layer, three in enumerate(similarity):
         limit = 8 * LIMIT / min(upper(each).std() for each in three)
         for index, (a, b) in enumerate(PAIRS):
@@ -283,3 +285,7 @@ def test_the_studys_own_words():
     assert words.ends == [9.5, 22.5]
     with pytest.raises(JaxqkvError, match="here, line 1: 'a' has no word"):
         of_lines(["a "], "here")
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(options, tmp_path):
+    check_spoilt_run(tmp_path, "category-selectivity", CONFIG, TOKENS, *options, not_drawn={"5"}, bars={"layers": 3})

@@ -7,6 +7,8 @@ import pytest
 import scipy.special
 from conftest import BERT, GPT2, changed, figures_of, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import WORDS
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv import edits
@@ -14,6 +16,8 @@ from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
 from jaxqkv.studies import head_patching, pairs
+from jaxqkv.studies.head_patching import STUDY
+from jaxqkv.studies.options import from_keywords
 from jaxqkv.studies.registry import study
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -38,19 +42,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(folder, tmp_path_factory):
-    """The figures of the first pair, but for that of each position, which is of both."""
-    clean, donor, *answers = PAIRS[0]
-    line = ["--clean", clean, "--donor", donor, "--answers", *answers, "--layer", str(LAYER), "--repeats", "2"]
-    return figures_of("head-patching", tmp_path_factory.mktemp("one"), folder, "1", "2", "3a", "3b", "4", "5", *line)
+def line(tmp_path_factory):
+    """The options of a run of both pairs."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    path.write_text("\n".join("\t".join(pair) for pair in PAIRS) + "\n")
+    return ["--pairs", str(path), "--layer", str(LAYER), "--repeats", "2"]
 
 
 @pytest.fixture(scope="module")
-def both(folder, tmp_path_factory):
-    """The figures of both pairs that are means over pairs."""
-    base = tmp_path_factory.mktemp("both")
-    (base / "pairs.tsv").write_text("\n".join("\t".join(pair) for pair in PAIRS) + "\n")
-    return figures_of("head-patching", base, folder, "1", "5", "5-positions", "--pairs", str(base / "pairs.tsv"))
+def arrays(folder, line, tmp_path_factory):
+    """The figures of both pairs."""
+    return figures_of("head-patching", tmp_path_factory.mktemp("both"), folder, *line)
 
 
 class Hooked:
@@ -105,74 +107,93 @@ def patched(run, pair, pos=slice(None)):
     return (score(logits, pair) - before).reshape(SHAPE)
 
 
-def test_both_texts(one, both, run):
-    logits = [run(text)[0] for text in PAIRS[0][:2]]
-    for name, each in zip(("clean", "donor"), logits, strict=True):
-        np.testing.assert_allclose(one["1"][name], scipy.special.log_softmax(each), atol=1e-4)
-        assert one["1"][f"score_{name}"] == pytest.approx(score(each, PAIRS[0]), abs=1e-4)
-        side = ("clean", "donor").index(name)
-        mean = np.mean([score(run(pair[side])[0], pair) for pair in PAIRS])
-        assert both["1"][f"score_{name}"] == pytest.approx(mean, abs=1e-4)
+def test_both_texts(arrays, run):
+    for side, name in enumerate(("clean", "donor")):
+        logits = [run(pair[side])[0] for pair in PAIRS]
+        np.testing.assert_allclose(arrays["1"][name], scipy.special.log_softmax(logits[0]), atol=1e-4)
+        mean = np.mean([score(each, pair) for each, pair in zip(logits, PAIRS, strict=True)])
+        assert arrays["1"][f"score_{name}"] == pytest.approx(mean, abs=1e-4)
 
 
-def test_shuffled_heads(one, run):
-    pair = PAIRS[0]
-    logits, z = run(pair[0])
-    before, mask = score(logits, pair), np.ones((1, 6), bool)
-    numbers = jnp.asarray(np.broadcast_to(np.arange(42, dtype=np.float32).reshape(6, 7), (1, 5, 6, 7)))
-    expected = np.zeros(SHAPE)
-    for seed in (0, 1):
-        placed, new = edits.permute(jax.random.key(seed)).placed("z", CONFIG, mask.shape), []
-        for layer in range(SHAPE[0]):
-            order = np.asarray(placed.at(layer)(numbers, edits.Site(layer, mask, None)))[0].astype(int)
-            new += [z[layer, head].ravel()[order[head].ravel()].reshape(6, 7) for head in range(SHAPE[1])]
-        found, _ = run.changed(pair[0], HEADS, new)
-        expected += (score(found, pair) - before).reshape(SHAPE) / 2
-    np.testing.assert_allclose(one["2"]["delta"], expected, atol=1e-4)
-    np.testing.assert_allclose(one["2"]["norm"], np.sqrt((z**2).sum((2, 3))), rtol=1e-4)
+def test_shuffled_heads(arrays, run):
+    """Pads stay where they are."""
+    lengths, changes, norms = (6, 4), [], []
+    mask = np.arange(6) < np.array(lengths)[:, None]
+    numbers = np.broadcast_to(np.arange(42, dtype=np.float32).reshape(6, 7), (2, 5, 6, 7))
+    shuffle = jax.jit(lambda key, layer: edits.permute(key).placed("z", CONFIG, mask.shape).at(layer)(
+        jnp.asarray(numbers), edits.Site(layer, jnp.asarray(mask), None)))  # fmt: skip
+    # [repeat, layer, pair, head, pos, head_dim]
+    orders = np.array([[shuffle(jax.random.key(seed), layer) for layer in range(SHAPE[0])] for seed in (0, 1)], int)
+    for index, (pair, length) in enumerate(zip(PAIRS, lengths, strict=True)):
+        logits, z = run(pair[0])
+        norms.append(np.sqrt((z**2).sum((2, 3))))
+        for of_pair in orders[:, :, index, :, :length]:
+            new = [z[at].ravel()[of_pair[at].ravel()].reshape(length, 7) for at in HEADS]
+            found, _ = run.changed(pair[0], HEADS, new)
+            changes.append((score(found, pair) - score(logits, pair)).reshape(SHAPE))
+    np.testing.assert_allclose(arrays["2"]["delta"], np.mean(changes, axis=0), atol=1e-4)
+    np.testing.assert_allclose(arrays["2"]["norm"], np.mean(norms, axis=0), rtol=1e-4)
 
 
-def test_z_of_the_donor(one, run):
+def test_z_of_the_donor(arrays, run):
+    """Of the first pair."""
     z = run(PAIRS[0][1])[1]
-    np.testing.assert_allclose(one["3a"]["z"], z[LAYER].swapaxes(0, 1), atol=1e-5)
-    np.testing.assert_allclose(one["3b"]["norm"], np.linalg.norm(z, axis=-1).mean(1), rtol=1e-4)
+    np.testing.assert_allclose(arrays["3a"]["z"], z[LAYER].swapaxes(0, 1), atol=1e-5)
+    np.testing.assert_allclose(arrays["3b"]["norm"], np.linalg.norm(z, axis=-1).mean(1), rtol=1e-4)
     difference = z[:, :, 1] - z[:, :, 3]  # both " her"
-    np.testing.assert_allclose(one["4"]["difference"], difference, atol=1e-5)
+    np.testing.assert_allclose(arrays["4"]["difference"], difference, atol=1e-5)
     sizes = np.sort(np.abs(difference).mean(-1), axis=1)
-    np.testing.assert_allclose(one["4"]["ratio"], sizes[:, 3:].mean(1) / sizes[:, :2].mean(1), rtol=1e-3)
+    np.testing.assert_allclose(arrays["4"]["ratio"], sizes[:, 3:].mean(1) / sizes[:, :2].mean(1), rtol=1e-3)
 
 
-def test_patched_heads(one, both, run):
-    expected = patched(run, PAIRS[0])
-    np.testing.assert_allclose(one["5"]["delta"], expected, atol=1e-4)
-    gap = one["1"]["score_donor"] - one["1"]["score_clean"]
-    np.testing.assert_allclose(one["5"]["recovered"], one["5"]["delta"] / gap, rtol=1e-4)
-    assert set(one["5"]) == {"delta", "recovered"}
-    several = np.stack([expected, patched(run, PAIRS[1])])
-    np.testing.assert_allclose(both["5"]["delta"], several.mean(0), atol=1e-4)
+def test_patched_heads(arrays, run):
+    several, found = np.stack([patched(run, pair) for pair in PAIRS]), arrays["5"]
+    np.testing.assert_allclose(found["delta"], several.mean(0), atol=1e-4)
+    gap = arrays["1"]["score_donor"] - arrays["1"]["score_clean"]
+    np.testing.assert_allclose(found["recovered"], found["delta"] / gap, rtol=1e-4)
     # Of two pairs the resampled means are the smaller, the larger or between: the interval is from one to the other.
-    np.testing.assert_allclose(both["5"]["low"], several.min(0), atol=1e-4)
-    np.testing.assert_allclose(both["5"]["high"], several.max(0), atol=1e-4)
+    np.testing.assert_allclose(found["low"], several.min(0), atol=1e-4)
+    np.testing.assert_allclose(found["high"], several.max(0), atol=1e-4)
 
 
-def test_each_position(both, run):
+def test_one_pair_has_no_interval(folder, run):
+    clean, donor, answers = pairs.Pair(*PAIRS[0][:2], PAIRS[0][2:])
+    given = {"model": folder, "clean": clean, "donor": donor, "answers": answers}
+    values, scores = patched(run, PAIRS[0]), [score(run(text)[0], PAIRS[0]) for text in (clean, donor)]
+    with STUDY.start(from_keywords(STUDY.options, given, STUDY.name)) as of_one:
+        of_one.score_clean, of_one.score_donor = np.array(scores)[:, None]
+        found = STUDY.figures["5"].display(of_one, {"patched": values[None]})
+    assert set(found.arrays) == {"delta", "recovered"}
+    np.testing.assert_allclose(found.arrays["delta"], values)
+    np.testing.assert_allclose(found.arrays["recovered"], values / (scores[1] - scores[0]))
+    assert found.caption.endswith(" One pair of sentences proves little; --pairs averages over many.")
+
+
+def test_each_position(arrays, run):
     """Of the last, a pad of the second pair, the first pair's alone."""
     for pos, real in ((0, PAIRS), (3, PAIRS), (5, PAIRS[:1])):
         expected = np.mean([patched(run, pair, slice(pos, pos + 1)) for pair in real], axis=0)
-        np.testing.assert_allclose(both["5-positions"]["delta"][:, :, pos], expected, atol=1e-4)
+        np.testing.assert_allclose(arrays["5-positions"]["delta"][:, :, pos], expected, atol=1e-4)
 
 
-def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named(folder, one, monkeypatch):
+def test_a_whole_run_with_weights_that_are_not_finite(line, tmp_path):
+    bars = {"branches": [1 + 2 + 3] * 4}
+    check_spoilt_run(tmp_path, "head-patching", CONFIG, WORDS, *line, not_drawn=(), bars=bars)
+
+
+def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named(folder, monkeypatch):
     tokenizer = jaxqkv.load("demo-gpt2").tokenizer
     clean, donor = tokenizer.encode(pairs.DEMO_PAIR[:2])
     assert len(clean) == len(donor)
     assert len(set(pairs.answer_tokens(tokenizer, pairs.DEMO_PAIR.answers))) == 2
+    own = pairs.Pair(*PAIRS[0][:2], PAIRS[0][2:])
+    given = displayed(STUDY, "1", model=folder, **own._asdict())
     monkeypatch.setitem(BUNDLED, "demo-gpt2", folder)
-    monkeypatch.setattr(pairs, "DEMO_PAIR", pairs.Pair(*PAIRS[0][:2], PAIRS[0][2:]))
+    monkeypatch.setattr(pairs, "DEMO_PAIR", own)
     for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
-        figure = head_patching.figure("1", dpi=20, **named)
+        figure = displayed(STUDY, "1", **named)
         assert f"after {PAIRS[0][0]!r} (clean) and {PAIRS[0][1]!r} (donor)" in figure.caption
-        for name, values in one["1"].items():
+        for name, values in given.arrays.items():
             np.testing.assert_array_equal(figure.arrays[name], values)
 
 
@@ -195,7 +216,7 @@ def test_refusals(folder, tmp_path, capsys):
             head_patching.figure("5", model=folder, **{name: ""}, answers=PAIRS[0][2:])
         with pytest.raises(JaxqkvError, match="--pairs excludes"):
             head_patching.figure("5", model=folder, **{name: ""}, pairs=tmp_path / "pairs.tsv")
-    bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
+    bert = write_word_tokenizer(write_folder(tmp_path / "bert", changed(BERT, n_layer=1)), WORDS)
     line = ["figures", "head-patching", "--model", str(bert), "--clean", PAIRS[0][0], "--donor", PAIRS[0][1]]
     main([*line, "--answers", *PAIRS[0][2:], "--arrays-only", "--out", str(tmp_path)])
     assert {path.stem for path in (tmp_path / "head-patching").glob("*.npz")} == {"3a", "3b", "4"}

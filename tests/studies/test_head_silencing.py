@@ -2,12 +2,15 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 from conftest import BERT, GPT2, changed, figures_of, random_tensors, write_folder, write_word_tokenizer
 from helpers.checkpoints import WORDS
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv import edits
@@ -15,6 +18,7 @@ from jaxqkv.checkpoints.checkpoint import BUNDLED
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError, NotDrawable
 from jaxqkv.studies import head_silencing
+from jaxqkv.studies.head_silencing import STUDY
 from jaxqkv.studies.head_silencing import run as silencing
 from jaxqkv.studies.registry import study
 
@@ -31,8 +35,8 @@ ANSWERS = (" her", " home")
 LAYER, HEAD, HEADS = 2, 3, [(layer, head) for layer in range(3) for head in range(5)]
 LINE = ["--text", TEXT, "--layer", str(LAYER), "--head", str(HEAD), "--fact", FACT]
 LINE += ["--answer", ANSWERS[0], "--against", ANSWERS[1]]
-# The figures of each edit: all, those of hidden states, and those of log probabilities and their gradients.
-FIGURES = {"zero": (), "mean": ("2", "3"), "permute": ("4a", "4b", "5a", "5b", "5c")}
+# The figures of each edit: all, those of hidden states, and one of log probabilities.
+FIGURES = {"zero": (), "mean": ("2", "3"), "permute": ("4a",)}
 # Part of the way to a silenced head, for derivatives in float64.
 STEP = 1e-4
 
@@ -54,13 +58,18 @@ def figures(folder, tmp_path_factory):
     return figures
 
 
-@functools.cache
-def order(layer, pos):
-    """Positions and dimensions of each head in the order that the edit gives whole numbers, `[head, value]`."""
+@functools.partial(jax.jit, static_argnames="pos")
+def shuffled_numbers(layer, pos):
     numbers = np.broadcast_to(np.arange(pos * 7, dtype=np.float32).reshape(pos, 7), (1, 5, pos, 7))
     mask = np.ones((1, pos), bool)
     edit = edits.permute(3).placed("z", CONFIG, mask.shape).at(layer)
-    moved = np.asarray(edit(jnp.asarray(numbers), edits.Site(layer, mask, None)))[0].reshape(5, -1).astype(int)
+    return edit(jnp.asarray(numbers), edits.Site(layer, mask, None))
+
+
+@functools.cache
+def order(layer, pos):
+    """Positions and dimensions of each head in the order that the edit gives whole numbers, `[head, value]`."""
+    moved = np.asarray(shuffled_numbers(layer, pos))[0].reshape(5, -1).astype(int)
     assert (np.sort(moved) == np.arange(pos * 7)).all()
     return moved
 
@@ -139,7 +148,11 @@ def test_next_token(figures, runs, kind):
     np.testing.assert_allclose(arrays["4a"]["clean"], clean, atol=1e-4)
     np.testing.assert_allclose(arrays["4a"]["silenced"], silent, atol=1e-4)
     assert np.abs(clean - silent).max() > 0.01
-    column = [every[layer, HEAD][1] for layer in range(3)]
+
+
+def test_next_token_by_layer(figures, runs):
+    arrays, every = figures("zero"), runs("zero", TEXT)
+    clean, column = every[None][1], [every[layer, HEAD][1] for layer in range(3)]
     np.testing.assert_array_equal(arrays["4b"]["token"], [each.argmax() for each in column])
     np.testing.assert_allclose(arrays["4b"]["log_probability"], [each.max() for each in column], atol=1e-4)
     assert arrays["4b"]["clean"] == pytest.approx(clean.max(), abs=1e-4)
@@ -154,9 +167,8 @@ def test_a_fact(figures, runs):
     np.testing.assert_array_equal(arrays["4c"]["token"], [every[LAYER, head][1].argmax() for head in range(5)])
 
 
-@pytest.mark.parametrize("kind", ["zero", "permute"])
-def test_every_head(figures, runs, kind):
-    arrays, every = figures(kind), runs(kind, TEXT)
+def test_every_head(figures, runs):
+    arrays, every = figures("zero"), runs("zero", TEXT)
     clean = every[None][1]
     target = np.array([every[pair][1][clean.argmax()] for pair in HEADS]).reshape(3, 5) - clean.max()
     largest = np.array([every[pair][1].max() for pair in HEADS]).reshape(3, 5) - clean.max()
@@ -169,10 +181,9 @@ def test_every_head(figures, runs, kind):
         np.testing.assert_allclose(arrays["5b"][name][:, 1], values, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["zero", "permute"])
-def test_the_gradient_is_the_derivative_towards_a_silenced_head(figures, runs, kind):
+def test_the_gradient_is_the_derivative_towards_a_silenced_head(figures, runs):
     """In central differences."""
-    arrays, every = figures(kind), runs(kind, TEXT)
+    arrays, every = figures("zero"), runs("zero", TEXT)
     figure, token = arrays["5c"], every[None][1].argmax()
     ends = np.array([[every[pair, sign][1][token] for sign in (1, -1)] for pair in HEADS])
     derivative = (ends[:, 0] - ends[:, 1]).reshape(3, 5) / (2 * STEP)
@@ -188,14 +199,14 @@ def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named(folder, fig
     monkeypatch.setitem(BUNDLED, "demo-gpt2", folder)
     monkeypatch.setattr(silencing, "DEMO_FACT", (FACT, *ANSWERS))
     for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
-        figure = head_silencing.figure("4c", layer=LAYER, dpi=20, **named)
+        figure = displayed(STUDY, "4c", layer=LAYER, **named)
         assert f"After {FACT!r}" in figure.caption
         for key, values in figures("zero")["4c"].items():
             np.testing.assert_array_equal(figure.arrays[key], values)
 
 
 def test_a_target(folder, runs):
-    figure = head_silencing.figure("5a", model=folder, text=TEXT, target=" home", dpi=20)
+    figure = displayed(STUDY, "5a", model=folder, text=TEXT, target=" home")
     log_p = runs("zero", TEXT)[None][1]
     assert figure.arrays["clean"][0] == pytest.approx(log_p[WORDS.index(" home")], abs=1e-4)
     assert "' home'" in figure.caption
@@ -214,10 +225,17 @@ def test_refusals_and_models_without_next_tokens(folder, tmp_path, capsys):
         assert not isinstance(caught.value, NotDrawable)
     with pytest.raises(JaxqkvError, match="a text of 3 tokens or more, not 2"):
         head_silencing.figure("2", model=folder, text="a cat")
-    bert = write_word_tokenizer(write_folder(tmp_path / "bert", BERT), WORDS)
+    bert = write_word_tokenizer(write_folder(tmp_path / "bert", changed(BERT, n_layer=1)), WORDS)
     line = ["figures", "head-silencing", "--model", str(bert), "--text", TEXT, "--arrays-only", "--out", str(tmp_path)]
     main(line)
     written = {path.stem for path in (tmp_path / "head-silencing").glob("*.npz")}
     assert written == {"2", "3"}
     assert "bert has no next-token logits" in capsys.readouterr().err
     assert len(study("head-silencing").figures) == 8
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    # A layer's heads go on with those before them, 1 + 2 + 3; figure 4c's are of the last layer alone; and the gradient
+    # goes through the layers twice.
+    bars = {"branches": [1, 2 * 3, 1 + 2 + 3]}
+    check_spoilt_run(tmp_path, "head-silencing", CONFIG, WORDS, *LINE, "--seed", "3", not_drawn={"3"}, bars=bars)

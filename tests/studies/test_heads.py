@@ -9,6 +9,7 @@ import scipy.special
 from conftest import BERT, CONFIGS, GPT2, changed, figures_of, random_tensors, write_folder
 from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
 from helpers.induction import FEW_TEXTS, INDUCTION, PREVIOUS, write_induction
+from helpers.spoilt import check_spoilt_run
 from helpers.studies import displayed
 
 import jaxqkv
@@ -41,7 +42,9 @@ def drawn(request, tmp_path_factory):
     folder = write_checkpoint_of_words(base / "tiny", config)
     text = MANY_TEXT.strip()
     ids = ["types", "norms", *(["attribution", "lens"] if config.has_final_norm else [])]
-    line = ["--text", text, "--clean", CLEAN, "--donor", DONOR, "--answers", *ANSWERS, "--null", str(NULL)]
+    # The null is made alike for every architecture, so that one of them is compared with it.
+    null = NULL if config.causal else 0
+    line = ["--text", text, "--clean", CLEAN, "--donor", DONOR, "--answers", *ANSWERS, "--null", str(null)]
     return config, folder, figures_of("heads", base, folder, *ids, *line)
 
 
@@ -141,6 +144,7 @@ def benjamini_hochberg(p):
     return q.reshape(np.shape(p))
 
 
+@pytest.mark.parametrize("drawn", ["gpt2"], indirect=True)
 def test_q_values_are_those_of_fresh_checkpoints(drawn):
     config, _, arrays = drawn
     found = arrays["types"]
@@ -342,8 +346,9 @@ def test_parts_add_up_to_the_logit_difference(tmp_path, name):
 
 
 def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named():
-    """Whose parts add up too."""
-    specs = ({"demo": True}, {"model": "demo-gpt2"}, {"model": str(BUNDLED["demo-gpt2"])})
+    """Whose parts add up to the logit difference too, as those of every GPT-2 do."""
+    specs = [{"demo": True}, {"model": "demo-gpt2"}, {"model": str(BUNDLED["demo-gpt2"])}]
+    specs.append({"model": "demo-gpt2", **DEMO_PAIR._asdict()})
     asked, *others = (displayed(heads.STUDY, "attribution", **given) for given in specs)
     for named in others:
         assert "' John' minus that of ' Mary'" in named.caption
@@ -352,11 +357,6 @@ def test_the_bundled_checkpoint_has_its_own_pair_however_it_is_named():
     found = asked.arrays
     parts = sum_of(*(found[name] for name in ("head", "mlp", "embedding", "bias")))
     np.testing.assert_allclose(parts, found["total"], atol=1e-5)
-    model = jaxqkv.load("demo-gpt2")
-    batch = model.tokenize([DEMO_PAIR.clean, DEMO_PAIR.donor])
-    one, two = map(model.tokenizer.single_token, DEMO_PAIR.answers)
-    logits = np.asarray(model.logits(batch))[[0, 1], np.asarray(batch.last)]
-    np.testing.assert_allclose(found["total"], logits[:, one] - logits[:, two], atol=1e-5)
 
 
 # --- lens and norms ---
@@ -401,11 +401,23 @@ def test_norms(drawn):
 
 
 def test_figures_that_make_no_sense_are_named(tmp_path, capsys):
+    """And the rest is drawn."""
     folder = write_checkpoint_of_words(tmp_path / "tiny", TINY["bert"])
     line = ["figures", "heads", "--model", str(folder), "--arrays-only", "--out", str(tmp_path / "out"), "--null", "0"]
-    assert main([*line, "lens", "types"]) == 2
-    assert "lens is not drawn: bert normalises the residual stream after every block" in capsys.readouterr().err
-    assert [path.stem for path in (tmp_path / "out" / "heads").glob("*.npz")] == ["types"]
+    assert main([*line, "lens", "types", "norms", "attribution", "--text", MANY_TEXT.strip()]) == 2
+    error = capsys.readouterr().err
+    for id in ("lens", "attribution"):
+        assert f"{id} is not drawn: bert normalises the residual stream after every block" in error
+    assert {path.stem for path in (tmp_path / "out" / "heads").glob("*.npz")} == {"types", "norms"}
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    """Of the figures of texts; `test_heads_circuits.py` has the others."""
+    line = ("--text", MANY_TEXT.strip(), "--clean", CLEAN, "--donor", DONOR, "--answers", *ANSWERS, "--null", "1")
+    # The lens has no description.
+    bars = {"": 3, "layers": 3, "fresh checkpoints": 1}
+    ids = ("types", "norms", "attribution", "lens")
+    check_spoilt_run(tmp_path, "heads", TINY["gpt2"], MANY_WORDS, *line, not_drawn=(), bars=bars, ids=ids)
 
 
 def test_stimuli_of_the_study_that_do_not_fit_leave_figures_out(gpt2):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from conftest import CONFIGS, GPT2, arrays_of, changed, figures_of, random_tensors, write_folder
-from helpers.checkpoints import MANY_TEXT, write_checkpoint_of_words
+from helpers.checkpoints import MANY_TEXT, MANY_WORDS, write_checkpoint_of_words
 from helpers.induction import INDUCTION, PREVIOUS, write_induction
 from helpers.oracles import attention_of
-from helpers.studies import displayed
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed, without_layout
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import jensenshannon, squareform
 from scipy.stats import false_discovery_control
@@ -67,10 +68,11 @@ def drawn(request, tmp_path_factory):
     base = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
     config = changed(CONFIGS[name], **({"tie_word_embeddings": False} if name == "gpt2" and raw else {}))
     folder = write_checkpoint_of_words(base / "tiny", config)
-    ids = FIGURES if name == "gpt2" else ()
+    ids = FIGURES if config.has_logits else set(FIGURES) - {"copying"}
     line = ["figures", "heads", *ids, "--text", MANY_TEXT.strip(), "--null", "0", *(["--raw"] if raw else [])]
     line += ["--dpi", "40"] if request.param == "gpt2" else ["--arrays-only"]
-    assert main([*line, "--model", str(folder), "--out", str(base / "out")]) == 0
+    with without_layout():
+        assert main([*line, "--model", str(folder), "--out", str(base / "out")]) == 0
     arrays = {path.stem: arrays_of(path) for path in (base / "out" / "heads").glob("*.npz")}
     pictures = {path.stem for path in (base / "out" / "heads").glob("*.png")}
     checkpoint = open_checkpoint(str(folder))
@@ -120,6 +122,17 @@ def test_composition(drawn):
     assert found["baseline"] == pytest.approx((EMBED - folded) ** -0.5)
 
 
+_patterns = {}
+
+
+def pattern_of(checkpoint):
+    """The pattern of the text; that of another checkpoint with the same blocks if there was one."""
+    key = checkpoint.config.model_type
+    if key not in _patterns:
+        _, _patterns[key], _ = attention_of(jaxqkv.load(checkpoint), MANY_TEXT.strip())
+    return _patterns[key]
+
+
 def test_similarity(drawn):
     checkpoint, whole, arrays, _ = drawn
     found = arrays["similarity"]
@@ -128,7 +141,7 @@ def test_similarity(drawn):
         close(found[name], units @ units.T)
     bases = [np.linalg.svd(each, full_matrices=False)[0] for each in whole.w_q]
     close(found["overlap"], [[np.linalg.norm(a.T @ b) ** 2 / DIM for b in bases] for a in bases])
-    _, pattern, _ = attention_of(jaxqkv.load(checkpoint), MANY_TEXT.strip())
+    pattern = pattern_of(checkpoint)
     flat = pattern.reshape(-1, *pattern.shape[2:])[:, 1:]
     expected = (jensenshannon(flat[:, None], flat[None], axis=-1) ** 2).mean(axis=-1)
     np.testing.assert_allclose(found["divergence"], expected, rtol=0, atol=1e-5)
@@ -149,14 +162,19 @@ def test_copying(drawn):
         heads.figure("copying", model=checkpoint)
 
 
-def test_what_is_drawn_is_what_an_architecture_has(drawn):
-    """The rest is left out of the whole study; and pictures are drawn unless arrays alone are asked for."""
+def test_pictures_are_drawn_unless_arrays_alone_are_asked_for(drawn):
     checkpoint, _, arrays, pictures = drawn
-    if checkpoint.config.has_logits:
-        assert set(arrays) == set(FIGURES)
-        assert pictures == (set(FIGURES) if Weights(checkpoint).tied else set())
-    else:
-        assert set(arrays) == {"types", "norms", *FIGURES} - {"copying"}
+    assert set(arrays) == (set(FIGURES) if checkpoint.config.has_logits else set(FIGURES) - {"copying"})
+    assert pictures == (set(FIGURES) if checkpoint.config.has_logits and Weights(checkpoint).tied else set())
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    """Of the figures of weights; `test_heads.py` has the others."""
+    line = ("--text", MANY_TEXT.strip(), "--null", "1")
+    # Six are the pairs of layers; copying scores are also of fresh weights.
+    bars = {"spectra": 3, "copying": [3, 3], "fresh checkpoints": 1}
+    bars |= dict.fromkeys(("similarity", "composition", "divergence"), 6)
+    check_spoilt_run(tmp_path, "heads", GPT2, MANY_WORDS, *line, not_drawn=(), bars=bars, ids=FIGURES)
 
 
 def test_q_values_of_copying_come_from_fresh_checkpoints(tmp_path):

@@ -41,6 +41,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """A checkpoint of one layer, for which one program is compiled where others need two."""
+    config = changed(GPT2, initializer_range=0.2, n_layer=1)
+    return write_word_tokenizer(write_folder(tmp_path_factory.mktemp("model") / "tiny", config), WORDS)
+
+
+@pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "texts.txt"
     path.write_text("\n\n".join(DOCUMENTS))
@@ -50,6 +57,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def figure(folder):
     return attention_scores.figure("5a", model=str(folder), text=TEXT, dpi=50, theme="dark")
+
+
+@pytest.fixture(scope="module")
+def page(figure):
+    """The figure as a notebook shows it."""
+    return figure._repr_html_()
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +113,10 @@ def assert_same_options(name, line, keywords):
 
 
 class TestTheSameAsTheCommands:
-    def test_attention_scores(self, folder, figure, tmp_path, monkeypatch):
+    def test_attention_scores(self, folder, figure, page, tmp_path, monkeypatch):
         line = ("--text", TEXT, "--dpi", "50", "--theme", "dark")
         files = of_the_command(tmp_path, "attention-scores", "5a", folder, *line)
-        np.testing.assert_array_equal(shown(figure._repr_html_()), pixels((files / "5a.png").read_bytes()))
+        np.testing.assert_array_equal(shown(page), pixels((files / "5a.png").read_bytes()))
         monkeypatch.setattr(drawing, "drawn", lambda display, theme, dpi: None)
         models = (folder, open_checkpoint(folder), jaxqkv.load(folder), [jaxqkv.load(folder, stream=True)])
         for each in (figure, *(attention_scores.figure("5a", model=model, text=TEXT) for model in models)):
@@ -123,34 +136,33 @@ class TestTheSameAsTheCommands:
         for given in (path, str(path)):
             assert_same_options("token-similarity", line, options | {"sentences": given})
 
-    def test_token_frequency(self, tmp_path, folder, corpus, undrawn):
+    def test_token_frequency(self, tmp_path, shallow, corpus, undrawn):
         options = {"documents": "paragraphs", "tokens": 60, "batch": 3, "length": 13, "memory": "1MB"}
         options |= {"no_cache": True, "mesh": {"data": 1}}
         line = ("--corpus", corpus, "--documents", "paragraphs", "--tokens", 60, "--batch", 3, "--length", 13)
         line += ("--memory", "1MB", "--no-cache", "--mesh", "data=1")
-        files = of_the_command(tmp_path, "token-frequency", "5d", folder, *line, "--arrays-only")
-        figure = token_frequency.figure("5d", model=folder, corpus=corpus, **options)
+        files = of_the_command(tmp_path, "token-frequency", "5d", shallow, *line, "--arrays-only")
+        figure = token_frequency.figure("5d", model=shallow, corpus=corpus, **options)
         assert_same(figure.arrays, files / "5d.npz")
         for given in (corpus, [str(corpus)]):
             assert_same_options("token-frequency", line, options | {"corpus": given})
 
     @pytest.mark.parametrize(
-        ("name", "id", "options"),
+        ("name", "options"),
         [
-            ("qkv-activations", "1", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
-            ("adjustment-magnitudes", "4", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
-            (
-                "prediction-divergence",
-                "2a",
-                {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True},
-            ),
-            ("category-selectivity", "3a", {"words": "words", "permutations": 19, "seed": 3}),
-            ("head-silencing", "4a", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
-            ("head-patching", "1", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
+            ("qkv-activations", {"text_file": "a.txt", "target": " her", "context": 3, "permutations": 19}),
+            ("adjustment-magnitudes", {"corpus": "a.txt", "documents": "paragraphs", "positions": 5}),
+            ("prediction-divergence", {"text_file": "a.txt", "length": 13, "permutations": 19, "skip_first": True}),
+            ("category-selectivity", {"words": "words", "permutations": 19, "seed": 3}),
+            ("head-silencing", {"text": "a cat saw her", "edit": "permute", "seed": 3}),
+            ("head-patching", {"clean": "a cat her", "donor": "a saw her", "answers": (" her", " cat")}),
         ],
     )
-    def test_studies_of_runs(self, tmp_path, folder, undrawn, name, id, options):
-        """An open model and keywords; files are given as paths, and texts and answers as they are."""
+    def test_other_studies_of_runs(self, tmp_path, folder, name, options):
+        """An open model and keywords make the same run as a line: options, texts and checkpoint are the same.
+
+        Files are given as paths, and texts and answers as they are.
+        """
         (tmp_path / "a.txt").write_text("\n\n".join((PREDICTED, "a cat saw her run home", "run home her", PREDICTED)))
         (tmp_path / "words").write_text("a cat\na saw\na her\nb run\nb home\n")
         options = {key: tmp_path / given if given in ("a.txt", "words") else given for key, given in options.items()}
@@ -161,10 +173,14 @@ class TestTheSameAsTheCommands:
                 *(given if isinstance(given, tuple) else [] if given is True else [given]),
             ]
         assert_same_options(name, line, options)
-        files = of_the_command(tmp_path, name, id, folder, *line, "--arrays-only")
-        figure = study(name).figure(id, model=jaxqkv.load(folder), **options)
-        assert_same(figure.arrays, files / f"{id}.npz")
-        assert figure.caption == caption_of(files, id)
+        kind, model = study(name).options, jaxqkv.load(folder)
+        with (
+            study(name).start(from_keywords(kind, options | {"model": model}, name)) as run,
+            study(name).start(made(kind, parse([name, "--model", str(folder), *map(str, line)]))) as of_the_line,
+        ):
+            assert run.model is model
+            assert run.describe() == of_the_line.describe()
+            assert run.describe()["checkpoint"] == [model.checkpoint.identity()]
 
     def test_weights_of_several_and_compared(self, tmp_path, folder, undrawn):
         fresh = f"random:{folder}"
@@ -214,17 +230,16 @@ class TestFigure:
         ]
         assert "in each layer of tiny" in figure.caption
 
-    def test_a_notebook_shows_it(self, figure):
-        page = figure._repr_html_()
+    def test_a_notebook_shows_it(self, figure, page):
         picture = shown(page)
         assert picture.shape[:2] == (215, 10 * 50)
         assert picture.std() > 0.02
         assert "width: 960px; max-width: 100%" in page
         assert figure.caption in html.unescape(page)
 
-    def test_themes(self, figure, light):
+    def test_themes(self, page, light):
         assert shown(light._repr_html_())[0, 0].min() == 1
-        np.testing.assert_allclose(shown(figure._repr_html_())[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
+        np.testing.assert_allclose(shown(page)[0, 0, :3] * 255, [0x28, 0x2A, 0x2C], atol=1)
 
     def test_what_is_changed_in_it_is_shown(self, folder):
         figure = weight_tour.figure("position-dimension", model=folder, dpi=20)

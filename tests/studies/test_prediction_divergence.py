@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import BERT, GPT2, MODEL_LIMIT, ROUNDING, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 import jaxqkv
 from jaxqkv import kernels
@@ -16,7 +18,7 @@ from jaxqkv.studies import prediction_divergence
 from jaxqkv.studies.prediction_divergence import STUDY, PredictionDivergenceOptions
 from jaxqkv.studies.registry import study
 
-POSITIONS, LAYER, PERMUTATIONS = 101, 1, 199
+POSITIONS, LAYER, PERMUTATIONS = 101, 1, 103
 CONFIG = changed(GPT2, n_positions=POSITIONS)
 WORDS = [f" {'w' * (1 + index % 7)}{index}" for index in range(GPT2.vocab_size)]
 START = 102
@@ -240,7 +242,7 @@ def test_a_part_of_a_text_and_a_short_one_which_is_noted(folder, text_file, ids,
         ({"text_file": text_file, "length": 20}, text_file, 102, ""),
         ({"text_file": path}, path, 20, f" ({path} has no more from its middle on.)"),
     ):
-        figures = prediction_divergence.figure(["3", "2a"], model=folder, dpi=20, **given)
+        figures = [displayed(STUDY, id, model=folder, **given) for id in ("3", "2a")]
         assert f" 20 tokens of {source} from token {first} on, the first, at which" in figures[0].caption
         assert "(tiny has no layer 4 as in the original; the middle one is drawn.)" in figures[0].caption
         assert figures[1].caption.endswith(f" are predicted correctly.{note}")
@@ -290,3 +292,15 @@ def test_the_studys_own_text():
         run.predicted = run.next
     np.testing.assert_array_equal([run.ids, run.next], [ids[start : start + 256], ids[start + 1 : start + 257]])
     assert run.of_text.startswith(f" 256 tokens of Alice's Adventures in Wonderland from token {start:,} on")
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(options, tmp_path):
+    check_spoilt_run(
+        tmp_path,
+        "prediction-divergence",
+        CONFIG,
+        WORDS,
+        *options,
+        not_drawn={"2b", "3", "4", "5", "6"},
+        bars={"layers": 3},
+    )

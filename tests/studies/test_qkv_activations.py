@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import GPT2, MODEL_LIMIT, changed, figures_of, write_folder, write_word_tokenizer
 from helpers import pytorch
+from helpers.spoilt import check_spoilt_run
+from helpers.studies import displayed
 
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
@@ -17,7 +19,7 @@ from jaxqkv.studies.registry import study
 
 CONFIG = changed(GPT2, initializer_range=0.3)
 TOKENS = ["?", *(f" w{index}" for index in range(41)), " like"]
-LIKE, CONTEXT, LAYER, EMBED, HEADS, ROWS, SAMPLES = 42, 11, 1, 35, 5, 11, 199
+LIKE, CONTEXT, LAYER, EMBED, HEADS, ROWS, SAMPLES = 42, 11, 1, 35, 5, 11, 97
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,8 @@ def test_measures(arrays, samples, limit):
 def test_differences(arrays, samples, limit):
     figure = arrays["3b"]
     keys = jax.random.split(jax.random.key(0), SAMPLES)
-    weights = np.array([np.bincount(jax.random.randint(key, (ROWS,), 0, ROWS), minlength=ROWS) for key in keys])
+    taken = np.asarray(jax.jit(jax.vmap(lambda key: jax.random.randint(key, (ROWS,), 0, ROWS)))(keys))
+    weights = np.array([np.bincount(each, minlength=ROWS) for each in taken])
     scale = np.array([1, 1, 4 * np.abs(samples).max()]) * 2 * limit
     for layer in range(3):
         for index in range(3):
@@ -140,7 +143,7 @@ def test_documents_of_a_corpus_are_read_apart(folder, tmp_path, ids, samples, li
     lines = [" w3 like", five_rows, " w5" * CONTEXT, " like w7 like", text]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
     given = {"corpus": str(tmp_path / "texts.jsonl"), "text_column": "body", "context": CONTEXT, "rows": ROWS}
-    figure = qkv_activations.figure("1", model=folder, dpi=20, **given)
+    figure = displayed(STUDY, "1", model=folder, **given)
     rows = np.concatenate(list(samples[LAYER, :, :, -1]), axis=1)
     np.testing.assert_allclose(figure.arrays["activations"], np.concatenate([rows[:5], rows[: ROWS - 5]]), atol=limit)
     assert f"(The first {ROWS} occurrences of ' like' are run; --rows takes more.)" in figure.caption
@@ -185,3 +188,7 @@ def test_the_studys_own_text():
     assert run.of_rows == (
         " 84 occurrences of ' like' in Alice's Adventures in Wonderland, with the 50 tokens before each."
     )
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(options, tmp_path):
+    check_spoilt_run(tmp_path, "qkv-activations", CONFIG, TOKENS, *options, not_drawn=(), bars={"layers": 3})

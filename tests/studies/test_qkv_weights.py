@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import BERT, GPT2, arrays_of, changed, random_tensors, write_folder
 from helpers.oracles import cosine
+from helpers.spoilt import check_spoilt_run
 
 from jaxqkv.cli.main import main
 
@@ -160,3 +161,7 @@ def test_the_caption_says_which_layer(tmp_path):
     assert "tiny has no layer 6 as in the original" in captions[0][1]
     assert captions[1][0] == 0
     assert "no layer 6" not in captions[1][1]
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(tmp_path):
+    check_spoilt_run(tmp_path, "qkv-weights", CONFIGS["large"], (), not_drawn={"2b", "4b", "5a"}, bars={"layers": 3})

@@ -9,6 +9,7 @@ from conftest import GPT2, changed, figures_of, write_folder, write_word_tokeniz
 from helpers import pytorch
 from helpers.checkpoints import WORDS
 from helpers.oracles import cosine
+from helpers.spoilt import check_spoilt_run
 
 import jaxqkv
 from jaxqkv import kernels
@@ -170,16 +171,18 @@ def test_permuted_control_keeps_the_entries_and_nothing_else():
 
 def test_kernels_by_group():
     x = np.random.default_rng(0).normal(size=(11, 3 * 5)).astype(np.float32)
-    np.testing.assert_allclose(kernels.column_correlation(x), np.corrcoef(x.astype(np.float64).T), atol=1e-6)
+    correlations = np.asarray(kernels.column_correlation(x))
+    np.testing.assert_allclose(correlations, np.corrcoef(x.astype(np.float64).T), atol=1e-6)
     assert tuple(kernels.GROUPS) == ORDER
     edges = np.linspace(-0.9, 0.9, 8)
     for centred, measure in ((False, cosine), (True, correlation)):
-        densities = kernels.group_densities(x, edges, centred=centred)
+        densities = np.asarray(kernels.group_densities(x, edges, centred=centred))
         for index, name in enumerate(ORDER):
             expected = np.histogram(group(measure(x), name), edges, density=True)[0]
             np.testing.assert_allclose(densities[index], expected, rtol=1e-4)
     expected = np.histogram(cosine(x)[np.triu_indices(15, 1)], edges, density=True)[0]
-    np.testing.assert_allclose(kernels.upper_density(x, edges), expected, rtol=1e-4)
+    upper_density = jax.jit(lambda x: kernels.upper_density(x, edges))
+    np.testing.assert_allclose(np.asarray(upper_density(x)), expected, rtol=1e-4)
 
 
 def test_sentences_without_the_target(folder, tmp_path, capsys):
@@ -250,3 +253,16 @@ def test_the_studys_own_sentences():
         display = STUDY.figures["pairs"].display(run, {"samples": {"target": np.zeros((54, 3 * 128))}})
     assert "in sentences 1 and 40" in display.caption
     assert "Q dimensions 123 and 116 over 54 sentences; layer 6 of demo-gpt2." in display.caption
+
+
+def test_a_whole_run_with_weights_that_are_not_finite(sentences, tmp_path):
+    check_spoilt_run(
+        tmp_path,
+        "token-similarity",
+        CONFIG,
+        WORDS,
+        "--sentences",
+        sentences,
+        not_drawn={"cosine", "correlation"},
+        bars={"layers": 3},
+    )
