@@ -164,7 +164,6 @@ def test_verify(folder, tmp_path, spec, capsys):
     assert "passed: " in capsys.readouterr().out
 
 
-@OF_ACTIVATIONS
 def test_view(folder, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["view", str(folder), "--text", TEXT, "--out", str(page)]) == 0

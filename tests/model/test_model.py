@@ -356,13 +356,19 @@ def test_an_output_embedding_that_is_the_token_embedding(tmp_path, monkeypatch):
     np.testing.assert_array_equal(logits, jaxqkv.load(write_folder(tmp_path / "one", GPT2)).logits(ids))
 
 
-def test_the_scale_by_layer(tmp_path):
-    """Scores that are not scaled are in test_products.py, and both settings together in test_parity.py."""
-    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, scale_attn_by_inverse_layer_idx=True)))
+@pytest.mark.parametrize(
+    ("change", "factor"),
+    [
+        ({"scale_attn_weights": False}, lambda layer: np.sqrt(GPT2.head_dim)),
+        ({"scale_attn_by_inverse_layer_idx": True}, lambda layer: 1 / (layer + 1)),
+    ],
+)
+def test_settings_of_the_scale(tmp_path, change, factor):
+    model = jaxqkv.load(write_folder(tmp_path / "x", changed(GPT2, **change)))
     activations = model.run(IDS, capture={"q", "k", "scores", "hidden"})  # all layers by one program
     q, k, scores = (np.asarray(activations[field], np.float64) for field in ("q", "k", "scores"))
     for layer in range(GPT2.n_layer):
-        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) / (layer + 1)
+        expected = q[layer] @ k[layer].swapaxes(-1, -2) / np.sqrt(GPT2.head_dim) * factor(layer)
         assert relative_error(scores[layer], expected) < 1e-5
 
 
