@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import random_ids
+from conftest import GPT2, random_ids
 from helpers.processes import COMMAND, fork
 
 import jaxqkv.studies.attention_scores.run as attention_scores
@@ -103,9 +103,9 @@ class TestPrecision:
         x = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
         assert devices.rounded_product(x, x.T, (((1,), (0,)), ((), ()))).dtype == ml_dtypes.bfloat16
 
-    def test_a_model_is_rounded_when_that_is_set(self, model, config):
-        """And not when it is not any more: no program of before is used again."""
-        ids = random_ids(config, 2, 7)
+    def test_a_model_is_rounded_when_that_is_set(self, gpt2_model):
+        """And not when it is not any more: no program of before is used again. BERT is rounded in cli/test_verify.py."""
+        ids, model = random_ids(GPT2, 2, 7), gpt2_model
         full = np.asarray(model.run(ids, capture={"q"}).q)
         devices.set_precision("bfloat16")
         rounded = np.asarray(model.run(ids, capture={"q"}).q)

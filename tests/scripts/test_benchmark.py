@@ -132,7 +132,11 @@ ROUNDED = re.compile(r"(counts|edges)_\d+")
 OF_WORDS = {
     "qkv-weights": {},
     "head-silencing": {"text": "a cat saw her run home her"},
-    "head-patching": {"clean": "a cat saw her home", "donor": "a her cat her home", "answers": [" her", " cat"]},
+    "head-patching": {
+        "clean": "a cat saw her run her home",
+        "donor": "a her cat her run her home",
+        "answers": [" her", " cat"],
+    },
 }
 
 

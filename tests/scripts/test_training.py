@@ -162,7 +162,7 @@ def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
         totals, count = loop.update(params, None, task, 1000, config=config)
         assert (len(totals), count) == (working, 6)
         sums.append(
-            np.concatenate([np.ravel(sum(leaves)) for leaves in zip(*map(jax.tree.leaves, totals), strict=True)])
+            np.concatenate([np.ravel(sum(map(np.asarray, each))) for each in zip(*map(jax.tree.leaves, totals), strict=True)])
         )
     assert relative_error(sums[1][1:], sums[0][1:]) < 1e-5  # of the gradient, and of the loss before it
     assert sums[1][0] == pytest.approx(sums[0][0], rel=1e-5)
@@ -384,7 +384,7 @@ def of_sentences(request, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("sentences")
     (tmp_path / "work").mkdir()
     params = loop.fresh_params(config, tmp_path / "work", 5)
-    params["model"] = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, params["model"])
+    params["model"] = jax.tree.map(lambda leaf: np.asarray(leaf) * (3 if leaf.ndim > 1 else 1), params["model"])
     data = loop.Data(texts.train_tokenizer(config, made), None, None)
     loop.write_checkpoint(params, config, data, tmp_path / request.param)
     return jaxqkv.load(tmp_path / request.param)
@@ -416,7 +416,8 @@ def test_scores_of_names(of_sentences):
 
 def test_evaluation(of_sentences, monkeypatch):
     """A fresh model knows nothing: every loss is near that of guessing, and every attention near an even one."""
-    monkeypatch.setattr(evaluation, "WINDOWS", evaluation.BATCH)
+    monkeypatch.setattr(evaluation, "WINDOWS", 32)
+    monkeypatch.setattr(evaluation, "BATCH", 32)
     monkeypatch.setattr(evaluation, "SENTENCES", 20)
     monkeypatch.setattr(evaluation, "PERIOD", 16)
     monkeypatch.setattr(evaluation, "RANGES", ((1, 8), (8, 32)))
