@@ -12,7 +12,7 @@ import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 
 # Texts that are run together, and tokens of each: one shape for all, so that programs are compiled once.
-TEXTS, LENGTH = 8, 128
+TEXTS, LENGTH = 5, 128
 
 
 @pytest.fixture(scope="module", params=sorted(BUNDLED))
