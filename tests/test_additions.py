@@ -187,7 +187,7 @@ def test_studies_of_an_architecture(wide, tmp_path, capsys):
     write_word_tokenizer(wide, [*WORDS, *(f" w{number}" for number in range(36))])
     (tmp_path / "sentences.txt").write_text("a cat saw her\na run her home\n")
     tensors = random_tensors(WIDE)
-    weights = figures_of("qkv-weights", tmp_path, wide)
+    weights = figures_of("qkv-weights", tmp_path, wide, "1", "2a", "2d")
     attention = sum(values.size for key, values in tensors.items() if ".attn." in key)
     assert weights["1"]["head_dim"] == [11]
     assert weights["1"]["attention_parameters"] * 1e6 == pytest.approx(attention)

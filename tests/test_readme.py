@@ -92,6 +92,8 @@ def claims(code):
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_give_what_they_claim(code, tmp_path, monkeypatch, capsys):
+    """Files of pictures, at which no snippet looks, are a few bytes; studies/test_notebook.py has real ones."""
+    monkeypatch.setattr("jaxqkv.figures.drawing.rendered", lambda figure, kind, theme: b"picture")
     monkeypatch.chdir(tmp_path)
     names = {}
     for node, claim in claims(code):

@@ -53,10 +53,10 @@ class TestNotFinite:
     """The library's warnings: of what was used, once, and with the right results beside."""
 
     def test_what_comes_before_is_as_it_was(self, place):
-        clean = jaxqkv.load("./model").run([[1, 2, 3]], capture={"q"})
+        clean = jaxqkv.load("./model").run([[1, 2, 3]])
         tensors(spoil)(place / "model")
         with pytest.warns(JaxqkvWarning) as caught:
-            spoilt = jaxqkv.load("./model").run([[1, 2, 3]], capture={"q"})
+            spoilt = jaxqkv.load("./model").run([[1, 2, 3]])
         assert [str(each.message) for each in caught] == [SPOILT]
         np.testing.assert_array_equal(spoilt.q[0], clean.q[0])
         assert np.isnan(spoilt.q[1]).any()
@@ -87,9 +87,9 @@ class TestNotFinite:
         model = jaxqkv.load("./model")
         assert np.isfinite(model.run([[1, 2, 3]], layers=0).q).all()
         with pytest.warns(JaxqkvWarning, match=r"in wte.weight \(1 of"):
-            model.run([[1, 7]], layers=0)
+            model.run([[1, 2, 7]], layers=0)
         with pytest.warns(JaxqkvWarning, match=r"in h.1.attn.c_attn.weight \(1 of"):
-            model.hidden([[1, 2]])
+            model.hidden([[1, 2, 3]])
 
     @pytest.mark.parametrize("layers", [None, [2], [1]])
     def test_a_loop_over_layers_that_is_left_hears_of_what_it_was_given(self, place, layers):
@@ -133,7 +133,7 @@ class TestNotFinite:
         assert count_broken(np.full(5, np.finfo(np.float32).max, np.float32)) == 0
 
     def test_results_that_are_not_finite_by_themselves_are_no_news(self, place):
-        result = jaxqkv.load("./model").run([[1, 2]], reduce=lambda a, mask: jax.numpy.log(0 * a.q.sum()))
+        result = jaxqkv.load("./model").run([[1, 2, 3]], reduce=lambda a, mask: jax.numpy.log(0 * a.q.sum()))
         assert np.isneginf(result).all()
 
     def test_weights_read_by_name_and_by_role(self, place):
@@ -147,7 +147,7 @@ class TestNotFinite:
     def test_of_many_the_first_dozen_is_named(self, place):
         tensors(lambda t: [x.fill(np.nan) for key, x in t.items() if key.startswith("h.")])(place / "model")
         with pytest.warns(JaxqkvWarning, match=r"in h\.0\.ln_1\.weight \(35 of 35\), .*, and 24 more$"):
-            jaxqkv.load("./model").run([[1]])
+            jaxqkv.load("./model").run([[1, 2, 3]])
 
     @pytest.mark.parametrize(
         ("stored", "computed", "value"), [(np.float64, "float32", 1e300), (np.float32, "float16", 1e5)]

@@ -32,7 +32,7 @@ same = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=150,
+    max_examples=70,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 MEMORY = 16 << 20  # bytes; the files have a few thousand, some changes a hundred thousand more
@@ -233,7 +233,7 @@ def sharded(tmp_path_factory):
     return folder, index
 
 
-@same
+@settings(same, max_examples=150)  # which name the file outside too
 @given(data=st.data())
 def test_index(sharded, data):
     folder, index = sharded

@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_the_library_runs_nothing(trapped):
         ["info"],
         ["figures", "attention-scores", "3", "--text", "I saw her", "--arrays-only", "--out", "out", "--model"],
         ["figures", "weight-tour", "architecture", "positions", "--arrays-only", "--out", "out", "--model"],
-        ["verify", "--out", "verify.json", "--text", "I saw her", "--"],
+        ["verify", "--out", "verify.json", "--text", "I" + 16 * " her", "I saw" + 6 * " her", "--"],
     ],
     ids=["info", "attention-scores", "weight-tour", "verify"],
 )
@@ -108,9 +109,17 @@ def test_what_is_kept_of_counts_is_no_pickle(tmp_path, monkeypatch):
 OWN_PROCESSES = ROOT / "jaxqkv" / "figures" / "drawers.py"
 
 
+# One of these words is in each of them.
+WORDS = re.compile(
+    r"\b(pickle|marshal|shelve|dill|joblib|cloudpickle|jinja2|eval|exec|compile|__import__|load|system|shell"
+    r"|trust_remote_code)\b"
+)
+
+
 def means_of_execution(path):
     """What a source could run a checkpoint's code with, by line."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)) if WORDS.search(text) else ():
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
             modules = {name.split(".")[0] for name in names}

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import itertools
 import json
@@ -28,6 +27,7 @@ from conftest import (
     write_folder,
     write_word_tokenizer,
 )
+from helpers import pytorch
 from helpers.checkpoints import WORDS
 
 from jaxqkv.architectures import open_checkpoint
@@ -40,18 +40,7 @@ ROOT = Path(__file__).parents[2]
 PEERS = ("tuned", "notebook")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """PyTorch's threads wait for each other longer than such small arrays take."""
-    if importlib.util.find_spec("torch") is None:
-        yield
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+_one_thread = pytorch.one_thread
 
 
 def all_sides(spec):
@@ -132,7 +121,11 @@ ROUNDED = re.compile(r"(counts|edges)_\d+")
 OF_WORDS = {
     "qkv-weights": {},
     "head-silencing": {"text": "a cat saw her run home her"},
-    "head-patching": {"clean": "a cat saw her home", "donor": "a her cat her home", "answers": [" her", " cat"]},
+    "head-patching": {
+        "clean": "a cat saw her run her home",
+        "donor": "a her cat her run her home",
+        "answers": [" her", " cat"],
+    },
 }
 
 
@@ -517,14 +510,17 @@ def test_settings_that_do_not_go_together(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_sixteen_sentences_of_a_large_batch_are_compared():
-    """Spread over the batch, and the same on both sides."""
-    case = benchmark.forward_case("demo-gpt2", 37, 5, {})
-    ours, tuned, _ = all_sides(case.spec).values()
-    assert ours.shape == (3, 3, 16, 5, 128)
-    assert measuring.array_difference(ours, tuned) < MODEL_LIMIT
+def test_sixteen_sentences_of_a_large_batch_are_compared(monkeypatch):
+    """Spread over the batch, and the same on both sides; here three of five."""
     assert passes._some(37)[[0, 1, -1]].tolist() == [0, 2, 36]
+    assert len(passes._some(37)) == 16
     assert passes._some(3).tolist() == [0, 1, 2]
+    case = benchmark.forward_case("demo-gpt2", 5, 31, {})
+    whole = all_sides(case.spec)
+    monkeypatch.setattr(passes, "COMPARED", 3)
+    for side, some in all_sides(case.spec).items():
+        np.testing.assert_array_equal(some, whole[side][:, :, [0, 2, 4]])
+    assert measuring.array_difference(whole["jaxqkv"], whole["tuned"]) < MODEL_LIMIT
 
 
 def test_precision_of_each_side():

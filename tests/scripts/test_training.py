@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
+from helpers import pytorch
 from scipy.special import log_softmax
 
 import jaxqkv
@@ -17,6 +18,7 @@ optax = pytest.importorskip("optax")
 
 from training import evaluation, forward, loop, mixture, objectives, optimiser, sentences, sizes, texts  # noqa: E402
 
+_one_thread = pytorch.one_thread
 SMALL = {"vocab_size": 307, "n_positions": 32, "n_embd": 14, "n_layer": 1, "n_head": 2, "n_inner": 22}
 SMALL_CONFIGS = {name: dataclasses.replace(config, **SMALL) for name, config in sizes.CONFIGS.items()}
 DOCUMENTS = [" ".join(f"the {a} sat on the {b}." for a in ["cat", "dog", "hen"] for b in ["mat", "log", "nest"]) * 40]
@@ -31,7 +33,16 @@ def _loose():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A training of seconds: few sentences, reports and a rise of the rate that come soon."""
+    """A training of seconds: few sentences, reports and a rise of the rate that come soon.
+
+    Its first state is on the device that later ones are on, so that each program is compiled once.
+    """
+    state = loop.State
+
+    def on_device(step, steps, params, moments, *rest):
+        return state(step, steps, *jax.device_put((params, moments), jax.devices()[0]), *rest)
+
+    monkeypatch.setattr(loop, "State", on_device)
     monkeypatch.setattr(loop, "SENTENCES", 97)
     monkeypatch.setattr(loop, "REPORT_EVERY", 11)
     monkeypatch.setattr(loop, "TEST_WINDOWS", 8)
@@ -70,7 +81,7 @@ def test_training_learns_and_goes_on_where_it_was_interrupted(name, quick, tmp_p
     theirs, about = kind.from_pretrained(model.checkpoint.folder, output_loading_info=True, dtype=torch.float32)
     assert not about["missing_keys"]
     assert not about["unexpected_keys"]
-    ids = np.random.default_rng(0).integers(5, 307, (3, 31))
+    ids = np.random.default_rng(0).integers(5, 307, (2, 32))
     with torch.no_grad():
         logits = theirs.eval()(torch.tensor(ids)).logits.numpy()
     ours = model.logits(ids) if name == "demo-gpt2" else evaluation.masked_token_logits(model, ids)
@@ -117,10 +128,10 @@ def test_next_token_loss_and_its_gradient():
 
 def test_mean_loss_counts_every_token_but_the_first_by_its_weight(tmp_path):
     config, generator = SMALL_CONFIGS["demo-gpt2"], np.random.default_rng(0)
-    ids, weights = generator.integers(0, 307, (3, 13)), generator.random((3, 13)).astype(np.float32)
+    ids, weights = generator.integers(0, 307, (2, 32)).astype(np.int32), generator.random((2, 32)).astype(np.float32)
     params = loop.fresh_params(config, tmp_path, 0)
     losses = evaluation.cross_entropy(np.asarray(jaxqkv.logits(params["model"], ids, config))[:, :-1], ids[:, 1:])
-    loss = jax.jit(objectives.mean_loss, static_argnames="config")(params, (ids, weights), config=config)
+    loss = loop._mean_loss(params, (ids, weights), config=config)
     assert float(loss) == pytest.approx((losses * weights[:, 1:]).mean(), rel=1e-5)
 
 
@@ -148,21 +159,23 @@ def test_hidden_states_of_the_training_and_their_gradient(name, tmp_path):
 
 
 def test_devices_share_the_gradient_of_a_step(tmp_path, monkeypatch):
-    """Shares six microbatches between three of four devices; their sums are those of one."""
+    """Shares sixteen microbatches between two of three devices; their sums are those of one."""
     config, generator = SMALL_CONFIGS["demo-gpt2"], np.random.default_rng(0)
     params = loop.fresh_params(config, tmp_path, 0)
-    task = generator.integers(0, 307, (6, 2, 13)).astype(np.int32), np.ones((6, 2, 13), np.float32)
+    task = generator.integers(0, 307, (16, 2, 32)).astype(np.int32), np.ones((16, 2, 32), np.float32)
     monkeypatch.setattr(
         loop, "apply_gradient", lambda params, state, totals, count, steps, config: (totals, float(count))
     )
     sums = []
-    for available, working in ((1, 1), (4, 3)):
+    for available, working in ((1, 1), (3, 2)):
         monkeypatch.setattr(jax, "devices", lambda count=available: jax.local_devices() * count)
         monkeypatch.setattr(jax, "device_count", lambda count=available: count)
         totals, count = loop.update(params, None, task, 1000, config=config)
-        assert (len(totals), count) == (working, 6)
+        assert (len(totals), count) == (working, 16)
         sums.append(
-            np.concatenate([np.ravel(sum(leaves)) for leaves in zip(*map(jax.tree.leaves, totals), strict=True)])
+            np.concatenate(
+                [np.ravel(sum(map(np.asarray, leaves))) for leaves in zip(*map(jax.tree.leaves, totals), strict=True)]
+            )
         )
     assert relative_error(sums[1][1:], sums[0][1:]) < 1e-5  # of the gradient, and of the loss before it
     assert sums[1][0] == pytest.approx(sums[0][0], rel=1e-5)
@@ -352,18 +365,6 @@ def test_tokenizers_are_the_same_for_the_same_texts(name):
 # --- the measures ---
 
 
-def test_attention_back(gpt2_model):
-    """As read off the captured patterns."""
-    ids = evaluation.repeated_random(gpt2_model, 2, 7, seed=0)
-    np.testing.assert_array_equal(ids[:, :7], ids[:, 7:])
-    pattern = np.asarray(gpt2_model.run(ids, capture={"pattern"}).pattern)
-    for back, first in ((6, 8), (1, 1)):
-        expected = np.mean([pattern[..., query, query - back] for query in range(first, 14)], axis=0).mean(1)
-        measured = evaluation.attention_back(gpt2_model, ids, back, first)
-        assert measured.shape == (3, 5)
-        np.testing.assert_allclose(measured, expected, rtol=1e-5)
-
-
 def test_cross_entropy():
     logits, truth = np.random.default_rng(0).normal(size=(3, 5, 7)), np.array([[0, 1, 2, 3, 6]] * 3)
     expected = -np.take_along_axis(log_softmax(logits, -1), truth[..., None], -1)[..., 0]
@@ -384,10 +385,24 @@ def of_sentences(request, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("sentences")
     (tmp_path / "work").mkdir()
     params = loop.fresh_params(config, tmp_path / "work", 5)
-    params["model"] = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, params["model"])
+    params["model"] = jax.tree.map(lambda leaf: np.asarray(leaf) * (3 if leaf.ndim > 1 else 1), params["model"])
     data = loop.Data(texts.train_tokenizer(config, made), None, None)
     loop.write_checkpoint(params, config, data, tmp_path / request.param)
-    return jaxqkv.load(tmp_path / request.param)
+    model = jaxqkv.load(tmp_path / request.param)
+    model.tokenize = functools.partial(model.tokenize, pad_to_multiple_of=32)  # all texts in one shape
+    return model
+
+
+def test_attention_back(of_sentences):
+    """As read off the captured patterns."""
+    ids = evaluation.repeated_random(of_sentences, 32, 16, seed=0)
+    np.testing.assert_array_equal(ids[:, :16], ids[:, 16:])
+    pattern = np.asarray(of_sentences.run(ids, capture={"pattern"}).pattern)
+    for back, first in ((15, 17), (1, 1)):
+        expected = np.mean([pattern[..., query, query - back] for query in range(first, 32)], axis=0).mean(1)
+        measured = evaluation.attention_back(of_sentences, ids, back, first)
+        assert measured.shape == (1, 2)
+        np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
 def test_scores_of_names(of_sentences):
@@ -416,8 +431,9 @@ def test_scores_of_names(of_sentences):
 
 def test_evaluation(of_sentences, monkeypatch):
     """A fresh model knows nothing: every loss is near that of guessing, and every attention near an even one."""
-    monkeypatch.setattr(evaluation, "WINDOWS", evaluation.BATCH)
-    monkeypatch.setattr(evaluation, "SENTENCES", 20)
+    monkeypatch.setattr(evaluation, "WINDOWS", 32)
+    monkeypatch.setattr(evaluation, "BATCH", 32)
+    monkeypatch.setattr(evaluation, "SENTENCES", 32)
     monkeypatch.setattr(evaluation, "PERIOD", 16)
     monkeypatch.setattr(evaluation, "RANGES", ((1, 8), (8, 32)))
     measures = evaluation.evaluate(of_sentences, [" ".join(sentences.make_sentences(300, seed=1))])
@@ -428,7 +444,7 @@ def test_evaluation(of_sentences, monkeypatch):
     assert all(np.isfinite(value) for value in measures.values())
     right = [value for name, value in measures.items() if name.endswith("more probable")]
     assert len(right) == 2
-    assert all(value * 20 == round(value * 20) for value in right)
+    assert all(value * 32 == round(value * 32) for value in right)
 
 
 def test_names_of_several_tokens_are_not_measured(tmp_path):
