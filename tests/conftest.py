@@ -18,6 +18,8 @@ from packaging.version import Version
 # Before jax is imported: its own cache and the hub's belong to no test.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Arrays are small, and several workers share the cores: threads of PyTorch's and NumPy's would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the suite's time is XLA's, which compiles five times as fast without optimisations and without splitting its
 # small programs. `XLA_FLAGS= pytest` runs everything as users do, and `helpers.processes` its processes.
 QUICK_COMPILATION = [

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MODEL_LIMIT, relative_error
-from helpers import pytorch
 
 import jaxqkv
 from jaxqkv.checkpoints.checkpoint import BUNDLED
 
-_one_thread = pytorch.one_thread
 # Texts that are run together, and tokens of each: one shape for all, so that programs are compiled once.
 TEXTS, LENGTH = 5, 128
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from conftest import BERT, GPT2, MODEL_LIMIT, changed, random_tensors, write_folder, write_word_tokenizer
-from helpers import pytorch
 from helpers.broken import SPOILT, WORDS, spoil, tensors
 from helpers.checkpoints import MANY_WORDS, write_checkpoint_of_words
 from helpers.tokenizer_cases import write
@@ -23,8 +22,6 @@ from jaxqkv.studies.stimuli import stimuli
 pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("transformers", exc_type=ImportError)
 from jaxqkv.model import torch_reference
-
-_one_thread = pytorch.one_thread
 
 
 def compared(folder, dtype="float32"):

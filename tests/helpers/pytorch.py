@@ -1,25 +1,7 @@
-"""GPT-2 run by PyTorch in float64, one text at a time: what the studies' arrays are compared with; its threads."""
-
-import importlib.util
+"""GPT-2 run by PyTorch in float64, one text at a time: what the studies' arrays are compared with."""
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Makes PyTorch take one thread, as `_one_thread = pytorch.one_thread`: several wait for each other longer than
-    arrays as small as those of tests take.
-    """
-    if importlib.util.find_spec("torch") is None:
-        yield
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def load(folder):

@@ -27,7 +27,6 @@ from conftest import (
     write_folder,
     write_word_tokenizer,
 )
-from helpers import pytorch
 from helpers.checkpoints import WORDS
 
 from jaxqkv.architectures import open_checkpoint
@@ -38,9 +37,6 @@ from jaxqkv.studies.stimuli import stimuli
 
 ROOT = Path(__file__).parents[2]
 PEERS = ("tuned", "notebook")
-
-
-_one_thread = pytorch.one_thread
 
 
 def all_sides(spec):

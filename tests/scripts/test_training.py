@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
-from helpers import pytorch
 from scipy.special import log_softmax
 
 import jaxqkv
@@ -18,7 +17,6 @@ optax = pytest.importorskip("optax")
 
 from training import evaluation, forward, loop, mixture, objectives, optimiser, sentences, sizes, texts  # noqa: E402
 
-_one_thread = pytorch.one_thread
 SMALL = {"vocab_size": 307, "n_positions": 32, "n_embd": 14, "n_layer": 1, "n_head": 2, "n_inner": 22}
 SMALL_CONFIGS = {name: dataclasses.replace(config, **SMALL) for name, config in sizes.CONFIGS.items()}
 DOCUMENTS = [" ".join(f"the {a} sat on the {b}." for a in ["cat", "dog", "hen"] for b in ["mat", "log", "nest"]) * 40]
