@@ -71,7 +71,7 @@ def density_by_group(
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
-    return _densities(values, binning(edges), group, n_group=n_group)
+    return densities_between(values, binning(edges), group, n_group=n_group)
 
 
 @kernel(compiled=False)
@@ -173,13 +173,14 @@ def density_between(
     values: Float[AnyArray, "*shape"], bins: Binning, where: Bool[AnyArray, "*#shape"] | None
 ) -> Float[Array, " bin"]:
     """Returns `density` for a `binning`, compiled."""
-    return _densities(values, bins, _group_of(where), n_group=1)[0]
+    return densities_between(values, bins, _group_of(where), n_group=1)[0]
 
 
 @jit(static_argnames="n_group")
-def _densities(
+def densities_between(
     values: Float[AnyArray, "*shape"], bins: Binning, group: Int[AnyArray, "*#shape"] | None, *, n_group: int
 ) -> Float[Array, "group bin"]:
+    """Returns `density_by_group` for a `binning`, compiled; without groups all values are of the first."""
     inside = _counts(values, bins.bounds, group, n_group=n_group)
     total = jnp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
     return inside.astype(jnp.float32) / total / jnp.asarray(bins.widths, jnp.float32)[None]

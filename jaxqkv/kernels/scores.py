@@ -21,7 +21,7 @@ class Sample(NamedTuple):
     where: Bool[Array, "..."]
 
 
-@kernel(compiled=False)
+@kernel()
 def first_and_last(mask: Bool[AnyArray, "batch pos"]) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
     """Returns positions of each sequence's first and last real token, from 0; pads may be on either side."""
     pos = mask.shape[-1]

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
-from jaxqkv.kernels.histograms import density_by_group
+from jaxqkv.kernels.histograms import Binning, binning, densities_between
 from jaxqkv.kernels.moments import moments
 from jaxqkv.kernels.scales import power_of_two
+from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
@@ -101,9 +102,16 @@ def head_pair_densities(
     """
     if np.ndim(x) != 2 or n_head < 1 or x.shape[1] % n_head:
         raise KernelError(f"expected a matrix whose columns are {n_head} heads side by side, got {list(np.shape(x))}")
+    return _head_pair_densities(x, binning(edges), n_head=n_head)
+
+
+@jit(static_argnames="n_head")
+def _head_pair_densities(
+    x: Float[AnyArray, "row column"], bins: Binning, *, n_head: int
+) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
     cosine = column_cosine(x)
     within, across = head_pair_masks(n_head=n_head, head_dim=x.shape[1] // n_head)
     group = jnp.where(within, 0, jnp.where(across, 1, -1))
     statistics = [moments(cosine, mask) for mask in (within, across)]
     mean, std = (jnp.stack(column) for column in zip(*statistics, strict=True))
-    return density_by_group(cosine, edges, group, n_group=2), mean, std
+    return densities_between(cosine, bins, group, n_group=2), mean, std

@@ -244,6 +244,9 @@ def train(name: str, config: Config, documents: list[str], out: Path, steps: int
         state = load_state(path, state, source)
     elif resume:
         print(f"{name}: no {path} to resume from: it begins at the beginning", flush=True)
+    # On the device that later states are on, so that each program is compiled once.
+    params, moments = jax.device_put((state.params, state.optimiser), jax.devices()[0])
+    state = state._replace(params=params, optimiser=moments)
     begin = saved = time.monotonic()
     first = state.step
     while True:

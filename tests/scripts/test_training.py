@@ -31,16 +31,7 @@ def _loose():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A training of seconds: few sentences, reports and a rise of the rate that come soon.
-
-    Its first state is on the device that later ones are on, so that each program is compiled once.
-    """
-    state = loop.State
-
-    def on_device(step, steps, params, moments, *rest):
-        return state(step, steps, *jax.device_put((params, moments), jax.devices()[0]), *rest)
-
-    monkeypatch.setattr(loop, "State", on_device)
+    """A training of seconds: few sentences, reports and a rise of the rate that come soon."""
     monkeypatch.setattr(loop, "SENTENCES", 97)
     monkeypatch.setattr(loop, "REPORT_EVERY", 11)
     monkeypatch.setattr(loop, "TEST_WINDOWS", 8)

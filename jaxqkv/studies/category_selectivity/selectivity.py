@@ -85,9 +85,14 @@ def _rsa(weights: Float[Array, "word"] | None, similarity: Similarity) -> Float[
     return jnp.stack([pair(a, b) for a, b in PAIRS.values()], axis=1)
 
 
+@jit
+def _observed_rsa(similarity: Similarity) -> Float[Array, "layer pair"]:
+    return _rsa(None, similarity)
+
+
 def rsa(similarity: Similarity) -> Float[np.ndarray, "layer pair"]:
     """Returns the correlations of the upper triangles of Q's, K's and V's similarities."""
-    return np.asarray(_rsa(None, similarity))
+    return np.asarray(_observed_rsa(similarity))
 
 
 def rsa_intervals(

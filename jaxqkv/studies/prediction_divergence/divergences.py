@@ -152,8 +152,8 @@ def layer_tests(
     permuting, shifting = jax.random.split(key)
     flags, data = correct.astype(np.float32), jax.tree.map(jnp.asarray, Norms.of(norms))
     statistic = STATISTICS[as_published]
-    observed = OBSERVED[as_published](flags, data)
-    null = permutation_null(flags, data, permuting, statistic=statistic, permutations=permutations)
+    observed = np.asarray(OBSERVED[as_published](flags, data))
+    null = np.asarray(permutation_null(flags, data, permuting, statistic=statistic, permutations=permutations))
     shifts = jnp.arange(1, len(flags))
     if len(shifts) > permutations:
         shifts = jax.random.permutation(shifting, shifts)[:permutations]
@@ -161,8 +161,6 @@ def layer_tests(
     p = np.asarray(permutation_p(null[:, 0], observed[0], two_sided=False))
     difference_p = np.asarray(permutation_p(null[:, 1], observed[1]))
     q_value, difference_q_value = q_values(p, difference_p)
-    divergence, difference = np.asarray(observed)
+    divergence, difference = observed
     p_shift = np.asarray(permutation_p(shifted, observed[0], two_sided=False))
-    return LayerTests(
-        divergence, difference, np.asarray(null[:, 0]), p, p_shift, q_value, difference_p, difference_q_value
-    )
+    return LayerTests(divergence, difference, null[:, 0], p, p_shift, q_value, difference_p, difference_q_value)
