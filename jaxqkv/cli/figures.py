@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HELP = "draw the figures of a study"
 ALL = "all"
+# What most studies have at least; their modules, which JAX is loaded for, tell exactly.
+FIGURES = 9
 EXAMPLES = """examples:
   jaxqkv figures qkv-weights --demo
   jaxqkv figures qkv-weights 2c 5b --model demo-gpt2 random:demo-gpt2 --theme dark --format svg
@@ -161,8 +163,10 @@ def run(given: argparse.Namespace, line: Line) -> int:
     from jaxqkv.figures.drawers import Drawers
 
     documents, failed = [], []
-    count = sum(len(study.select(given.ids)) for study in given.studies) if made(Files, given).formats else 0
+    count = (len(given.ids) or FIGURES) * len(given.studies) if made(Files, given).formats else 0
     with Drawers(count) as drawers:
+        if not getattr(given, "distributed", False):
+            drawers.begin()  # they load matplotlib while this process loads JAX, and then the study's figures
         for study in given.studies:
             try:
                 documents.append(_draw_study(_order(given, line, study, drawers)))
@@ -207,8 +211,6 @@ def _join_job(options: Any) -> None:
 
 def _draw_study(order: Order) -> dict[str, Any] | None:
     """Draws the figures of one study, and returns the document that --json prints."""
-    if not getattr(order.options, "distributed", False):
-        order.drawers.begin()  # they load matplotlib while this process loads JAX
     from jaxqkv.pages import gallery, manifest
     from jaxqkv.runtime import devices
 
