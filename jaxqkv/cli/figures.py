@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HELP = "draw the figures of a study"
 ALL = "all"
-# What most studies have at least; their modules, which JAX is loaded for, tell exactly.
+# Figures that a study has, roughly; the exact number is known only after its modules, and JAX with them, are loaded.
 FIGURES = 9
 EXAMPLES = """examples:
   jaxqkv figures qkv-weights --demo
