@@ -42,8 +42,8 @@ def logits_of(model, config, ids):
         return model(**arguments).logits.numpy()
 
 
-# A decoder of its own, as every architecture names it, is in `test_a_decoder_that_is_stored_too`.
-@pytest.mark.parametrize(("name", "tied"), [("bert", True), ("bert", False), ("roberta", True), ("distilbert", True)])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_logits_are_those_of_transformers(name, tied, tmp_path):
     config = CONFIGS[name]
     theirs, tensors = of_transformers(config, tied)
