@@ -63,11 +63,22 @@ class Metric:
         return self.positions is None or np.ndim(self.positions) == 0
 
     def __call__(self, values: Any, clean: Any) -> Any:
-        """Returns the function's result, given values `[batch, n, …]` and those of the clean run."""
+        """Returns the function's result, given values `[batch, n, …]` and those of the clean run.
+
+        Raises:
+          JaxqkvError: for a result without the axis of texts.
+        """
         if self.is_single:
             values, clean = values[:, 0], None if clean is None else clean[:, 0]
         arguments = (values, clean) if self.of_clean else (values,)
-        return self.function(*arguments, *self.tokens)
+        found = self.function(*arguments, *self.tokens)
+        for leaf in jax.tree.leaves(found):
+            if jnp.shape(leaf)[:1] != (len(values),):
+                raise JaxqkvError(
+                    f"a metric returns a value for each text, [batch={len(values)}, …], not an array "
+                    f"{list(jnp.shape(leaf))}; means over texts are taken afterwards"
+                )
+        return found
 
 
 def logit_difference(a: Any, b: Any, positions: Any = None) -> Metric:

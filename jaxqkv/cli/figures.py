@@ -219,8 +219,8 @@ def _draw_study(order: Order) -> dict[str, Any] | None:
         devices.enable_compilation_cache()
     record = manifest.Record(order.folder, order.study.name)
     try:
-        gallery.prepare_folder(order.files.out, order.study.name)
-        return _draw(order, record)
+        with gallery.prepared_folder(order.files.out, order.study.name):
+            return _draw(order, record)
     except KeyboardInterrupt as stop:
         done = "no figure was finished" + (f", and {order.folder} is unchanged" if not stop.args else "")
         if record.finished:

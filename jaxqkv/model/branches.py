@@ -100,6 +100,10 @@ def branches(
     """
     if field not in HEAD_FIELDS:
         raise JaxqkvError(f"a sweep edits heads, and {field} has none; {nearest(field, HEAD_FIELDS)}")
+    if isinstance(edit, Edit):
+        raise JaxqkvError(
+            "a sweep makes an edit for each head: give the constructor, as edits.zero, not an edit, as edits.zero()"
+        )
     made: list[Any] = []
     mask = None if is_traced(batch.mask) else np.asarray(batch.mask)
     for layer in layers:

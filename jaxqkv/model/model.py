@@ -231,7 +231,8 @@ class Model:
         Args:
           batch: as for `run`.
           edit: one of the constructors of `jaxqkv.edits`, or a function from heads, pairs (layer, head), to an edit.
-          metric: one of `jaxqkv.metrics`, a function of the last token's logits `[batch, vocab]`, or a dict of several.
+          metric: one of `jaxqkv.metrics`; a function of the last token's logits `[batch, vocab]` that returns
+            `[batch, …]`; or a dict of several.
           field: field to edit: q, k, v, scores, pattern or z.
           layers: layers whose heads are edited; all unless given.
           by_position: whether to edit each position of a head alone, `[layer, head, pos]`. The mean at a position is

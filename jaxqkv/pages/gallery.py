@@ -1,7 +1,7 @@
 """Files: pictures, arrays and manifest that appear together and whole or not at all, one gallery page."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,12 +55,24 @@ PAGE = "index.html"
 ADVICE = "; choose another folder with --out"
 
 
-def prepare_folder(out: Path, study: str) -> None:
-    """Makes `out/study` and proves that both can be written, before any work is done."""
+@contextlib.contextmanager
+def prepared_folder(out: Path, study: str) -> Iterator[None]:
+    """Makes `out/study` and proves that both can be written, before any work is done.
+
+    If the block fails, those of the two that it has made and that are still empty are removed.
+    """
     folder = out / study
-    with written(folder, ADVICE):
-        make_writable(folder)
-        make_writable(out)
+    new = [each for each in (folder, out) if not each.exists()]
+    try:
+        with written(folder, ADVICE):
+            make_writable(folder)
+            make_writable(out)
+        yield
+    except BaseException:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def save_figure(display: Display, spec: Listed, record: Record, command: str, pictures: Mapping[str, bytes]) -> None:
@@ -79,6 +91,7 @@ def save_figure(display: Display, spec: Listed, record: Record, command: str, pi
     """
     folder, names = record.folder, [f"{spec.id}.{kind}" for kind in ("npz", *pictures)]
     with written(folder / spec.id, ADVICE), contextlib.ExitStack() as alone:
+        folder.mkdir(parents=True, exist_ok=True)  # another run may have made it, failed, and removed it
         with replacing_all([folder / name for name in (*names, manifest.NAME)]) as (arrays, *files, listing):
             save_arrays(display.arrays, arrays)
             for file, picture in zip(files, pictures.values(), strict=True):

@@ -294,6 +294,16 @@ def test_what_there_is_not(place, capsys, line, message):
     refuse(place, capsys, line + ["--out", "out"] * (line[0] == "figures"), message)
 
 
+def test_a_run_that_fails_leaves_no_folder_behind(place, capsys):
+    """But one that was there."""
+    (place / "mine").mkdir()
+    for out in ("new", "mine"):
+        assert main(["figures", "qkv-weights", "--model", "./nowhere", "--out", out]) == 2
+    assert "./nowhere: no such folder" in capsys.readouterr().err
+    assert not (place / "new").exists()
+    assert list((place / "mine").iterdir()) == []
+
+
 # --- places that cannot be written ---
 
 

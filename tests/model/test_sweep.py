@@ -279,11 +279,19 @@ def test_first_order_and_exact_agree_where_changes_are_small(model, batch):
         ({"metric": metrics.largest(positions=[[1], [2]])}, r"whole numbers \[n\], or \[batch=3, n\]"),
         ({"metric": metrics.divergence, "method": "gradient"}, "the gradient of a divergence from the clean run is 0"),
         ({"metric": lambda logits: logits, "method": "gradient"}, "metrics that are one number for each text"),
+        ({"metric": lambda logits: logits[:, 1].mean()}, r"a value for each text, \[batch=3, …\], not an array \[\]"),
+        ({"metric": lambda logits: (logits, logits[:2, 1])}, r"\[batch=3, …\], not an array \[2\]"),
+        ({"edit": edits.zero()}, "give the constructor, as edits.zero, not an edit"),
     ],
 )  # fmt: skip
 def test_refused(changes, message, model, batch):
     with pytest.raises(JaxqkvError, match=message):
         model.sweep(**{"batch": batch, "edit": edits.zero, "metric": DIFFERENCE} | changes)
+
+
+def test_a_metric_of_a_run_has_a_value_for_each_text_too(model, batch):
+    with pytest.raises(JaxqkvError, match=r"a value for each text, \[batch=3, …\], not an array \[\]"):
+        model.measure(batch, lambda logits: logits[:, 1].mean())
 
 
 def test_tokens_are_ids():
