@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from jaxqkv.errors import KernelError
 from jaxqkv.runtime.arrays import is_concrete, snapshot, to_numpy
@@ -16,9 +17,9 @@ from jaxqkv.runtime.devices import jit
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-# Annotations of floats, masks and random keys; their `dtypes` identify the kind in every version of jaxtyping.
-_ANNOTATIONS: tuple[Any, ...] = (Float[jax.Array, ""], Bool[jax.Array, ""], Key[jax.Array, ""])
-FLOATS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
+# Annotations of floats, whole numbers, masks and random keys; `dtypes` is the kind in every version of jaxtyping.
+_ANNOTATIONS: tuple[Any, ...] = (Float[jax.Array, ""], Int[jax.Array, ""], Bool[jax.Array, ""], Key[jax.Array, ""])
+FLOATS, INTS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
 # Kinds of NumPy dtypes that are not numeric.
 NO_NUMBERS = "OSUMm"
 
@@ -82,6 +83,10 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
             raise KernelError(f"{name} must be an array of numbers, not of {value.dtype}")
         if dtypes == FLOATS and value.dtype.kind in "iub":
             value = value.astype(np.float64)  # which becomes float32 where JAX has no other
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise KernelError(f"{name} must be an array of real numbers, not of {value.dtype}")
+    if dtypes == INTS and jnp.issubdtype(value.dtype, jnp.floating):
+        raise KernelError(f"{name} must be whole numbers, not {value.dtype}")
     if dtypes == BOOLS and value.dtype != bool:
         if not np.issubdtype(value.dtype, np.integer) or not np.isin(np.asarray(value), (0, 1)).all():
             raise KernelError(f"{name} must be boolean, True at the values that count, or 1 and 0; not {value.dtype}")

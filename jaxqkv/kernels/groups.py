@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import Binning, binning, density_between
 from jaxqkv.kernels.similarity import column_cosine, unit_columns
@@ -24,7 +25,7 @@ def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column
     return column_cosine(x - x.mean(axis=0, keepdims=True))
 
 
-@kernel(compiled=False)
+@kernel(compiled=False, static_argnames="centred")
 def group_densities(
     x: Float[AnyArray, "sample three_embed"], edges: Float[np.ndarray, "edge"], *, centred: bool
 ) -> Float[Array, "group bin"]:
@@ -41,6 +42,8 @@ def group_densities(
     Returns:
       `[6, bin]`, in the order of `GROUPS`; the integral is 1, or 0 for a group without a pair.
     """
+    if x.shape[1] % 3:
+        raise KernelError(f"expected Q, K and V side by side, got {x.shape[1]} columns, which are not three thirds")
     return _group_densities(x, binning(edges), centred=centred)
 
 
@@ -48,7 +51,7 @@ def group_densities(
 def _group_densities(
     x: Float[AnyArray, "sample three_embed"], bins: Binning, *, centred: bool
 ) -> Float[Array, "group bin"]:
-    x = jnp.asarray(x)
+    x = jnp.asarray(x, jnp.float32)
     unit = unit_columns(x - x.mean(axis=0, keepdims=True) if centred else x)
     thirds = jnp.stack(jnp.split(unit, 3, axis=1))
     upper = jnp.triu(jnp.ones((thirds.shape[2], thirds.shape[2]), bool), 1)
@@ -84,4 +87,6 @@ def upper_density(x: Float[AnyArray, "sample column"], edges: Float[np.ndarray, 
 
 @jit
 def _upper_density(x: Float[AnyArray, "sample column"], bins: Binning) -> Float[Array, " bin"]:
-    return density_between(column_cosine(x), bins, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1))
+    return density_between(
+        column_cosine(jnp.asarray(x, jnp.float32)), bins, jnp.triu(jnp.ones((x.shape[1], x.shape[1]), bool), 1)
+    )

@@ -52,7 +52,7 @@ def density(
     return density_between(values, binning(edges), where)
 
 
-@kernel(compiled=False)
+@kernel(compiled=False, static_argnames="n_group")
 def density_by_group(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
@@ -71,6 +71,8 @@ def density_by_group(
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
+    if n_group < 0:
+        raise KernelError(f"n_group is the number of groups, not {n_group}")
     return densities_between(values, binning(edges), group, n_group=n_group)
 
 
@@ -150,8 +152,23 @@ def _checked(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
         # Within half a bin of equal spacing, so that the index arithmetic is off by one bin at most.
         off = np.abs(places - np.linspace(places[0], places[-1], places.size)).max() * (places.size - 1)
         if off < (places[-1] - places[0]) / 2 and (np.diff(places) > 0).all():
+            _check_resolution(places)
             return edges if isinstance(edges, jax.Array) else places
     raise KernelError("the edges of bins must be two or more, equally spaced and increasing")
+
+
+def _check_resolution(edges: Float[np.ndarray, "edge"]) -> None:
+    """Refuses bins that float32 cannot tell apart, and ranges that it cannot divide by."""
+    with np.errstate(over="ignore", divide="ignore"):
+        ends = edges[[0, -1]].astype(np.float32)
+        scale = np.float32(edges.size) / (ends[1] - ends[0])
+        step = np.spacing(np.abs(ends).max())
+    # The index arithmetic is off by some 2 steps of an edge and 3 roundings of the index, and may be off by one bin.
+    if not (0 < scale < np.inf and (edges[-1] - edges[0]) / (edges.size - 1) >= 4 * step):
+        raise KernelError(
+            f"float32 cannot tell {edges.size - 1:,} bins from {edges[0]:g} to {edges[-1]:g} apart; take fewer, or "
+            "shift or scale the values"
+        )
 
 
 def _bounds(edges: Float[AnyArray, "edge"]) -> Float[AnyArray, "edge"]:
@@ -215,7 +232,7 @@ def _counts(
     index += (values >= bounds[index + 1]).astype(jnp.int32)
     inside = (values >= bounds[0]) & (values < bounds[-1])
     if group is not None:
-        group = jnp.broadcast_to(group, values.shape)
+        group = jnp.broadcast_to(group, values.shape).astype(jnp.int32)
         inside &= (group >= 0) & (group < n_group)
         index += bins * group
     index = jnp.where(inside, index, bins * n_group).ravel()

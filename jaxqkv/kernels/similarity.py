@@ -51,6 +51,8 @@ def column_cosine_moments(
     Returns:
       Two scalars of the dtype of `x`, in −1…1 and 0…1; 0 and 0 for a single column.
     """
+    if strips < 1:
+        raise KernelError(f"strips is the number of pieces of a product, 1 or more, not {strips}")
     unit = unit_columns(x)
     n = x.shape[1]
     pairs = n * (n - 1) / 2
@@ -83,7 +85,7 @@ def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column co
     return jnp.stack([(column[:, None] < column[None, :]) & same, head[:, None] < head[None, :]])
 
 
-@kernel(compiled=False)
+@kernel(compiled=False, static_argnames="n_head")
 def head_pair_densities(
     x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
@@ -109,7 +111,7 @@ def head_pair_densities(
 def _head_pair_densities(
     x: Float[AnyArray, "row column"], bins: Binning, *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
-    cosine = column_cosine(x)
+    cosine = column_cosine(jnp.asarray(x, jnp.float32))
     within, across = head_pair_masks(n_head=n_head, head_dim=x.shape[1] // n_head)
     group = jnp.where(within, 0, jnp.where(across, 1, -1))
     statistics = [moments(cosine, mask) for mask in (within, across)]

@@ -176,6 +176,21 @@ def test_masks_of_whole_numbers():
         (lambda: kernels.moments(["a"]), "values must be an array of numbers, not of <U1"),
         (lambda: kernels.moments(object()), "values must be an array of numbers, not of object"),
         (lambda: jax.jit(kernels.column_cosine)(MATRIX[0]), r"x has the axes \[row, column\]"),
+        (lambda: kernels.moments(MATRIX * 1j), "values must be an array of real numbers, not of complex64"),
+        (lambda: kernels.counts(jnp.asarray(MATRIX, jnp.complex64), EDGES), "values must be an array of real numbers"),
+        (
+            lambda: kernels.density_by_group(MATRIX, EDGES, MATRIX, n_group=2),
+            "group must be whole numbers, not float32",
+        ),
+        (
+            lambda: kernels.density_by_group(MATRIX, EDGES, MATRIX.astype(int), n_group=-1),
+            "n_group is the number of groups",
+        ),
+        (
+            lambda: kernels.group_densities(MATRIX[:, :10], EDGES, centred=True),
+            "10 columns, which are not three thirds",
+        ),
+        (lambda: kernels.column_cosine_moments(MATRIX, strips=0), "strips is the number of pieces of a product"),
     ],
 )
 def test_what_is_refused(call, message):
@@ -218,6 +233,16 @@ def test_without_compilation(name, monkeypatch):
     for one, two in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == two.dtype
         np.testing.assert_allclose(value(one), value(two), rtol=0, atol=100 * ROUNDING * np.abs(two).max())
+
+
+def test_settings_may_be_arrays_of_one_number():
+    groups = (MATRIX > 0).astype(np.int32)
+    expected = kernels.density_by_group(MATRIX, EDGES, groups, n_group=2)
+    same(kernels.density_by_group(MATRIX, EDGES, groups, n_group=np.array(2)), expected)
+    expected = kernels.group_densities(MATRIX, EDGES, centred=True)
+    same(kernels.group_densities(MATRIX, EDGES, centred=jnp.array(True)), expected)
+    expected = kernels.head_pair_densities(MATRIX, EDGES, n_head=3)
+    same(kernels.head_pair_densities(MATRIX, EDGES, n_head=jnp.array(3)), expected)
 
 
 def test_masks_may_broadcast():

@@ -68,6 +68,31 @@ EDGES = [np.linspace(-0.8, 0.8, 81), np.linspace(-0.4, 0.4, 101), np.linspace(0,
 
 
 class TestHistograms:
+    @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+    def test_groups_of_any_whole_numbers(self, dtype):
+        """The number of a group times that of bins is more than the dtype of the groups has."""
+        edges = np.linspace(0, 1, 102)
+        group = np.array([0, 3, 1, 2, 3], dtype)
+        values = np.array([0.1, 0.3, 0.5, 0.7, 0.9], np.float32)
+        density = np.asarray(kernels.density_by_group(values, edges, group, n_group=4))
+        expected = [np.histogram(values[group == each], edges, density=True)[0] for each in range(4)]
+        np.testing.assert_allclose(density, expected, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("edges", "fewer"),
+        [
+            ((1e6, 1e6 + 0.5, 17), (1e6, 1e6 + 2, 9)),  # values are a sixteenth apart
+            ((-3e38, 3e38, 7), (-1e38, 1e38, 7)),
+            ((1.1e-38, 2.1e-38, 9), (1.1e-36, 2.1e-36, 9)),
+        ],
+    )
+    def test_bins_that_float32_does_not_tell_apart_are_refused(self, edges, fewer):
+        with pytest.raises(KernelError, match=f"float32 cannot tell {edges[2] - 1} bins from"):
+            kernels.counts(np.ones(3, np.float32), np.linspace(*edges))
+        edges = np.linspace(*fewer)
+        values = np.random.default_rng(0).uniform(edges[0], edges[-1], 997).astype(np.float32)
+        np.testing.assert_array_equal(kernels.counts(values, edges), np.histogram(values, edges)[0])
+
     @pytest.mark.parametrize("edges", EDGES, ids=len)
     def test_counts_are_numpys_to_the_last_one(self, edges):
         spread = (edges[-1] - edges[0]) * 0.6
