@@ -247,8 +247,12 @@ def serve(ends: list[int]) -> None:
         end = socket.socket(fileno=_end_of_this_process(ends))
         channel = Channel(end.makefile("rb"), end.makefile("wb"))
     while (job := _received(channel.jobs)) is not None:
-        pickle.dump(_answer(job), channel.answers)
-        channel.answers.flush()
+        answer = _answer(job)
+        try:
+            pickle.dump(answer, channel.answers)
+            channel.answers.flush()
+        except BrokenPipeError:  # the command was killed, and no one is told
+            os._exit(1)
 
 
 def _draw_once() -> None:
