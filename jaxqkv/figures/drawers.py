@@ -53,7 +53,7 @@ class Job(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """Where a process reads jobs, and where it writes answers."""
+    """A stream of jobs to a process, and one of its answers."""
 
     jobs: IO[bytes]
     answers: IO[bytes]

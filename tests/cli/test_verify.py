@@ -57,7 +57,7 @@ def test_bfloat16_has_its_own_error(gpt2):
 
 
 def test_products_in_bfloat16_have_a_smaller_error_and_float64_none(tmp_path, monkeypatch):
-    """Of BERT; GPT-2's are in runtime/test_devices.py."""
+    """Rounds products of BERT; GPT-2's are in runtime/test_devices.py."""
     monkeypatch.setattr("jaxqkv.runtime.devices.precision", lambda: "bfloat16")
     results = compared(write_folder(tmp_path / "x", BERT))
     for each in results.values():

@@ -189,7 +189,7 @@ def test_every_edit_of_every_field(fields, chosen, pair):
 
 
 def test_other_blocks_are_berts():
-    """So that what is edited in them is what is edited in BERT's; test_parity.py compares their fields."""
+    """Shows that edits change in them what they change in BERT's; test_parity.py compares their fields."""
     for config in (RobertaConfig, DistilBertConfig):
         for name in ("layer", "block", "attention_scale", "causal"):
             assert getattr(config, name) is getattr(BertConfig, name)

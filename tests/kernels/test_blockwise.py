@@ -124,7 +124,7 @@ def test_derivatives():
 
 
 def test_as_a_reducer(gpt2_model):
-    """Of the first layer's queries and keys, as its pattern has it, in one program."""
+    """Compares with the pattern of the first layer's queries and keys, in one program."""
 
     def both(attention, mask):
         found = kernels.attention_statistics(attention.q, attention.k, mask, causal=True)

@@ -204,7 +204,7 @@ def test_what_no_pattern_sees_moves_stored_weights_and_not_folded_ones():
     close(whole(qk(q=unseen)), whole(qk()))
 
     def similarity(fold):
-        """Of the heads and themselves moved, of as many others as elsewhere."""
+        """Compares the heads with themselves moved, repeated so that one program serves other tests too."""
         others = (np.resize(each, LATER_Q.shape) for each in (W_Q, W_K))
         return kernels.head_similarity(*qk(fold, unseen), *qk(fold, *others))
 

@@ -343,7 +343,7 @@ class TestWeights:
 
     @pytest.mark.parametrize("size", [1, 7, 10_007])
     def test_distance_from_normal(self, size):
-        """Of the steps of the empirical distribution, from below and from above."""
+        """Takes the steps of the empirical distribution from below and from above."""
         from scipy import special
 
         values = np.random.default_rng(size).standard_t(4, size).astype(np.float32)

@@ -209,7 +209,7 @@ class TestPermutationNull:
         assert np.abs(table - 1000 / 11).max() < 5 * math.sqrt(1000 / 11)
 
     def test_values_are_those_of_a_loop(self):
-        """Of data that are a tree of arrays, however many permutations are in memory."""
+        """Takes a tree of arrays as data, however many permutations are in memory."""
         data = dict(zip("xy", samples(0, 23, (23, 3)), strict=True))
 
         def labels_and_means(labels, data):
@@ -339,7 +339,7 @@ class TestBootstrap:
         np.testing.assert_allclose([low, high], theirs, atol=6 * 0.027 * deviation)
 
     def test_most_intervals_hold_the_true_mean(self):
-        """As many as Student's t says of intervals of 1.96 standard deviations of 17 values, which divide by 17."""
+        """Counts as many as Student's t gives for 1.96 standard deviations of 17 values, which divide by 17."""
         from scipy import stats
 
         x = np.random.default_rng(0).normal(size=(500, 17)).astype(np.float32)

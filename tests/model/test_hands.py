@@ -235,7 +235,7 @@ def test_float64_without_x64_is_refused(gpt2_folder):
 
 
 def test_outputs_and_layers_from_one_pass(model, config, whole, monkeypatch):
-    """Of the whole batch and, as what is cut knows no architecture, once of a sequence at a time."""
+    """Runs the whole batch and, since what is cut knows no architecture, one sequence at a time only once."""
     read = []
     layer = jaxqkv.Weights.layer
     monkeypatch.setattr(jaxqkv.Weights, "layer", lambda self, number: read.append(number) or layer(self, number))

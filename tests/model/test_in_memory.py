@@ -51,7 +51,7 @@ def reference(torch):
 
 @pytest.fixture(scope="module")
 def plain(reference):
-    """Of each architecture, a config of transformers and what is read of it."""
+    """Lists for each architecture a config of transformers and what is read of it."""
     models = {name: reference.build(config, seed=1) for name, config in CONFIGS.items()}
     return {name: (theirs.config, jaxqkv.open_checkpoint(theirs).config) for name, theirs in models.items()}
 
