@@ -55,6 +55,9 @@ class Display:
                 legend.remove()
         if self.title:
             figure.suptitle(self.title)
+        for axes in figure.axes:
+            for spine in axes.spines.values():
+                spine.set_in_layout(False)  # tick labels reach further, and measuring a spine takes long
 
 
 def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:

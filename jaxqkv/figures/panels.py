@@ -98,7 +98,8 @@ class Image(Panel):
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
                 light = shades[row, column] < 0.5
-                ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
+                text = ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
+                text.set_in_layout(False)
         if self.cells:
             ax.set_xticks(np.arange(0.5, self.values.shape[1] - 1), minor=True)
             ax.set_yticks(np.arange(0.5, self.values.shape[0] - 1), minor=True)
@@ -108,7 +109,8 @@ class Image(Panel):
         if self.tag:
             effect = [withStroke(linewidth=3, foreground="k")]
             place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
-            ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
+            tag = ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
+            tag.set_in_layout(False)
         for integer, axis in ((self.integer_x, ax.xaxis), (self.integer_y, ax.yaxis)):
             if integer:
                 integer_ticks(axis)

@@ -67,6 +67,24 @@ def files_of(display, *kinds, theme="light"):
     return {kind: bytes(rendered(figure, kind, theme)) for kind in kinds}
 
 
+def test_what_the_layout_leaves_out_moves_nothing(monkeypatch):
+    from matplotlib.artist import Artist
+
+    cells = {"texts": [["a", "b", "c"]] * 2, "cells": True, "tag": "H0"}
+    displays = [a_display(**cells), a_display(vmin=-1, vmax=1, xticks=(), yticks=())]  # both ends of the bar pointed
+    faster = [drawn(display, "light", 150).canvas for display in displays]
+    monkeypatch.setattr(Artist, "set_in_layout", lambda self, included: None)
+    for canvas, display in zip(faster, displays, strict=True):
+        whole = drawn(display, "light", 150).canvas
+        canvas.draw()
+        whole.draw()
+        for ours, theirs in zip(canvas.figure.axes, whole.figure.axes, strict=True):
+            assert not ours.spines["left"].get_in_layout()
+            assert theirs.spines["left"].get_in_layout()
+            moved = np.abs(ours.get_window_extent().extents - theirs.get_window_extent().extents)
+            assert moved.max() < 0.5  # pixels
+
+
 def test_settings_of_the_user_s_change_nothing_and_are_left_alone():
     import matplotlib.style
 
