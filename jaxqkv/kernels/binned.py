@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.scales import root
 from jaxqkv.typing import AnyArray
 
 # Values are summed in this many parts first, so that float32 adds numbers of similar size.
@@ -97,6 +98,6 @@ def binned_moments(
     n = jnp.where(count > 0, count, 1).astype(values.dtype)
     mean = total(jnp.where(inside, values, 0)) / n
     deviation = values - mean[jnp.where(inside, index, n_bin)]
-    std = jnp.sqrt(total(jnp.where(inside, deviation, 0) ** 2) / n)
+    std = root(total(jnp.where(inside, deviation, 0) ** 2) / n)
     empty = count[:-1] == 0
     return count[:-1], jnp.where(empty, jnp.nan, mean[:-1]), jnp.where(empty, jnp.nan, std[:-1])

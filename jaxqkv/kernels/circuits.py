@@ -27,6 +27,7 @@ from jaxqkv.kernels.factors import (
     unit_factors,
     wide,
 )
+from jaxqkv.kernels.scales import root
 from jaxqkv.runtime.arrays import is_concrete
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
@@ -170,7 +171,7 @@ def composition(
       float32; NaN where a matrix is 0.
     """
     one, other = one_sides((right, left), (other_left, other_right))
-    return jnp.sqrt(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
+    return root(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
 
 
 @jit

@@ -13,17 +13,17 @@ from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import Binning, binning, densities_between
 from jaxqkv.kernels.moments import moments
-from jaxqkv.kernels.scales import power_of_two
+from jaxqkv.kernels.scales import power_of_two, root
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
-    """Returns columns divided by their Euclidean norms; a column of zeros stays zero."""
+    """Returns columns divided by their Euclidean norms; a column of zeros stays zero, with derivatives of 0."""
     x = jnp.asarray(x)
     x = x / power_of_two(x, axis=0)
-    norm = jnp.linalg.norm(x, axis=0, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1)
+    norm = root((x**2).sum(axis=0, keepdims=True))
+    return x / jnp.where(norm > 0, norm, jnp.inf)
 
 
 @kernel()
@@ -63,7 +63,7 @@ def column_cosine_moments(
         cosine = unit[:, start:stop].T @ unit[:, start:]
         above = jnp.triu(jnp.ones(cosine.shape, bool), 1)
         squares += jnp.where(above, (cosine - mean) ** 2, 0).sum(axis=1).sum()
-    return mean, jnp.sqrt(squares / max(pairs - ddof, 1))
+    return mean, root(squares / max(pairs - ddof, 1))
 
 
 def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
