@@ -34,6 +34,8 @@ def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Floa
     Returns:
       `n_bin + 1` edges in float64, increasing, in the unit of `values`.
     """
+    if n_bin < 1:
+        raise KernelError(f"n_bin is the number of bins, 1 or more, not {n_bin}")
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not values.size:
@@ -59,7 +61,7 @@ def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edg
     return np.where((values >= edges[0]) & (values <= edges[-1]), index, -1).astype(np.int32)
 
 
-@kernel(static_argnames="n_bin")
+@kernel()
 def binned_moments(
     values: Float[AnyArray, "value"], index: Int[AnyArray, "value"], *, n_bin: int
 ) -> tuple[Int[Array, "bin"], Float[Array, "bin"], Float[Array, "bin"]]:

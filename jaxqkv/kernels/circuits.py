@@ -62,7 +62,7 @@ def _readers(
     return tuple(fold(each, gamma) for each in weights)
 
 
-@kernel(static_argnames="folded")
+@kernel()
 def qk_circuit(
     w_q: Float[AnyArray, "head embed head_dim"],
     w_k: Float[AnyArray, "head embed head_dim"],
@@ -92,7 +92,7 @@ def qk_circuit(
     return Circuit(left, right * jnp.asarray(left.shape[-1] ** -0.5 if scale is None else scale, jnp.float32))
 
 
-@kernel(static_argnames="folded")
+@kernel()
 def ov_circuit(
     w_v: Float[AnyArray, "head embed head_dim"],
     w_o: Float[AnyArray, "head head_dim embed"],

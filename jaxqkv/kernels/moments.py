@@ -35,7 +35,7 @@ def deviations(
     return jnp.where(constant, 0, x)
 
 
-@kernel(static_argnames="ddof")
+@kernel()
 def moments(
     values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -33,7 +33,7 @@ def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column colu
     return unit.T @ unit
 
 
-@kernel(static_argnames=("ddof", "strips"))
+@kernel()
 def column_cosine_moments(
     x: Float[AnyArray, "row column"], *, ddof: int = 1, strips: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -72,7 +72,7 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@kernel(static_argnames=("n_head", "head_dim"))
+@kernel()
 def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Returns which pairs of columns are within a head, and which across heads, each pair once.
 
@@ -85,7 +85,7 @@ def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column co
     return jnp.stack([(column[:, None] < column[None, :]) & same, head[:, None] < head[None, :]])
 
 
-@kernel(compiled=False, static_argnames="n_head")
+@kernel(compiled=False)
 def head_pair_densities(
     x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:
