@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxqkv.kernels.calling import kernel
-from jaxqkv.kernels.scales import ratio
 from jaxqkv.typing import AnyArray
 
 
@@ -29,7 +28,7 @@ def jensen_shannon(p: Shaped[AnyArray, "bin"], q: Shaped[AnyArray, "bin"]) -> Fl
       A float32 scalar; NaN if p or q is empty.
     """
     p, q = (jnp.asarray(each, jnp.float32) for each in (p, q))
-    return _jensen_shannon(ratio(p, p.sum()), ratio(q, q.sum()))
+    return _jensen_shannon(p / p.sum(), q / q.sum())
 
 
 def _jensen_shannon(p: Float[Array, "*#bins"], q: Float[Array, "*#bins"]) -> Float[Array, "..."]:

@@ -36,12 +36,6 @@ def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
-def ratio(x: Float[Array, "*shape"], y: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
-    """Returns x / y; NaN where y is 0, with derivatives of 0."""
-    zero = y == 0
-    return jnp.where(zero, jnp.nan, x / jnp.where(zero, 1, y))
-
-
 def over_root(x: Float[Array, "*shape"], y: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
     """Returns x / √y; NaN where y is 0, with derivatives of 0."""
     zero = y == 0
