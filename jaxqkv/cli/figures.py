@@ -78,7 +78,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def _owners(words: Sequence[str]) -> str:
     """Returns the end of an error about unknown words: the studies that take the first option of them, if any do."""
     unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
-    owners = [each.name for each in registry.studies() if unknown in map(flag, options_of(each.options))]
+    owners = [each.name for each in registry.studies() if unknown in {flag(name) for name in options_of(each.options)}]
     return f"; {unknown} is an option of {errors.listed(owners)}" if owners else ""
 
 
