@@ -14,7 +14,7 @@ from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, made
 from jaxqkv.figures.style import FORMATS
 from jaxqkv.runtime import console
 from jaxqkv.studies import registry
-from jaxqkv.studies.options import Options, option
+from jaxqkv.studies.options import Options, flag, option, options_of
 from jaxqkv.studies.study import FigureSpec, Run, Study
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ HELP = "draw the figures of a study"
 ALL = "all"
 # Figures that a study has, roughly; the exact number is known only after its modules, and JAX with them, are loaded.
 FIGURES = 9
-EXAMPLES = """examples:
-  jaxqkv figures qkv-weights --demo
+EXAMPLE = "jaxqkv figures qkv-weights --demo"
+EXAMPLES = f"""examples:
+  {EXAMPLE}
   jaxqkv figures qkv-weights 2c 5b --model demo-gpt2 random:demo-gpt2 --theme dark --format svg
   jaxqkv figures all --demo"""
 
@@ -67,11 +68,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     place = next(index for index, word in enumerate(words) if word is named)
     given, rest = parser.parse_known_args(words[:place] + words[place + 1 :])
     if study is None or any(word.startswith("-") for word in rest):
-        parser.refuse_unknown(rest)
+        parser.refuse_unknown(rest, _owners(rest))
     given.ids = [*getattr(given, "ids", ()), *rest]
     given.study, given.studies = named, [study] if study else registry.studies()
     given.typed = words
     return given
+
+
+def _owners(words: Sequence[str]) -> str:
+    """Returns the end of an error about unknown words: the studies that take the first option of them, if any do."""
+    unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
+    owners = [each.name for each in registry.studies() if unknown in {flag(name) for name in options_of(each.options)}]
+    return f"; {unknown} is an option of {errors.listed(owners)}" if owners else ""
 
 
 def _parser(study: Study | None, named: str) -> Parser:
@@ -103,7 +111,7 @@ def _parse_without_study(words: Sequence[str]) -> argparse.Namespace:
     if rest and not rest[0].startswith("-"):
         parser.error(f"no study {rest[0]}; {errors.nearest(rest[0], [*registry.names(), ALL])}")
     if rest:
-        parser.error(f"{rest[0]} is an option of a study; name a study")
+        parser.error(f"{rest[0]} is an option of a study; name one of `jaxqkv list`, as {EXAMPLE}")
     given.studies = []
     return given
 
@@ -158,31 +166,38 @@ class Order:
 def run(given: argparse.Namespace, line: Line) -> int:
     """Draws the studies and figures that the command names."""
     if not given.studies:
-        show(given, _catalogue(), lambda: "\n".join(f"{row['study']:24}{row['title']}" for row in _catalogue()))
+        studies = [{"study": each.name, "title": each.title} for each in registry.studies()]
+        lines = [f"{each['study']:24}{each['title']}" for each in studies]
+        lines += ["", f"Name one, as {EXAMPLE}; `jaxqkv list` shows their figures."]
+        show(given, studies, lambda: "\n".join(lines))
         return 0
     from jaxqkv.figures.drawers import Drawers
 
-    documents, failed = [], []
+    documents: dict[str, dict[str, Any] | None] = {}
+    failed = []
     count = (len(given.ids) or FIGURES) * len(given.studies) if made(Files, given).formats else 0
     with Drawers(count) as drawers:
         if not getattr(given, "distributed", False):
             drawers.begin()  # they load matplotlib while this process loads JAX, and then the study's figures
         for study in given.studies:
             try:
-                documents.append(_draw_study(_order(given, line, study, drawers)))
+                documents[study.name] = _draw_study(_order(given, line, study, drawers))
             except errors.JaxqkvError as error:
                 if len(given.studies) == 1:
                     raise
                 failed.append(study.name)
                 print(f"jaxqkv: {study.name}: {error}", file=sys.stderr)
-    show(given, documents if given.study == ALL else documents[0], lambda: "")
+            except KeyboardInterrupt as stop:
+                if len(given.studies) == 1:
+                    raise
+                done = f": {', '.join(documents)}" if documents else ""
+                done = f"{len(documents)} of {len(given.studies)} studies finished{done}"
+                raise KeyboardInterrupt(done, *stop.args) from None
+    found = list(documents.values())
+    show(given, found if given.study == ALL else found[0], lambda: "")
     if failed:
         raise errors.JaxqkvError(f"{', '.join(failed)} could not be drawn; the other studies were")
     return 0
-
-
-def _catalogue() -> list[dict[str, str]]:
-    return [{"study": each.name, "title": each.title} for each in registry.studies()]
 
 
 def _order(given: argparse.Namespace, line: Line, study: Study, drawers: "Drawers") -> Order:
@@ -261,7 +276,9 @@ def _draw(order: Order, record: Any) -> dict[str, Any] | None:
     document = {"study": order.study.name, **record.about, "seconds": record.seconds, "figures": figures}
     document |= {"not drawn": left_out, "manifest": str(record.folder / manifest.NAME), "page": str(page)}
     drawn = f"{showing.counted(len(figures), 'figure')} in {record.folder}"
-    times = "computing {computing:.1f} s, drawing {drawing:.1f} s".format(**record.seconds)
+    times = f"computing {record.seconds['computing']:.1f} s"
+    if order.files.formats:
+        times += f", drawing {record.seconds['drawing']:.1f} s"
     say(f"{drawn}; {times}; see {page}")
     if left_out and order.asked:
         show(order.given, document, lambda: "")

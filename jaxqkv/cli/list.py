@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +14,8 @@ from jaxqkv.studies import registry
 from jaxqkv.studies.options import flag, options_of
 from jaxqkv.studies.study import FigureSpec, Study
 
-# Characters of a line with arrays, at most.
-WIDTH = 100
+# Most characters of a line with arrays where the output is no terminal, and fewest of a title in a narrow terminal.
+WIDTH, NARROW = 100, 24
 EXAMPLES = """examples:
   jaxqkv list
   jaxqkv list weight-tour"""
@@ -35,19 +37,21 @@ def run(given: argparse.Namespace, line: Line) -> None:
     studies = [registry.study(name) for name in given.studies or registry.names()]
     figures = [(study.name, spec) for study in studies for spec in study.figures.values()]
     rows = [(name, spec.id, spec.title) for name, spec in figures]
-    last = "figure"
-    if given.studies:
-        last = "figure and arrays"
-        width = WIDTH - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
-        rows = [row for name, spec in figures for row in with_arrays(name, spec, width)]
+    if given.studies or sys.stdout.isatty():  # otherwise a line is a figure, for programs
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+        width = room - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
+        arrays = bool(given.studies)
+        rows = [row for name, spec in figures for row in rows_of(name, spec, max(width, NARROW), arrays)]
+    last = "figure and arrays" if given.studies else "figure"
     document = [everything(study) for study in studies]
     show(given, document, lambda: Table(heading=("study", "id", last), rows=rows, left=3).text())
 
 
-def with_arrays(study: str, spec: FigureSpec, width: int) -> list[tuple[str, str, str]]:
-    """Returns the rows of a figure: its title, and indented below it its arrays, in lines of this width."""
+def rows_of(study: str, spec: FigureSpec, width: int, arrays: bool) -> list[tuple[str, str, str]]:
+    """Returns the rows of a figure, in lines of this width: its title, and if asked for its arrays, indented below."""
     first, *more = wrapped(spec.title, width)
-    more += [f"  {line}" for line in wrapped(str(spec.arrays), width - 2)]
+    if arrays:
+        more += [f"  {line}" for line in wrapped(str(spec.arrays), width - 2)]
     return [(study, spec.id, first), *(("", "", line) for line in more)]
 
 

@@ -37,13 +37,13 @@ class Parser(argparse.ArgumentParser):
         return given
 
     def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
-        """Ends the process if there are unknown words, suggesting the nearest option."""
+        """Ends the process if there are unknown words, with `hint` or else the nearest option."""
         if not words:
             return
         message = f"unrecognized arguments: {' '.join(words)}{hint}"
         known = [name for name in self._option_string_actions if name.startswith("--")]
         unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
-        if unknown and (near := nearest(unknown, known)).startswith("did you mean"):
+        if unknown and not hint and (near := nearest(unknown, known)).startswith("did you mean"):
             message += f"; {near}"
         self.error(message)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.scales import root
 from jaxqkv.typing import AnyArray
 
 # Values are summed in this many parts first, so that float32 adds numbers of similar size.
@@ -33,6 +34,8 @@ def percentile_edges(values: Float[np.ndarray, "*shape"], *, n_bin: int) -> Floa
     Returns:
       `n_bin + 1` edges in float64, increasing, in the unit of `values`.
     """
+    if n_bin < 1:
+        raise KernelError(f"n_bin is the number of bins, 1 or more, not {n_bin}")
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not values.size:
@@ -58,7 +61,7 @@ def bin_index(values: Float[np.ndarray, "*shape"], edges: Float[np.ndarray, "edg
     return np.where((values >= edges[0]) & (values <= edges[-1]), index, -1).astype(np.int32)
 
 
-@kernel(static_argnames="n_bin")
+@kernel()
 def binned_moments(
     values: Float[AnyArray, "value"], index: Int[AnyArray, "value"], *, n_bin: int
 ) -> tuple[Int[Array, "bin"], Float[Array, "bin"], Float[Array, "bin"]]:
@@ -97,6 +100,6 @@ def binned_moments(
     n = jnp.where(count > 0, count, 1).astype(values.dtype)
     mean = total(jnp.where(inside, values, 0)) / n
     deviation = values - mean[jnp.where(inside, index, n_bin)]
-    std = jnp.sqrt(total(jnp.where(inside, deviation, 0) ** 2) / n)
+    std = root(total(jnp.where(inside, deviation, 0) ** 2) / n)
     empty = count[:-1] == 0
     return count[:-1], jnp.where(empty, jnp.nan, mean[:-1]), jnp.where(empty, jnp.nan, std[:-1])

@@ -55,7 +55,7 @@ class _Keys(NamedTuple):
     place: Int[Array, "key"]
 
 
-@kernel(static_argnames="causal")
+@kernel()
 def attention_statistics(
     q: Float[AnyArray, "batch head pos head_dim"],
     k: Float[AnyArray, "batch head pos head_dim"],

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -24,27 +25,26 @@ FLOATS, INTS, BOOLS, KEYS = (each.dtypes for each in _ANNOTATIONS)
 NO_NUMBERS = "OSUMm"
 
 
-def kernel(
-    *, compiled: bool = True, **options: Any
-) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+def kernel(*, compiled: bool = True) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
     """Returns a decorator that turns a function of arrays into a kernel.
 
     The kernel takes arrays of any library, and lists of numbers. The axes of each array must match its annotation, and
     an axis must have the same length in all arrays. Changes that the caller makes to an array after the call have no
     effect.
 
+    Keyword-only parameters are settings of the program, static for `jit`. They are checked by their annotations, and
+    may be given as arrays of one number.
+
     Args:
       compiled: whether to compile by `jit`; otherwise the function runs on the host, or calls compiled ones.
-      options: options of `jax.jit`; settings that are static may be given as arrays of one number.
     """
-    named = options.get("static_argnames", ())
-    settings = (named,) if isinstance(named, str) else tuple(named)
 
     def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-        run: Callable[..., Any] = jit(function, **options) if compiled else function
         signature = inspect.signature(function)
-        positional = [each for each in signature.parameters.values() if each.kind is not each.KEYWORD_ONLY]
-        annotations = {each.name: _shaped(each.annotation) for each in positional}
+        parameters = signature.parameters.values()
+        settings = {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
+        annotations = {each.name: _shaped(each.annotation) for each in parameters if each.name not in settings}
+        run: Callable[..., Any] = jit(function, static_argnames=tuple(settings)) if compiled else function
 
         @functools.wraps(function)
         def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Any:
@@ -53,7 +53,7 @@ def kernel(
             arrays = {name: _array(given[name], name, annotations[name]) for name in annotations if name in given}
             _check_axes(function.__name__, arrays, annotations)
             given.update(arrays)
-            given.update({name: _setting(given[name], name) for name in settings if name in given})
+            given.update({name: _setting(given[name], name, settings[name]) for name in settings if name in given})
             return run(*bound.args, **bound.kwargs)
 
         return call
@@ -94,18 +94,29 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
     return snapshot(value) if isinstance(value, np.ndarray) and value.flags.writeable else value
 
 
-def _setting(value: Any, name: str) -> Any:
+def _setting(value: Any, name: str, kind: Any) -> Any:
     """Returns a setting as it is hashed: an array of one number as that number.
 
     Raises:
-      KernelError: for one that JAX traces, or of several numbers.
+      KernelError: for one that JAX traces, of several numbers, or of another kind; and for whole numbers below 0, since
+        all are counts.
     """
     if not is_concrete(value):
         raise KernelError(f"{name} is a setting of the program, a number that is known before it is traced")
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         if np.ndim(value):
             raise KernelError(f"{name} is one number, not an array of shape {list(value.shape)}")
-        return value.item()
+        value = value.item()
+    if kind is bool:
+        fits, what = value in (0, 1), "True or False"
+    elif kind is int:
+        fits, what = type(value) is int and value >= 0, "a whole number, 0 or more"
+    elif kind is float:
+        fits, what = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
+    else:
+        fits, what = callable(value), "a function"
+    if not fits:
+        raise KernelError(f"{name} is {what}, not {value!r}")
     return value
 
 

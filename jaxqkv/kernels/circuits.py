@@ -27,6 +27,7 @@ from jaxqkv.kernels.factors import (
     unit_factors,
     wide,
 )
+from jaxqkv.kernels.scales import root
 from jaxqkv.runtime.arrays import is_concrete
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
@@ -61,7 +62,7 @@ def _readers(
     return tuple(fold(each, gamma) for each in weights)
 
 
-@kernel(static_argnames="folded")
+@kernel()
 def qk_circuit(
     w_q: Float[AnyArray, "head embed head_dim"],
     w_k: Float[AnyArray, "head embed head_dim"],
@@ -91,7 +92,7 @@ def qk_circuit(
     return Circuit(left, right * jnp.asarray(left.shape[-1] ** -0.5 if scale is None else scale, jnp.float32))
 
 
-@kernel(static_argnames="folded")
+@kernel()
 def ov_circuit(
     w_v: Float[AnyArray, "head embed head_dim"],
     w_o: Float[AnyArray, "head head_dim embed"],
@@ -170,7 +171,7 @@ def composition(
       float32; NaN where a matrix is 0.
     """
     one, other = one_sides((right, left), (other_left, other_right))
-    return jnp.sqrt(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
+    return root(block_norms(wide(one), wide(other), n_head=len(one), n_other=len(other)))
 
 
 @jit

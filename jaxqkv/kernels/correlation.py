@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.kernels.scales import over_root, size
 from jaxqkv.typing import AnyArray
 
 
@@ -28,9 +29,9 @@ def pearson(
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, x.shape)
-    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant.
-    x, y = (d / jnp.abs(d).max() for d in (deviations(x, mask), deviations(y, mask)))
-    r = (x * y).sum() / jnp.sqrt((x * x).sum() * (y * y).sum())
+    # Scaled to at most 1, so that no square overflows.
+    x, y = (d / size(d) for d in (deviations(x, mask), deviations(y, mask)))
+    r = over_root((x * y).sum(), (x * x).sum() * (y * y).sum())
     return jnp.clip(r, -1, 1)
 
 
@@ -57,12 +58,13 @@ def representational_similarity(
     one, other = np.triu_indices(x.shape[0], 1)
     copies = jnp.ones(x.shape[0], jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
     x, y = (deviations(jnp.asarray(each, jnp.float32)[one, other]) for each in (x, y))
-    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant.
-    x, y = (each / jnp.abs(each).max() for each in (x, y))
+    # Scaled to at most 1, so that no square overflows.
+    x, y = (each / size(each) for each in (x, y))
     # The only product with weights, so that many resamples are one matrix product.
     terms = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
     n, sx, sy, sxx, sxy, syy = (copies[one] * copies[other]) @ terms
-    r = (sxy - sx * sy / n) / jnp.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
+    squares = (sxx - sx * sx / n) * (syy - sy * sy / n)
+    r = over_root(sxy - sx * sy / n, jnp.maximum(squares, 0))
     return jnp.clip(r, -1, 1)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxqkv.kernels.scales import power_of_two
+from jaxqkv.kernels.scales import over_root, power_of_two
 from jaxqkv.typing import AnyArray
 
 # Of eigenvalues, relative to the largest, what is known of them in float32.
@@ -96,7 +96,7 @@ def one_sides(*circuits: tuple[Any, Any]) -> list[Float[Array, "_ embed head_dim
     q, s = rotated(right)
     sides, _ = scaled(left @ s.swapaxes(1, 2))
     sides = sides @ root_of_gram(q)
-    sides /= jnp.sqrt((sides**2).sum(axis=(1, 2), keepdims=True))
+    sides = over_root(sides, (sides**2).sum(axis=(1, 2), keepdims=True))
     return _parted(sides, [one for one, _ in circuits])
 
 
@@ -109,8 +109,8 @@ def unit_factors(*circuits: tuple[Any, Any]) -> list[tuple[Factors, Factors]]:
     left, right = (scaled(joined(*factors))[0] for factors in zip(*circuits, strict=True))
     q, s = rotated(left)
     turned, _ = scaled(right @ s.swapaxes(1, 2))
-    norms = jnp.sqrt(jnp.maximum((gram(q) * gram(turned)).sum(axis=(1, 2), keepdims=True), 0))
-    parts = [_parted(each, [one for one, _ in circuits]) for each in (q, turned / norms)]
+    squares = jnp.maximum((gram(q) * gram(turned)).sum(axis=(1, 2), keepdims=True), 0)
+    parts = [_parted(each, [one for one, _ in circuits]) for each in (q, over_root(turned, squares))]
     return list(zip(*parts, strict=True))
 
 
@@ -129,6 +129,17 @@ def wide(factors: Factors) -> Float[Array, "inner embed"]:
     return factors.swapaxes(1, 2).reshape(-1, factors.shape[1])
 
 
+def _known(
+    columns: Float[Array, "inner embed"], n_head: int
+) -> tuple[Float[Array, "inner embed"], Bool[Array, "head"]]:
+    """Returns `wide` columns with 0 for heads that have a NaN, and which heads have none.
+
+    With a NaN in a product, its derivatives by all other heads would be NaN.
+    """
+    known = ~jnp.isnan(columns).reshape(n_head, -1).any(axis=1) if n_head else jnp.ones(0, bool)
+    return jnp.where(jnp.repeat(known, columns.shape[0] // max(n_head, 1))[:, None], columns, 0), known
+
+
 def _sums_by_head(
     blocks: Float[Array, "inner other_inner"], n_head: int, n_other: int
 ) -> Float[Array, "head other_head"]:
@@ -142,7 +153,9 @@ def block_norms(
     one: Float[Array, "inner embed"], other: Float[Array, "other_inner embed"], *, n_head: int, n_other: int
 ) -> Float[Array, "head other_head"]:
     """Returns ‖Z_aᵀ Z_b‖² (Frobenius) of all pairs of heads, from their `wide` columns: one matrix product."""
-    return _sums_by_head((one @ other.T) ** 2, n_head, n_other)
+    (one, known), (other, other_known) = _known(one, n_head), _known(other, n_other)
+    sums = _sums_by_head((one @ other.T) ** 2, n_head, n_other)
+    return jnp.where(known[:, None] & other_known[None], sums, jnp.nan)
 
 
 def block_overlaps(
@@ -153,8 +166,8 @@ def block_overlaps(
         (each**2).sum(axis=1).reshape(count, each.shape[0] // max(count, 1)).sum(axis=1)
         for each, count in ((one, n_head), (other, n_other))
     ]
-    sizes = jnp.sqrt(jax.lax.stop_gradient(ranks[0][:, None] * ranks[1][None]))
-    return jnp.minimum(block_norms(one, other, n_head=n_head, n_other=n_other) / sizes, 1)
+    sizes = jax.lax.stop_gradient(ranks[0][:, None] * ranks[1][None])
+    return jnp.minimum(over_root(block_norms(one, other, n_head=n_head, n_other=n_other), sizes), 1)
 
 
 def block_inner(
@@ -167,5 +180,7 @@ def block_inner(
     n_other: int,
 ) -> Float[Array, "head other_head"]:
     """Returns the inner products of all pairs of heads' W, from their `wide` `unit_factors`."""
+    (right, known), (other_right, other_known) = _known(right, n_head), _known(other_right, n_other)
     products = (left @ other_left.T) * (right @ other_right.T)
-    return jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
+    sums = jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
+    return jnp.where(known[:, None] & other_known[None], sums, jnp.nan)

@@ -25,7 +25,7 @@ def column_correlation(x: Float[AnyArray, "row column"]) -> Float[Array, "column
     return column_cosine(x - x.mean(axis=0, keepdims=True))
 
 
-@kernel(compiled=False, static_argnames="centred")
+@kernel(compiled=False)
 def group_densities(
     x: Float[AnyArray, "sample three_embed"], edges: Float[np.ndarray, "edge"], *, centred: bool
 ) -> Float[Array, "group bin"]:

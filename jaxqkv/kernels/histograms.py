@@ -52,7 +52,7 @@ def density(
     return density_between(values, binning(edges), where)
 
 
-@kernel(compiled=False, static_argnames="n_group")
+@kernel(compiled=False)
 def density_by_group(
     values: Float[AnyArray, "*shape"],
     edges: Float[AnyArray, "edge"],
@@ -71,8 +71,6 @@ def density_by_group(
     Returns:
       `[n_group, bin]`, in 1/unit of `values`; zeros for an empty group.
     """
-    if n_group < 0:
-        raise KernelError(f"n_group is the number of groups, not {n_group}")
     return densities_between(values, binning(edges), group, n_group=n_group)
 
 

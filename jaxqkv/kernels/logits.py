@@ -12,7 +12,7 @@ from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
 
-@kernel(static_argnames="epsilon")
+@kernel()
 def attribution(
     parts: Float[AnyArray, "part embed"],
     residual: Float[AnyArray, "embed"],
@@ -46,7 +46,7 @@ def attribution(
     return centred @ (scale * direction) / sigma
 
 
-@kernel(static_argnames="epsilon")
+@kernel()
 def logit_lens(
     residual: Float[AnyArray, "pos embed"],
     scale: Float[AnyArray, "embed"],

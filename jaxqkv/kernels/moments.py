@@ -1,9 +1,11 @@
 """Mean and standard deviation of a sample."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxqkv.kernels.calling import kernel
+from jaxqkv.kernels.scales import largest, root
 from jaxqkv.typing import AnyArray
 
 
@@ -23,16 +25,17 @@ def deviations(
     mask = jnp.broadcast_to(True if where is None else where, x.shape)
     n = jnp.maximum(mask.sum(axis=axis, keepdims=True), 1).astype(x.dtype)
     x = jnp.where(mask, x, 0)
-    largest = jnp.abs(x).max(axis=axis, keepdims=True)
+    scale = largest(x, axis)
     # Subtract one of the values first: roundings of a fused subtraction of the mean are then no larger than the spread.
-    x = jnp.where(mask, x - jnp.where(mask, x, -largest).max(axis=axis, keepdims=True), 0)
+    one = jax.lax.stop_gradient(jnp.where(mask, x, -scale).max(axis=axis, keepdims=True))
+    x = jnp.where(mask, x - one, 0)
     for _ in range(2):  # twice: the second time removes the rounding of the first mean
         x = jnp.where(mask, x - x.sum(axis=axis, keepdims=True) / n, 0)
-    constant = jnp.abs(x).max(axis=axis, keepdims=True) <= jnp.finfo(x.dtype).eps * largest
+    constant = jnp.abs(x).max(axis=axis, keepdims=True) <= jnp.finfo(x.dtype).eps * scale
     return jnp.where(constant, 0, x)
 
 
-@kernel(static_argnames="ddof")
+@kernel()
 def moments(
     values: Float[AnyArray, "*shape"], where: Bool[AnyArray, "*#shape"] | None = None, *, ddof: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -53,4 +56,4 @@ def moments(
     n = mask.sum().astype(values.dtype)
     mean = jnp.where(mask, values, 0).sum() / jnp.maximum(n, 1)
     squares = jnp.where(mask, (values - mean) ** 2, 0).sum()
-    return mean, jnp.sqrt(squares / jnp.maximum(n - ddof, 1))
+    return mean, root(squares / jnp.maximum(n - ddof, 1))

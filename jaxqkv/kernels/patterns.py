@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.factors import scaled
+from jaxqkv.kernels.scales import root
 from jaxqkv.typing import AnyArray
 
 
@@ -103,4 +104,4 @@ def weighted_attention(
     (v, of_v), (output, of_output) = scaled(v), scaled(output)
     gram = jnp.einsum("hde,hfe->hdf", output, output)
     squares = jnp.einsum("hkd,hdf,hkf->hk", v, gram, v)
-    return pattern * (jnp.sqrt(jnp.maximum(squares, 0))[:, None] * of_v * of_output)
+    return pattern * (root(jnp.maximum(squares, 0))[:, None] * of_v * of_output)

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.kernels.scales import root, size
 from jaxqkv.typing import AnyArray
 
 # A column of which the others explain all but this share of its length is collinear with them.
@@ -32,16 +33,17 @@ def linear_regression(
     Returns:
       Float32 `[variable + 1]`: the constant first, in the unit of `y`, then the slopes, in the unit of `y` per unit of
       the variable. All NaN if the observations do not determine them: too few, or a constant or collinear column.
+      Their derivatives are NaN then too.
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, y.shape)
     columns = jax.vmap(deviations, in_axes=(1, None), out_axes=1)(x, mask)
-    largest = jnp.abs(columns).max(axis=0)
-    scaled = columns / jnp.where(largest > 0, largest, 1)[None]
-    length = jnp.sqrt((scaled**2).sum(axis=0))
+    scale = size(columns, axis=0)
+    scaled = columns / scale
+    length = root((scaled**2).sum(axis=0))
     q, r = jnp.linalg.qr(scaled / jnp.where(length > 0, length, 1)[None])
     target = deviations(y, mask)
-    slopes = jax.scipy.linalg.solve_triangular(r, q.T @ target) / (largest * length)
+    slopes = jax.scipy.linalg.solve_triangular(r, q.T @ target) / (scale[0] * length)
     determined = (jnp.abs(jnp.diagonal(r)) > COLLINEAR).all() & (mask.sum() > x.shape[1])
     n = jnp.maximum(mask.sum(), 1).astype(y.dtype)
     x_mean, y_mean = jnp.where(mask[:, None], x, 0).sum(axis=0) / n, jnp.where(mask, y, 0).sum() / n

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.typing import AnyArray
 
@@ -18,7 +19,7 @@ from jaxqkv.typing import AnyArray
 TIES = 64
 
 
-@kernel(static_argnames=("statistic", "permutations", "together"))
+@kernel()
 def permutation_null(
     labels: Shaped[AnyArray, "unit"],
     data: PyTree[Shaped[AnyArray, "..."]],
@@ -51,7 +52,7 @@ def permutation_null(
     return _mapped(one, jax.random.split(key, permutations), together)
 
 
-@kernel(static_argnames=("n_unit", "statistic", "permutations", "together"))
+@kernel()
 def exchange_null(
     data: PyTree[Shaped[AnyArray, "..."]],
     key: Key[Array, ""],
@@ -86,7 +87,7 @@ def exchange_null(
     return _mapped(one, jax.random.split(key, permutations), together)
 
 
-@kernel(static_argnames="two_sided")
+@kernel()
 def permutation_p(
     null: Float[AnyArray, "permutation *shape"], observed: Float[AnyArray, "*shape"], *, two_sided: bool = True
 ) -> Float[Array, "*shape"]:
@@ -120,7 +121,7 @@ def weighted_mean(weights: Float[Array, "unit"], data: Float[Array, "unit *shape
     return (weights @ flat / weights.sum()).reshape(data.shape[1:])
 
 
-@kernel(static_argnames=("n_unit", "statistic", "samples", "level", "together"))
+@kernel()
 def bootstrap_interval(
     data: PyTree[Shaped[AnyArray, "..."]],
     key: Key[Array, ""],
@@ -166,6 +167,8 @@ def _mapped(
     function: Callable[[Key[Array, ""]], Array], keys: Key[Array, "sample"], together: int
 ) -> Shaped[Array, "sample *shape"]:
     """Returns the function of every key, computed for `together` keys at a time."""
+    if together < 1:
+        raise KernelError(f"together is the number that are computed at a time, 1 or more, not {together}")
     n = keys.shape[0]
     if n <= together:
         return jax.vmap(function)(keys)

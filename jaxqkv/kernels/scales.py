@@ -1,8 +1,23 @@
-"""Powers of two that bring arrays of any magnitude to about 1, so that no square overflows or vanishes."""
+"""Scales that arrays are divided by, so that no square overflows or vanishes; roots and ratios with finite derivatives.
+
+Results do not depend on the scales, which are constants of derivatives. JAX's derivative of a maximum divides by the
+number of values that equal it, which is 0 where a compiled program computes the values again and rounds them otherwise.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def largest(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Returns max |x| over the axes, which stay as axes of length 1; it counts as a constant."""
+    return jax.lax.stop_gradient(jnp.abs(x).max(axis=axis, keepdims=True, initial=0))
+
+
+def size(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Returns `largest`, or 1 if that is 0, for division to at most 1; a scalar unless an axis is given."""
+    most = largest(x, axis)
+    return jnp.where(most > 0, most, 1).reshape(() if axis is None else most.shape)
 
 
 def power_of_two(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
@@ -10,6 +25,18 @@ def power_of_two(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[A
 
     Division by it is exact. It is 1 for zeros, and counts as a constant: it is for what does not depend on it.
     """
-    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=axis, keepdims=True, initial=0))
-    power = jnp.ldexp(jnp.ones((), x.dtype), jnp.frexp(largest)[1] - 1)
-    return jnp.where(largest > 0, power, 1).astype(x.dtype)
+    most = largest(x, axis)
+    power = jnp.ldexp(jnp.ones((), x.dtype), jnp.frexp(most)[1] - 1)
+    return jnp.where(most > 0, power, 1).astype(x.dtype)
+
+
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns √x, whose derivative at 0 is 0 instead of ∞."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def over_root(x: Float[Array, "*shape"], y: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
+    """Returns x / √y; NaN where y is 0, with derivatives of 0."""
+    zero = y == 0
+    return jnp.where(zero, jnp.nan, x / jnp.sqrt(jnp.where(zero, 1, y)))

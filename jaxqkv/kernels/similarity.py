@@ -13,17 +13,17 @@ from jaxqkv.errors import KernelError
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.histograms import Binning, binning, densities_between
 from jaxqkv.kernels.moments import moments
-from jaxqkv.kernels.scales import power_of_two
+from jaxqkv.kernels.scales import power_of_two, root
 from jaxqkv.runtime.devices import jit
 from jaxqkv.typing import AnyArray
 
 
 def unit_columns(x: Float[AnyArray, "row column"]) -> Float[Array, "row column"]:
-    """Returns columns divided by their Euclidean norms; a column of zeros stays zero."""
+    """Returns columns divided by their Euclidean norms; a column of zeros stays zero, with derivatives of 0."""
     x = jnp.asarray(x)
     x = x / power_of_two(x, axis=0)
-    norm = jnp.linalg.norm(x, axis=0, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1)
+    norm = root((x**2).sum(axis=0, keepdims=True))
+    return x / jnp.where(norm > 0, norm, jnp.inf)
 
 
 @kernel()
@@ -33,7 +33,7 @@ def column_cosine(x: Float[AnyArray, "row column"]) -> Float[Array, "column colu
     return unit.T @ unit
 
 
-@kernel(static_argnames=("ddof", "strips"))
+@kernel()
 def column_cosine_moments(
     x: Float[AnyArray, "row column"], *, ddof: int = 1, strips: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -63,7 +63,7 @@ def column_cosine_moments(
         cosine = unit[:, start:stop].T @ unit[:, start:]
         above = jnp.triu(jnp.ones(cosine.shape, bool), 1)
         squares += jnp.where(above, (cosine - mean) ** 2, 0).sum(axis=1).sum()
-    return mean, jnp.sqrt(squares / max(pairs - ddof, 1))
+    return mean, root(squares / max(pairs - ddof, 1))
 
 
 def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
@@ -72,7 +72,7 @@ def _cuts(n: int, pieces: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@kernel(static_argnames=("n_head", "head_dim"))
+@kernel()
 def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column column"]:
     """Returns which pairs of columns are within a head, and which across heads, each pair once.
 
@@ -85,7 +85,7 @@ def head_pair_masks(*, n_head: int, head_dim: int) -> Bool[Array, "two column co
     return jnp.stack([(column[:, None] < column[None, :]) & same, head[:, None] < head[None, :]])
 
 
-@kernel(compiled=False, static_argnames="n_head")
+@kernel(compiled=False)
 def head_pair_densities(
     x: Float[AnyArray, "row column"], edges: Float[np.ndarray, "edge"], *, n_head: int
 ) -> tuple[Float[Array, "two bin"], Float[Array, "two"], Float[Array, "two"]]:

@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.kernels.scales import size
 from jaxqkv.typing import AnyArray
 
 
@@ -73,8 +74,7 @@ def _difference_and_squares(
     n, m = (jnp.asarray(mask.sum(), jnp.float32) for mask in masks)
     both = jnp.concatenate([x.ravel(), y.ravel()])
     both = deviations(both, jnp.concatenate([mask.ravel() for mask in masks]))
-    largest = jnp.abs(both).max()
-    both = both / jnp.where(largest > 0, largest, 1)
+    both = both / size(both)
     x, y = both[: x.size].reshape(x.shape), both[x.size :].reshape(y.shape)
     first, second = ((deviations(v, mask) ** 2).sum() for v, mask in zip((x, y), masks, strict=True))
     return x.sum() / n - y.sum() / m, (n, m), (first, second)

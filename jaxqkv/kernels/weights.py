@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxqkv.kernels.calling import kernel
 from jaxqkv.kernels.moments import deviations
+from jaxqkv.kernels.scales import largest, root, size
 from jaxqkv.typing import AnyArray
 
 # Number of cells of equal probability; the Kolmogorov–Smirnov distance is exact to half a cell.
@@ -41,9 +42,11 @@ def distribution_shape(values: Float[AnyArray, "*shape"]) -> DistributionShape:
     values = jnp.asarray(values, jnp.float32)
     centred = deviations(values)
     # Scaled to at most 1 first, and then to standard units, so that no power overflows or vanishes.
-    largest = jnp.abs(centred).max()
-    std = largest * jnp.sqrt(((centred / jnp.where(largest > 0, largest, 1)) ** 2).mean())
-    units = centred / jnp.where(std > 0, std, jnp.nan)
+    scale = largest(centred).reshape(())
+    square = ((centred / jnp.where(scale > 0, scale, 1)) ** 2).mean()
+    constant = square == 0
+    std = scale * jnp.sqrt(jnp.where(constant, 1, square))
+    units = centred / jnp.where(constant, jnp.nan, std)
     return DistributionShape(values.mean(), std, (units**3).mean(), (units**4).mean() - 3)
 
 
@@ -81,10 +84,12 @@ def ks_normal(
 def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "row-1"]:
     """Returns Pearson's correlation of every row with the next, in −1…1; NaN next to a constant row."""
     centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
-    # Scaled to at most 1, so that no square overflows; 0/0, and so NaN, for a constant row.
-    scaled = centred / jnp.abs(centred).max(axis=1, keepdims=True)
-    unit = scaled / jnp.sqrt((scaled**2).sum(axis=1, keepdims=True))
-    return jnp.clip((unit[:-1] * unit[1:]).sum(axis=1), -1, 1)
+    scaled = centred / size(centred, axis=1)  # to at most 1, so that no square overflows
+    squares = (scaled**2).sum(axis=1, keepdims=True)
+    constant = squares[:, 0] == 0
+    unit = scaled / jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    correlation = jnp.clip((unit[:-1] * unit[1:]).sum(axis=1), -1, 1)
+    return jnp.where(constant[:-1] | constant[1:], jnp.nan, correlation)
 
 
 @kernel()
@@ -105,7 +110,7 @@ def principal_components(
     """
     x = jnp.asarray(x, jnp.float32)
     centred = deviations(x, axis=0)
-    std = jnp.sqrt((centred**2).mean(axis=0, keepdims=True))
+    std = root((centred**2).mean(axis=0, keepdims=True))
     z = centred / jnp.where(std > 0, std, 1)
     if x.shape[0] <= x.shape[1]:
         squares, left = jnp.linalg.eigh(z @ z.T)
@@ -116,10 +121,10 @@ def principal_components(
         squares, right = jnp.linalg.eigh(z.T @ z)
         loadings = right[:, :-3:-1]
         scores = z @ loadings
-    largest = jnp.take_along_axis(loadings, jnp.abs(loadings).argmax(axis=0)[None], axis=0)
+    extreme = jnp.take_along_axis(loadings, jnp.abs(loadings).argmax(axis=0)[None], axis=0)
     squares = jnp.maximum(squares[::-1], 0)
     total = squares.sum()
-    return squares / jnp.where(total > 0, total, 1), scores * jnp.where(largest < 0, -1, 1)
+    return squares / jnp.where(total > 0, total, 1), scores * jnp.where(extreme < 0, -1, 1)
 
 
 @kernel()

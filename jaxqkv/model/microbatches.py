@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxqkv.checkpoints.config import Config
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.runtime.devices import jit
 
 # Most tokens of a microbatch on a CPU; with more, activations leave the cache and each token takes longer.
 CPU_TOKENS = 2048
@@ -62,7 +63,12 @@ def sequences_to_join(pos: int) -> int:
 
 def first(size: int, tree: Any, parts: int) -> Any:
     """Returns arrays without the padding that made a batch of `size` divisible."""
-    return jax.tree.map(lambda leaf: leaf[:size], tree) if size % parts else tree
+    return _cut_to(size, tree) if size % parts and jax.tree.leaves(tree) else tree
+
+
+@jit(static_argnums=0)
+def _cut_to(size: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:size], tree)
 
 
 def joined(results: Sequence[Any]) -> Any:

@@ -55,6 +55,42 @@ def test_list_is_the_registry(capsys):
     ]
 
 
+@pytest.mark.parametrize("columns", [80, 100])
+def test_list_fits_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["list"]) == 0
+    heading, _, *lines = capsys.readouterr().out.splitlines()
+    assert columns - 9 < max(map(len, lines)) <= columns
+    place, found = heading.index("figure"), []
+    for line in lines:
+        if line.startswith(" "):
+            found[-1] += " " + line[place:]
+        else:
+            found.append(line[place:])
+    assert found == [spec.title for name in names() for spec in study(name).figures.values()]
+
+
+def test_figures_without_a_study_says_how_to_name_one(capsys):
+    assert main(["figures"]) == 0
+    *studies, empty, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in studies] == names()
+    assert (empty, last) == ("", "Name one, as jaxqkv figures qkv-weights --demo; `jaxqkv list` shows their figures.")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_interrupted_run_of_all_studies_names_those_that_were_finished(number, tmp_path, monkeypatch, capsys):
+    def draw(order):
+        if order.study.name == names()[number]:
+            raise KeyboardInterrupt("no figure was finished")
+        return {}
+
+    monkeypatch.setattr("jaxqkv.cli.figures._draw_study", draw)
+    assert main(["figures", "all", "--demo", "--arrays-only", "--out", str(tmp_path)]) == 130
+    finished = {0: "0 of 12 studies finished", 2: "2 of 12 studies finished: qkv-weights, attention-scores"}[number]
+    assert capsys.readouterr().err == f"jaxqkv: interrupted; {finished}; no figure was finished\n"
+
+
 def test_list_of_named_studies_has_arrays(capsys):
     assert main(["list", "qkv-weights"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -117,7 +153,18 @@ def test_info(capsys, tmp_path):
         (["list", "--more"], "unrecognized arguments: --more"),
         (["draw"], "no command draw; there is figures, list, view, info, verify, bench, version"),
         (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
-        (["figures", "--demo"], "--demo is an option of a study; name a study; see"),
+        (
+            ["figures", "--demo"],
+            "--demo is an option of a study; name one of `jaxqkv list`, as jaxqkv figures qkv-weights --demo; see",
+        ),
+        (
+            ["figures", "qkv-weights", "--sentences", "x"],
+            "unrecognized arguments: --sentences; --sentences is an option of token-similarity; see",
+        ),
+        (
+            ["figures", "all", "--head=3"],
+            "unrecognized arguments: --head=3; --head is an option of head-silencing; see jaxqkv figures all",
+        ),
         (["figures", "qkv-weights", "--compair", "x"], "unrecognized arguments: --compair; did you mean --compare or"),
         (["weight-tour", "weights"], "weight-tour is a study; jaxqkv figures weight-tour weights draws it"),
         (
@@ -135,11 +182,13 @@ def test_a_wrong_argument_is_one_line_too(arguments, message, capsys):
     assert err.count("\n") == 1
 
 
-def test_ids_stand_before_or_after_the_options(tmp_path):
+def test_ids_stand_before_or_after_the_options(tmp_path, capsys):
     folder = write_folder(tmp_path / "tiny", GPT2)
     line = ["figures", "qkv-weights", "1", "--model", str(folder), "--arrays-only", "--out", str(tmp_path)]
     assert main([*line, "--seed", "3", "4b"]) == 0
     assert sorted(path.name for path in tmp_path.glob("*/*.npz")) == ["1.npz", "4b.npz"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"2 figures in {tmp_path}/qkv-weights; computing [\d.]+ s; see {tmp_path}/index.html", last)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -184,18 +185,39 @@ def test_masks_of_whole_numbers():
         ),
         (
             lambda: kernels.density_by_group(MATRIX, EDGES, MATRIX.astype(int), n_group=-1),
-            "n_group is the number of groups",
+            "n_group is a whole number, 0 or more, not -1",
         ),
         (
             lambda: kernels.group_densities(MATRIX[:, :10], EDGES, centred=True),
             "10 columns, which are not three thirds",
         ),
         (lambda: kernels.column_cosine_moments(MATRIX, strips=0), "strips is the number of pieces of a product"),
+        (lambda: kernels.percentile_edges(MATRIX, n_bin=0), "n_bin is the number of bins, 1 or more, not 0"),
+        (
+            lambda: kernels.bootstrap_interval(MATRIX, KEY, n_unit=11, together=0),
+            "together is the number that are computed at a time, 1 or more, not 0",
+        ),
     ],
 )
 def test_what_is_refused(call, message):
     with pytest.raises(KernelError, match=message):
         call()
+
+
+WRONG = {int: ("3", 3.0, -1, None, True), bool: ("yes", 2, None), float: ("1e-5", None, True, 1j)}
+KINDS = {int: "a whole number, 0 or more", bool: "True or False", float: "a number"}
+SETTINGS = [(name, each.name, each.annotation) for name in ("head_pair_masks", *CALLS)
+            for each in inspect.signature(getattr(kernels, name)).parameters.values()
+            if each.kind is each.KEYWORD_ONLY]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "setting", "kind"), SETTINGS)
+def test_settings_of_another_kind_are_refused_by_name(name, setting, kind):
+    arrays, settings = CALLS.get(name, ((), {"n_head": 3, "head_dim": 5}))
+    for value in WRONG.get(kind, ("mean", 3)):
+        message = f"{setting} is {KINDS.get(kind, 'a function')}, not {value!r}"
+        with pytest.raises(KernelError, match=re.escape(message)):
+            getattr(kernels, name)(*arrays, **settings | {setting: value})
 
 
 # Kernels that run operation by operation: on the device, one with a choice by platform, a condition, a scan and a map,

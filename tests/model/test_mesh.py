@@ -13,6 +13,7 @@ from helpers.processes import fork
 from jaxqkv.architectures.activations import FIELDS
 from jaxqkv.cli.main import main
 from jaxqkv.errors import JaxqkvError
+from jaxqkv.model import microbatches
 from jaxqkv.runtime import devices
 
 # Sizes that a mesh of head=2 divides, and no two the same.
@@ -191,6 +192,17 @@ def test_a_reducer_without_the_batch_is_refused_where_pads_would_count(eight):
     said = json.loads((eight / "said.json").read_text())
     assert said["shape"] == [1]
     assert "filled up for the mesh" in said["error"]
+
+
+def test_padding_is_cut_off_by_one_program_for_all_fields():
+    fields = {"q": np.arange(84.0).reshape(4, 3, 7), "z": np.arange(20).reshape(4, 5), "left out": None}
+    before = microbatches._cut_to._cache_size()
+    found = microbatches.first(3, fields, 2)
+    assert microbatches._cut_to._cache_size() == before + 1
+    assert found["left out"] is None
+    for name in ("q", "z"):
+        np.testing.assert_array_equal(found[name], fields[name][:3])
+    assert microbatches.first(4, fields, 2) is fields
 
 
 def test_meshes_that_cannot_be():

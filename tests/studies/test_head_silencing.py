@@ -150,12 +150,16 @@ def test_next_token(figures, runs, kind):
     assert np.abs(clean - silent).max() > 0.01
 
 
-def test_next_token_by_layer(figures, runs):
+def test_next_token_by_layer(folder, figures, runs):
     arrays, every = figures("zero"), runs("zero", TEXT)
     clean, column = every[None][1], [every[layer, HEAD][1] for layer in range(3)]
     np.testing.assert_array_equal(arrays["4b"]["token"], [each.argmax() for each in column])
     np.testing.assert_allclose(arrays["4b"]["log_probability"], [each.max() for each in column], atol=1e-4)
     assert arrays["4b"]["clean"] == pytest.approx(clean.max(), abs=1e-4)
+    figure = displayed(STUDY, "4b", model=folder, text=TEXT, layer=LAYER, head=HEAD)
+    words = [(*WORDS, *[""] * len(clean))[each.argmax()] for each in column]  # ids beyond the tokenizer's have no text
+    words = ", ".join(f"{layer}: {word!r}" for layer, word in enumerate(words))
+    assert figure.text == f"Most probable token with head {HEAD} of one layer silenced, by layer: {words}"
 
 
 def test_a_fact(figures, runs):
@@ -200,6 +204,8 @@ def test_the_bundled_checkpoint_has_its_own_fact_however_it_is_named(folder, fig
     monkeypatch.setattr(silencing, "DEMO_FACT", (FACT, *ANSWERS))
     for named in ({"demo": True}, {"model": "demo-gpt2"}, {"model": folder}):
         figure = displayed(STUDY, "4c", layer=LAYER, **named)
+        said = f"Most probable token after {FACT!r} with one head of layer {LAYER} silenced, by head: 0: '"
+        assert figure.text.startswith(said)
         assert f"After {FACT!r}" in figure.caption
         for key, values in figures("zero")["4c"].items():
             np.testing.assert_array_equal(figure.arrays[key], values)

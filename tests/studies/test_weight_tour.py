@@ -140,7 +140,11 @@ class TestArchitecture:
             assert [row[0].title for row in display.panels[::2]] == titles
             assert [len(row) for row in display.panels] == [1, 2] * len(titles)
             assert (display.size, display.heights) == ((12, 10 * len(titles)), [6, 4] * len(titles))
-            assert [text.splitlines()[0] for text in display.text.split("\n\n")] == titles
+            heads = [text.splitlines()[0] for text in display.text.split("\n\n")]
+            if len(titles) > 1:
+                assert heads == titles
+            else:  # the names are in the first line of the run
+                assert heads[0].startswith("Category ")
             note = " (One table for large, twin, which have the same tensors.)"
             assert display.caption.endswith(note if "twin" in titles[0] else "has its own line.")
             assert len(display.arrays) == 8 * (1 + len(compare))
@@ -365,7 +369,7 @@ def test_demo_compares_trained_and_fresh_weights_which_differ(tmp_path, capsys):
     assert main(["figures", "weight-tour", "position-dimension", "--demo", "--arrays-only", "--out", str(out)]) == 0
     names = set(arrays_of(out / "weight-tour" / "position-dimension.npz"))
     assert names == {"values", "dimension", "values_random:demo-gpt2", "dimension_random:demo-gpt2"}
-    assert "demo-gpt2, random:demo-gpt2" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("demo-gpt2, random:demo-gpt2") == 1
 
     def mean_signature(spec):
         weights = jaxqkv.load(spec).weights

@@ -139,7 +139,7 @@ def figure_4b(run: HeadSilencingRun, sweep: Any) -> Display:
         caption=f"Largest log probability (nats) of the next token with head {run.head} of one layer of {run.name} "
         f"silenced ({run.silenced}); dashed, the clean one. Most probable tokens by layer: {words}.",
         size=(8, 4),
-        text=words,
+        text=f"Most probable token with head {run.head} of one layer silenced, by layer: {words}",
     )
 
 
@@ -163,7 +163,7 @@ def figure_4c(run: HeadSilencingRun, fact: Any) -> Display:
         caption=f"After {text!r}: change of the log probabilities (nats) of {words[0]!r} and {words[1]!r} with each "
         f"head of layer {layer} of {name} silenced ({run.silenced}). Most probable tokens by head: {said}.",
         size=(10, 4),
-        text=said,
+        text=f"Most probable token after {text!r} with one head of layer {layer} silenced, by head: {said}",
     )
 
 

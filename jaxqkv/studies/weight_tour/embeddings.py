@@ -114,14 +114,15 @@ def figure_architecture(run: WeightTourRun) -> Display:
 
     rows: list[Sequence[Panel]] = []
     texts, notes = [], []
-    for first, *others in _alike(run.tours):
+    groups = _alike(run.tours)
+    for first, *others in groups:
         table, *_ = summaries[first.name]
         table.title, names = first.label, first.name
         if others:
             names = ", ".join(tour.name for tour in (first, *others))
             table.title = _lines([tour.label for tour in (first, *others)])
             notes.append(f" (One table for {names}, which have the same tensors.)")
-        texts.append(f"{names}\n{table.text()}")
+        texts.append(f"{names}\n{table.text()}" if len(groups) > 1 else table.text())
         rows += [(table,), _sizes(first)]
     return Display(
         arrays=run.arrays(arrays),
