@@ -279,7 +279,10 @@ def test_unknown_layer_in_the_library(place):
         (["info", ""], "the name of the checkpoint is empty; give a hub id, a folder or demo-gpt2"),
         (["info", "demo-gtp2"], "need no download; did you mean demo-gpt2?"),
         (["figures", "qkv-weights", "--demo", "--model", "gpt2"], "--demo and --model exclude each other"),
-        (["figures", "qkv-weights", "--demo", "--text", "x"], "unrecognized arguments: --text; did you mean --theme"),
+        (
+            ["figures", "qkv-weights", "--demo", "--text", "x"],
+            "unrecognized arguments: --text; --text is an option of attention-scores, head-silencing, heads; see",
+        ),
         (["figures", "weight-tour", "--demo", "--compare", "./nowhere"], "./nowhere: no such folder"),
         (["info", "random:" + 9000 * "x"], "xxx: neither a folder here nor a valid hub id"),
         (["info", "~nobody-of-that-name/x"], "~nobody-of-that-name/x: no such folder"),
