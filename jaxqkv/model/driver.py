@@ -99,12 +99,17 @@ class Step(NamedTuple):
     Attributes:
       layer: number of the layer.
       stream: residual stream after it, in microbatches; None if it was not computed.
-      result: captured fields, or the reducer's result.
+      results: captured fields, or the reducer's result, of each microbatch.
     """
 
     layer: int
     stream: Sequence[Array | None]
-    result: Any
+    results: Sequence[Any]
+
+    @property
+    def result(self) -> Any:
+        """The results of the whole batch."""
+        return microbatches.joined(self.results)
 
 
 def run_layers(
@@ -160,7 +165,7 @@ def run_layers(
         if check_each or layer + 1 == depth:
             source.check(entering or stream, layer + 1, made=not entering)
         made = [microbatches.first(*pair, parts) for pair in zip(sizes, stream, strict=True)]
-        yield Step(layer, made, microbatches.joined(results))
+        yield Step(layer, made, results)
 
 
 def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., Any]:
