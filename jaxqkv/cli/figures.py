@@ -76,7 +76,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _owners(words: Sequence[str]) -> str:
-    """Returns the end of an error about unknown words: the studies that take the first option of them, if any do."""
+    """Returns the end of the error about unknown words: which studies have the first unknown option, if any."""
     unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
     owners = [each.name for each in registry.studies() if unknown in {flag(name) for name in options_of(each.options)}]
     return f"; {unknown} is an option of {errors.listed(owners)}" if owners else ""
@@ -111,7 +111,7 @@ def _parse_without_study(words: Sequence[str]) -> argparse.Namespace:
     if rest and not rest[0].startswith("-"):
         parser.error(f"no study {rest[0]}; {errors.nearest(rest[0], [*registry.names(), ALL])}")
     if rest:
-        parser.error(f"{rest[0]} is an option of a study; name one of `jaxqkv list`, as {EXAMPLE}")
+        parser.error(f"{rest[0]} needs the name of a study, as in `{EXAMPLE}`; `jaxqkv list` names all")
     given.studies = []
     return given
 
@@ -168,7 +168,7 @@ def run(given: argparse.Namespace, line: Line) -> int:
     if not given.studies:
         studies = [{"study": each.name, "title": each.title} for each in registry.studies()]
         lines = [f"{each['study']:24}{each['title']}" for each in studies]
-        lines += ["", f"Name one, as {EXAMPLE}; `jaxqkv list` shows their figures."]
+        lines += ["", f"Name a study, as in `{EXAMPLE}`; `jaxqkv list` shows the figures of each."]
         show(given, studies, lambda: "\n".join(lines))
         return 0
     from jaxqkv.figures.drawers import Drawers
@@ -237,7 +237,8 @@ def _draw_study(order: Order) -> dict[str, Any] | None:
         with gallery.prepared_folder(order.files.out, order.study.name):
             return _draw(order, record)
     except KeyboardInterrupt as stop:
-        done = "no figure was finished" + (f", and {order.folder} is unchanged" if not stop.args else "")
+        done = f"no figure of {order.study.name} was finished"
+        done += f", and {order.folder} is unchanged" if not stop.args else ""
         if record.finished:
             count, names = len(record.finished), ", ".join(record.finished)
             done = f"{count} of {len(order.specs)} figures finished in {order.folder}: {names}"

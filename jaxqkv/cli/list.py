@@ -14,8 +14,9 @@ from jaxqkv.studies import registry
 from jaxqkv.studies.options import flag, options_of
 from jaxqkv.studies.study import FigureSpec, Study
 
-# Most characters of a line with arrays where the output is no terminal, and fewest of a title in a narrow terminal.
+# Width of the output where it is no terminal, and least width of the last column, in characters.
 WIDTH, NARROW = 100, 24
+HEADING = ("study", "id")
 EXAMPLES = """examples:
   jaxqkv list
   jaxqkv list weight-tour"""
@@ -37,14 +38,15 @@ def run(given: argparse.Namespace, line: Line) -> None:
     studies = [registry.study(name) for name in given.studies or registry.names()]
     figures = [(study.name, spec) for study in studies for spec in study.figures.values()]
     rows = [(name, spec.id, spec.title) for name, spec in figures]
-    if given.studies or sys.stdout.isatty():  # otherwise a line is a figure, for programs
+    if given.studies or sys.stdout.isatty():  # otherwise one line per figure, for programs
         room = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-        width = room - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
+        columns = zip(HEADING, *(row[:2] for row in rows), strict=True)
+        width = room - sum(2 + max(map(len, column)) for column in columns)
         arrays = bool(given.studies)
         rows = [row for name, spec in figures for row in rows_of(name, spec, max(width, NARROW), arrays)]
     last = "figure and arrays" if given.studies else "figure"
     document = [everything(study) for study in studies]
-    show(given, document, lambda: Table(heading=("study", "id", last), rows=rows, left=3).text())
+    show(given, document, lambda: Table(heading=(*HEADING, last), rows=rows, left=3).text())
 
 
 def rows_of(study: str, spec: FigureSpec, width: int, arrays: bool) -> list[tuple[str, str, str]]:

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return given
 
     def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
-        """Ends the process if there are unknown words, with `hint` or else the nearest option."""
+        """Ends the process if there are unknown words; the error ends with `hint` or the nearest option."""
         if not words:
             return
         message = f"unrecognized arguments: {' '.join(words)}{hint}"

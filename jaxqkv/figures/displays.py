@@ -57,7 +57,7 @@ class Display:
             figure.suptitle(self.title)
         for axes in figure.axes:
             for spine in axes.spines.values():
-                spine.set_in_layout(False)  # tick labels reach further, and measuring a spine takes long
+                spine.set_in_layout(False)  # the box of the axes counts anyway, and measuring a spine takes long
 
 
 def rows_of(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:

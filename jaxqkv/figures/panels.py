@@ -98,8 +98,7 @@ class Image(Panel):
         for row, words in enumerate(self.texts):
             for column, word in enumerate(words):
                 light = shades[row, column] < 0.5
-                text = ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
-                text.set_in_layout(False)
+                ax.text(column, row, word, ha="center", va="center", color="w" if light else "k", fontsize=9)
         if self.cells:
             ax.set_xticks(np.arange(0.5, self.values.shape[1] - 1), minor=True)
             ax.set_yticks(np.arange(0.5, self.values.shape[0] - 1), minor=True)
@@ -110,7 +109,7 @@ class Image(Panel):
             effect = [withStroke(linewidth=3, foreground="k")]
             place: dict[str, Any] = {"xy": (0.03, 0.95), "xycoords": "axes fraction", "ha": "left", "va": "top"}
             tag = ax.annotate(self.tag, **place, color="w", fontweight="bold", fontsize=12, path_effects=effect)
-            tag.set_in_layout(False)
+            tag.set_in_layout(False)  # it is inside of the axes, and measuring it takes long
         for integer, axis in ((self.integer_x, ax.xaxis), (self.integer_y, ax.yaxis)):
             if integer:
                 integer_ticks(axis)

@@ -32,8 +32,8 @@ def kernel(*, compiled: bool = True) -> Callable[[Callable[_Parameters, _Result]
     an axis must have the same length in all arrays. Changes that the caller makes to an array after the call have no
     effect.
 
-    Keyword-only parameters are settings of the program, static for `jit`. They are checked by their annotations, and
-    may be given as arrays of one number.
+    Keyword-only parameters are settings of the program, static for `jit`. Each must fit its annotation (bool, int,
+    float, or else a function), and may be an array without axes. Whole numbers are not negative, except `ddof`.
 
     Args:
       compiled: whether to compile by `jit`; otherwise the function runs on the host, or calls compiled ones.
@@ -95,22 +95,22 @@ def _array(value: Any, name: str, annotation: Any) -> Any:
 
 
 def _setting(value: Any, name: str, kind: Any) -> Any:
-    """Returns a setting as it is hashed: an array of one number as that number.
+    """Returns a setting as it is hashed: an array without axes as its number.
 
     Raises:
-      KernelError: for one that JAX traces, of several numbers, or of another kind; and for whole numbers below 0, since
-        all are counts.
+      KernelError: for one that is traced, has axes or does not fit its annotation, and for negative whole numbers.
     """
     if not is_concrete(value):
         raise KernelError(f"{name} is a setting of the program, a number that is known before it is traced")
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        if np.ndim(value):
+    if hasattr(value, "shape"):
+        if tuple(value.shape):
             raise KernelError(f"{name} is one number, not an array of shape {list(value.shape)}")
         value = value.item()
     if kind is bool:
         fits, what = value in (0, 1), "True or False"
     elif kind is int:
-        fits, what = type(value) is int and value >= 0, "a whole number, 0 or more"
+        fits = isinstance(value, int) and not isinstance(value, bool) and (value >= 0 or name == "ddof")
+        what = "a whole number" if name == "ddof" else "a whole number, 0 or more"
     elif kind is float:
         fits, what = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
     else:

@@ -132,9 +132,9 @@ def wide(factors: Factors) -> Float[Array, "inner embed"]:
 def _known(
     columns: Float[Array, "inner embed"], n_head: int
 ) -> tuple[Float[Array, "inner embed"], Bool[Array, "head"]]:
-    """Returns `wide` columns with 0 for heads that have a NaN, and which heads have none.
+    """Returns the `wide` columns, zeros for each head with a NaN, and which heads have no NaN.
 
-    With a NaN in a product, its derivatives by all other heads would be NaN.
+    A NaN in a matrix product would make the derivatives by all other heads NaN.
     """
     known = ~jnp.isnan(columns).reshape(n_head, -1).any(axis=1) if n_head else jnp.ones(0, bool)
     return jnp.where(jnp.repeat(known, columns.shape[0] // max(n_head, 1))[:, None], columns, 0), known
@@ -180,7 +180,11 @@ def block_inner(
     n_other: int,
 ) -> Float[Array, "head other_head"]:
     """Returns the inner products of all pairs of heads' W, from their `wide` `unit_factors`."""
-    (right, known), (other_right, other_known) = _known(right, n_head), _known(other_right, n_other)
+    (left, left_known), (right, right_known) = _known(left, n_head), _known(right, n_head)
+    (other_left, other_left_known), (other_right, other_right_known) = (
+        _known(each, n_other) for each in (other_left, other_right)
+    )
     products = (left @ other_left.T) * (right @ other_right.T)
     sums = jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
+    known, other_known = left_known & right_known, other_left_known & other_right_known
     return jnp.where(known[:, None] & other_known[None], sums, jnp.nan)

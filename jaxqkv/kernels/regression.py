@@ -33,7 +33,7 @@ def linear_regression(
     Returns:
       Float32 `[variable + 1]`: the constant first, in the unit of `y`, then the slopes, in the unit of `y` per unit of
       the variable. All NaN if the observations do not determine them: too few, or a constant or collinear column.
-      Their derivatives are NaN then too.
+      Their derivatives are then 0 or NaN.
     """
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     mask = jnp.broadcast_to(True if where is None else where, y.shape)

@@ -168,7 +168,7 @@ def _mapped(
 ) -> Shaped[Array, "sample *shape"]:
     """Returns the function of every key, computed for `together` keys at a time."""
     if together < 1:
-        raise KernelError(f"together is the number that are computed at a time, 1 or more, not {together}")
+        raise KernelError(f"together is the number of resamples computed at a time, 1 or more, not {together}")
     n = keys.shape[0]
     if n <= together:
         return jax.vmap(function)(keys)

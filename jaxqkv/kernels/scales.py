@@ -1,7 +1,7 @@
 """Scales that arrays are divided by, so that no square overflows or vanishes; roots and ratios with finite derivatives.
 
-Results do not depend on the scales, which are constants of derivatives. JAX's derivative of a maximum divides by the
-number of values that equal it, which is 0 where a compiled program computes the values again and rounds them otherwise.
+Derivatives treat the scales as constants. JAX's derivative of a maximum divides by the number of values equal to it;
+that is 0 if a compiled program computes the values a second time and rounds them differently.
 """
 
 import jax
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 
 def largest(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Returns max |x| over the axes, which stay as axes of length 1; it counts as a constant."""
+    """Returns max |x| over the axes, which stay as axes of length 1; derivatives treat it as a constant."""
     return jax.lax.stop_gradient(jnp.abs(x).max(axis=axis, keepdims=True, initial=0))
 
 
 def size(x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Returns `largest`, or 1 if that is 0, for division to at most 1; a scalar unless an axis is given."""
+    """Returns `largest`, or 1 if that is 0 or NaN, so that |x / size| ≤ 1; a scalar if no axis is given."""
     most = largest(x, axis)
     return jnp.where(most > 0, most, 1).reshape(() if axis is None else most.shape)
 

@@ -99,17 +99,12 @@ class Step(NamedTuple):
     Attributes:
       layer: number of the layer.
       stream: residual stream after it, in microbatches; None if it was not computed.
-      results: captured fields, or the reducer's result, of each microbatch.
+      result: captured fields, or the reducer's result.
     """
 
     layer: int
     stream: Sequence[Array | None]
-    results: Sequence[Any]
-
-    @property
-    def result(self) -> Any:
-        """The results of the whole batch."""
-        return microbatches.joined(self.results)
+    result: Any
 
 
 def run_layers(
@@ -165,7 +160,7 @@ def run_layers(
         if check_each or layer + 1 == depth:
             source.check(entering or stream, layer + 1, made=not entering)
         made = [microbatches.first(*pair, parts) for pair in zip(sizes, stream, strict=True)]
-        yield Step(layer, made, results)
+        yield Step(layer, made, microbatches.joined(results))
 
 
 def _chosen_block(reduce: Bound | None, edit: Placed | None) -> Callable[..., Any]:

@@ -187,23 +187,23 @@ def collect(source: Source, batch: Batch, config: Architecture, request: Request
     if request.check:
         _check_reducer(source, batch, config, request)
     head = source.head(config) if "logits" in request.outputs else None  # there may be none
-    by_layer: dict[int, Sequence[Any]] = {}
+    by_layer: dict[int, Any] = {}
     stream: Sequence[Array | None] = ()
     for step in run_layers(source, batch, config, request):
         stream = step.stream
         if step.layer in request.layers:
-            by_layer[step.layer] = step.results if request.mesh is None else [step.result]
+            by_layer[step.layer] = step.result
     results = [by_layer.pop(layer) for layer in request.layers]
     if request.reduce:
-        return microbatches.stacked(results)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     fields: dict[str, Any] = {}
     if request.outputs:
         hidden = _final(source.final(), microbatches.joined(stream), config=config)
         fields |= {"hidden": hidden} if "hidden" in request.outputs else {}
         fields |= {} if head is None else {"logits": _logits(head, hidden, config=config)}
     for name in sorted(request.capture):  # one at a time and then freed, so that only one field is in memory twice
-        fields[name] = microbatches.stacked([[getattr(piece, name) for piece in pieces] for pieces in results])
-        results = [[dataclasses.replace(piece, **{name: None}) for piece in pieces] for pieces in results]
+        fields[name] = jnp.stack([getattr(result, name) for result in results])
+        results = [dataclasses.replace(result, **{name: None}) for result in results]
     return Activations(mask=batch.mask, layers=request.layers, **fields)
 
 

@@ -76,21 +76,6 @@ def joined(results: Sequence[Any]) -> Any:
     return results[0] if len(results) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
 
 
-@jit
-def stacked(layers: Sequence[Sequence[Any]]) -> Any:
-    """Puts the results of layers, each in as many microbatches, together as `[layer, …]`; each is copied once."""
-    pieces = [piece for each in layers for piece in each]
-
-    def stack(*leaves: Array) -> Array:
-        if len(pieces) == len(layers):
-            return jax.lax.concatenate([leaf[None] for leaf in leaves], 0)
-        # `jnp.concatenate` would copy twice, and joining each layer first a third time.
-        whole = jax.lax.concatenate(leaves, 0)
-        return whole.reshape(len(layers), whole.shape[0] // len(layers), *whole.shape[1:])
-
-    return jax.tree.map(stack, *pieces)
-
-
 def check_batch_axis(block: Callable[..., Any], x: Float[Array, "batch pos embed"], inputs: Any) -> None:
     """Refuses a reducer whose results cannot be joined: the batch has to be their first axis, and no other.
 

@@ -75,20 +75,21 @@ def test_figures_without_a_study_says_how_to_name_one(capsys):
     assert main(["figures"]) == 0
     *studies, empty, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in studies] == names()
-    assert (empty, last) == ("", "Name one, as jaxqkv figures qkv-weights --demo; `jaxqkv list` shows their figures.")
+    assert empty == ""
+    assert last == "Name a study, as in `jaxqkv figures qkv-weights --demo`; `jaxqkv list` shows the figures of each."
 
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_an_interrupted_run_of_all_studies_names_those_that_were_finished(number, tmp_path, monkeypatch, capsys):
     def draw(order):
         if order.study.name == names()[number]:
-            raise KeyboardInterrupt("no figure was finished")
+            raise KeyboardInterrupt("no figure of heads was finished")
         return {}
 
     monkeypatch.setattr("jaxqkv.cli.figures._draw_study", draw)
     assert main(["figures", "all", "--demo", "--arrays-only", "--out", str(tmp_path)]) == 130
     finished = {0: "0 of 12 studies finished", 2: "2 of 12 studies finished: qkv-weights, attention-scores"}[number]
-    assert capsys.readouterr().err == f"jaxqkv: interrupted; {finished}; no figure was finished\n"
+    assert capsys.readouterr().err == f"jaxqkv: interrupted; {finished}; no figure of heads was finished\n"
 
 
 def test_list_of_named_studies_has_arrays(capsys):
@@ -155,7 +156,7 @@ def test_info(capsys, tmp_path):
         (["figures", "qkv-wieghts"], "no study qkv-wieghts; did you mean qkv-weights?"),
         (
             ["figures", "--demo"],
-            "--demo is an option of a study; name one of `jaxqkv list`, as jaxqkv figures qkv-weights --demo; see",
+            "--demo needs the name of a study, as in `jaxqkv figures qkv-weights --demo`; `jaxqkv list` names all; see",
         ),
         (
             ["figures", "qkv-weights", "--sentences", "x"],

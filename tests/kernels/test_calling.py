@@ -195,7 +195,7 @@ def test_masks_of_whole_numbers():
         (lambda: kernels.percentile_edges(MATRIX, n_bin=0), "n_bin is the number of bins, 1 or more, not 0"),
         (
             lambda: kernels.bootstrap_interval(MATRIX, KEY, n_unit=11, together=0),
-            "together is the number that are computed at a time, 1 or more, not 0",
+            "together is the number of resamples computed at a time, 1 or more, not 0",
         ),
     ],
 )

@@ -117,7 +117,8 @@ def test_an_end_before_the_first_figure(command, tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=WAIT)
     assert process.returncode == 130
-    assert err == "jaxqkv: interrupted; no figure was finished, and out/attention-scores is unchanged\n"
+    said = "no figure of attention-scores was finished, and out/attention-scores is unchanged"
+    assert err == f"jaxqkv: interrupted; {said}\n"
     assert out == ""
     assert not (tmp_path / "out").exists()  # as before
 

@@ -258,7 +258,8 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
         interrupt(stop, [*line, "--resume"] if done else line)
         done += stop - 1
         assert state_of(tmp_path).exists() == (done > 0)
-        said = f"no figure was finished; --resume goes on from {state_of(tmp_path)}" if done else "is unchanged"
+        said = "no figure of token-frequency was finished"
+        said += f"; --resume goes on from {state_of(tmp_path)}" if done else ", and "
         assert said in capsys.readouterr().err
         assert [path.name for path in tmp_path.glob("out/token-frequency/*")] == [".state.npz"] * (done > 0)
     runs = interrupted_at(monkeypatch, None)
