@@ -1,5 +1,6 @@
 """How kernels are called: with arrays of any library, whose axes are checked by name and whose values are taken."""
 
+import enum
 import functools
 import inspect
 import re
@@ -214,10 +215,27 @@ SETTINGS = [(name, each.name, each.annotation) for name in ("head_pair_masks", *
 @pytest.mark.parametrize(("name", "setting", "kind"), SETTINGS)
 def test_settings_of_another_kind_are_refused_by_name(name, setting, kind):
     arrays, settings = CALLS.get(name, ((), {"n_head": 3, "head_dim": 5}))
+    described = "a whole number" if setting == "ddof" else KINDS.get(kind, "a function")
     for value in WRONG.get(kind, ("mean", 3)):
-        message = f"{setting} is {KINDS.get(kind, 'a function')}, not {value!r}"
+        if (setting, value) == ("ddof", -1):
+            continue
+        message = f"{setting} is {described}, not {value!r}"
         with pytest.raises(KernelError, match=re.escape(message)):
             getattr(kernels, name)(*arrays, **settings | {setting: value})
+
+
+def test_settings_of_other_libraries_and_negative_ddof():
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+
+    class Count(enum.IntEnum):
+        ONE = 1
+
+    for one in (torch.tensor(1), np.int64(1), jnp.int32(1), np.array(1), Count.ONE):
+        same(kernels.moments(MATRIX, ddof=one), kernels.moments(MATRIX, ddof=1))
+    squares = ((MATRIX - MATRIX.mean()) ** 2).sum()
+    np.testing.assert_allclose(kernels.moments(MATRIX, ddof=-1)[1], (squares / (MATRIX.size + 1)) ** 0.5, rtol=1e-6)
+    with pytest.raises(KernelError, match=r"ddof is one number, not an array of shape \[2\]"):
+        kernels.moments(MATRIX, ddof=torch.tensor([1, 0]))
 
 
 # Kernels that run operation by operation: on the device, one with a choice by platform, a condition, a scan and a map,
