@@ -1,5 +1,7 @@
 """Derivatives of kernels, in compiled programs: also beside columns, rows and heads that are 0 or constant."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,17 @@ CASES = [(name, None, None, None) for name in KERNELS] + SPOILT
 STEP = 1e-5
 
 
+@functools.cache
+def slopes_of(kernel):
+    """Returns a program of the derivatives of all results, weighted and added, by each array."""
+
+    def weighted(arrays, weights):
+        values = jnp.concatenate([x.ravel() for x in jax.tree.leaves(kernel(*arrays))])
+        return jnp.where(jnp.isnan(values), 0, values) @ weights
+
+    return jax.jit(lambda weights, *arrays: jax.grad(weighted)(arrays, weights))
+
+
 @pytest.mark.parametrize(("name", "number", "place", "value"), CASES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the definitions, where they are 0/0
 def test_derivatives(name, number, place, value):
@@ -151,12 +164,8 @@ def test_derivatives(name, number, place, value):
     )
     expected = (up - down) / (2 * STEP)
 
-    def flat(*arrays):
-        values = jnp.concatenate([x.ravel() for x in jax.tree.leaves(kernel(*arrays))])
-        return jnp.where(jnp.isnan(values), 0, values)
-
     weights = generator.normal(size=expected.size)
-    slopes = jax.jit(jax.grad(lambda *x: flat(*x) @ weights, range(len(given))))(*map(jnp.float32, given))
+    slopes = slopes_of(kernel)(jnp.float32(weights), *map(jnp.float32, given))
     assert all(np.isfinite(each).all() for each in slopes)
     actual = sum((np.float64(slope) * step).sum() for slope, step in zip(slopes, steps, strict=True))
     scale = sum((np.float64(slope) ** 2 * step**2).sum() for slope, step in zip(slopes, steps, strict=True)) ** 0.5
@@ -176,8 +185,9 @@ def test_a_head_with_nan_leaves_the_derivatives_by_other_heads_finite(kernel, nu
     def slopes(value):
         given = [np.float32(each) for each in (LEFT, RIGHT, OTHER_LEFT, OTHER_RIGHT)]
         given[number][1, 3, 2] = value
-        return jax.jit(jax.grad(lambda *x: jnp.nansum(jnp.sin(kernel(*x))), range(4)))(*given)
+        return slopes_of(kernel)(weights, *given)
 
+    weights = jnp.float32(np.random.default_rng(5).normal(size=9))
     spoilt, whole = slopes(np.nan), slopes(0.5)
     sides = (0, 1) if number < 2 else (2, 3)
     for place, (ours, theirs) in enumerate(zip(spoilt, whole, strict=True)):
