@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxqkv import errors
 from jaxqkv.cli.output import about_run, note_words, say, show
-from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, made, shell_line
+from jaxqkv.cli.parser import Line, Output, Parser, Precision, add_options, first_option, made, shell_line
 from jaxqkv.figures.style import FORMATS
 from jaxqkv.runtime import console
 from jaxqkv.studies import registry
@@ -77,7 +77,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _owners(words: Sequence[str]) -> str:
     """Returns the end of the error about unknown words: which studies have the first unknown option, if any."""
-    unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
+    unknown = first_option(words)
     owners = [each.name for each in registry.studies() if unknown in {flag(name) for name in options_of(each.options)}]
     return f"; {unknown} is an option of {errors.listed(owners)}" if owners else ""
 

@@ -38,8 +38,9 @@ def run(given: argparse.Namespace, line: Line) -> None:
     studies = [registry.study(name) for name in given.studies or registry.names()]
     figures = [(study.name, spec) for study in studies for spec in study.figures.values()]
     rows = [(name, spec.id, spec.title) for name, spec in figures]
-    if given.studies or sys.stdout.isatty():  # otherwise one line per figure, for programs
-        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    on_terminal = sys.stdout.isatty()
+    if given.studies or on_terminal:  # otherwise one line per figure, for programs
+        room = shutil.get_terminal_size().columns if on_terminal else WIDTH
         columns = zip(HEADING, *(row[:2] for row in rows), strict=True)
         width = room - sum(2 + max(map(len, column)) for column in columns)
         arrays = bool(given.studies)

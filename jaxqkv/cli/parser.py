@@ -19,6 +19,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30)
 
 
+def first_option(words: Sequence[str]) -> str | None:
+    """Returns the first word that is an option, without a value; None if there is none."""
+    return next((word.split("=")[0] for word in words if word.startswith("--")), None)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with one-line errors and status 2. Long options cannot be abbreviated."""
 
@@ -42,7 +47,7 @@ class Parser(argparse.ArgumentParser):
             return
         message = f"unrecognized arguments: {' '.join(words)}{hint}"
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        unknown = next((word.split("=")[0] for word in words if word.startswith("--")), None)
+        unknown = first_option(words)
         if unknown and not hint and (near := nearest(unknown, known)).startswith("did you mean"):
             message += f"; {near}"
         self.error(message)

@@ -130,14 +130,16 @@ def wide(factors: Factors) -> Float[Array, "inner embed"]:
 
 
 def _known(
-    columns: Float[Array, "inner embed"], n_head: int
-) -> tuple[Float[Array, "inner embed"], Bool[Array, "head"]]:
-    """Returns the `wide` columns, zeros for each head with a NaN, and which heads have no NaN.
+    n_head: int, *sides: Float[Array, "inner embed"]
+) -> tuple[list[Float[Array, "inner embed"]], Bool[Array, "head"]]:
+    """Returns `wide` columns, zeros for each head with a NaN in any of them, and which heads have no NaN.
 
     A NaN in a matrix product would make the derivatives by all other heads NaN.
     """
-    known = ~jnp.isnan(columns).reshape(n_head, -1).any(axis=1) if n_head else jnp.ones(0, bool)
-    return jnp.where(jnp.repeat(known, columns.shape[0] // max(n_head, 1))[:, None], columns, 0), known
+    broken = jnp.any(jnp.stack([jnp.isnan(columns).any(axis=1) for columns in sides]), axis=0)
+    known = ~broken.reshape(n_head, broken.size // max(n_head, 1)).any(axis=1)
+    kept = jnp.repeat(known, broken.size // max(n_head, 1))[:, None]
+    return [jnp.where(kept, columns, 0) for columns in sides], known
 
 
 def _sums_by_head(
@@ -153,7 +155,7 @@ def block_norms(
     one: Float[Array, "inner embed"], other: Float[Array, "other_inner embed"], *, n_head: int, n_other: int
 ) -> Float[Array, "head other_head"]:
     """Returns ‖Z_aᵀ Z_b‖² (Frobenius) of all pairs of heads, from their `wide` columns: one matrix product."""
-    (one, known), (other, other_known) = _known(one, n_head), _known(other, n_other)
+    ([one], known), ([other], other_known) = _known(n_head, one), _known(n_other, other)
     sums = _sums_by_head((one @ other.T) ** 2, n_head, n_other)
     return jnp.where(known[:, None] & other_known[None], sums, jnp.nan)
 
@@ -180,11 +182,8 @@ def block_inner(
     n_other: int,
 ) -> Float[Array, "head other_head"]:
     """Returns the inner products of all pairs of heads' W, from their `wide` `unit_factors`."""
-    (left, left_known), (right, right_known) = _known(left, n_head), _known(right, n_head)
-    (other_left, other_left_known), (other_right, other_right_known) = (
-        _known(each, n_other) for each in (other_left, other_right)
-    )
+    (left, right), known = _known(n_head, left, right)
+    (other_left, other_right), other_known = _known(n_other, other_left, other_right)
     products = (left @ other_left.T) * (right @ other_right.T)
     sums = jnp.clip(_sums_by_head(products, n_head, n_other), -1, 1)
-    known, other_known = left_known & right_known, other_left_known & other_right_known
     return jnp.where(known[:, None] & other_known[None], sums, jnp.nan)

@@ -85,9 +85,9 @@ def neighbour_correlations(x: Float[AnyArray, "row column"]) -> Float[Array, "ro
     """Returns Pearson's correlation of every row with the next, in −1…1; NaN next to a constant row."""
     centred = deviations(jnp.asarray(x, jnp.float32), axis=1)
     scaled = centred / size(centred, axis=1)  # to at most 1, so that no square overflows
-    squares = (scaled**2).sum(axis=1, keepdims=True)
-    constant = squares[:, 0] == 0
-    unit = scaled / jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    squares = (scaled**2).sum(axis=1)
+    constant = squares == 0
+    unit = scaled / jnp.sqrt(jnp.where(constant, 1, squares))[:, None]
     correlation = jnp.clip((unit[:-1] * unit[1:]).sum(axis=1), -1, 1)
     return jnp.where(constant[:-1] | constant[1:], jnp.nan, correlation)
 
