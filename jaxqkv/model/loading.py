@@ -32,8 +32,8 @@ def load(
       revision: branch, tag or commit on the hub.
       seed: seed of the fresh weights of `random:SPEC`.
       dtype: dtype of the arithmetic.
-      stream: whether to read each layer's weights anew at every run, instead of keeping them in memory from their
-        second use on; True above 2 GiB unless given.
+      stream: whether to read each layer's weights anew at every run, instead of keeping them in memory between runs;
+        True above 2 GiB unless given.
       tokenizer: tokenizer to use instead of the checkpoint's: a folder with tokenizer files, a `tokenizers.Tokenizer`,
         or a fast tokenizer of transformers. An object is copied, without its padding and truncation.
       mesh: from `make_mesh`, to run on several devices.

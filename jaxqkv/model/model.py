@@ -20,7 +20,7 @@ from jaxqkv.model.editing import Edits
 from jaxqkv.model.forward import collect, each_layer, final_hidden, next_token_logits
 from jaxqkv.model.reducers import Reducer
 from jaxqkv.model.request import Layers, Progress, Request
-from jaxqkv.model.sources import StreamedParameters
+from jaxqkv.model.sources import KeptLayers, StreamedParameters
 from jaxqkv.model.sweeping import Metrics, measure_run, sweep_heads
 from jaxqkv.model.transfer import to_device
 from jaxqkv.runtime import showing
@@ -28,7 +28,7 @@ from jaxqkv.runtime.devices import setting
 from jaxqkv.text.batches import Batch, BatchLike, as_batch
 from jaxqkv.text.tokenizers import Text, Tokenizer
 
-# Most bytes of weights that stay in memory from their second use on; larger models are read at every run.
+# Most bytes of weights that stay in memory between runs; larger models are read at every run.
 KEEP_BYTES = 2 << 30
 
 
@@ -61,8 +61,7 @@ class Model:
         self.weights = Weights(checkpoint, _checked_dtype(dtype))
         if stream is None:
             stream = self.weights.nbytes > KEEP_BYTES
-        self._kept: dict[int, Params] | None = None if stream else {}
-        self._used: set[int] = set()
+        self._kept = None if stream else KeptLayers()
         self._tokenizer = tokenizer
         self.mesh = mesh
 
@@ -79,7 +78,7 @@ class Model:
     @property
     def _how(self) -> str:
         """How the model runs, for people."""
-        kept = "read at every run" if self._kept is None else "kept from their second use on"
+        kept = "read at every run" if self._kept is None else "kept between runs"
         mesh = "" if self.mesh is None else f" on {dict(self.mesh.shape)}"
         return f"in {self.weights.dtype}{mesh}, layers {kept}"
 
@@ -298,7 +297,7 @@ class Model:
         if copy:
             embed, final = (to_device(tree, mesh=self.mesh) for tree in (self.weights.embed(), self.weights.final()))
             return {"embed": embed, "final": final, "layers": [source.read(layer) for layer in layers]}
-        kept = {} if self._kept is None else self._kept
+        kept = {} if self._kept is None else self._kept.params
         for layer in layers:
             if layer not in kept:
                 kept[layer] = source.read(layer)
@@ -324,9 +323,8 @@ class Model:
             embedding=lambda: self._embedding,
             final=lambda: self._final,
             head=self._head,
-            kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._used)),
+            kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._kept.seconds)),
             kept=self._kept,
-            used=self._used,
             mesh=self.mesh,
         )
 

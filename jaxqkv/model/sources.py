@@ -1,6 +1,8 @@
 """Sources of a run's parameters: dicts in memory, or a checkpoint that is read layer by layer."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,6 +19,7 @@ from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 FEWEST_ROWS = 256  # least number of rows of the token embedding that are read for a text
+PATIENCE = 2.0  # most times as long as at first that reading layers takes in a run that keeps some of them
 
 
 @runtime_checkable
@@ -87,16 +90,30 @@ class PlainParameters:
         """Does nothing: arrays have no names."""
 
 
+@dataclasses.dataclass
+class KeptLayers:
+    """A model's layers that stay in memory between runs.
+
+    Attributes:
+      params: their parameters.
+      seconds: how long it took to read each layer the first time, by layer that has been used.
+    """
+
+    params: dict[int, Params] = dataclasses.field(default_factory=dict)
+    seconds: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
 class StreamedParameters:
     """A checkpoint's parameters, each layer read just before it is used.
+
+    Layers stay in memory from their second use on. Memory for them may be slow to get, for one from the host of a
+    virtual machine; then a run keeps only as many more of them as leave it no slower than the first.
 
     Args:
       weights: weights to read from.
       embedding, final, head: functions that return the parameters outside of the layers, on the device.
       kept_embedding: whether the whole embedding is in memory already, or worth keeping.
-      kept: layers that stay in memory, filled with those that are `used` a second time; None to keep none. Both belong
-        to the model and outlive the run.
-      used: layers that have been used.
+      kept: layers that stay in memory, which belong to the model and outlive the run; None to keep none.
       mesh: devices that the parameters are split over, if there are several.
     """
 
@@ -107,12 +124,12 @@ class StreamedParameters:
         final: Callable[[], Params],
         head: Callable[[], Params],
         kept_embedding: bool,
-        kept: dict[int, Params] | None,
-        used: set[int],
+        kept: KeptLayers | None,
         mesh: Mesh | None = None,
     ):
         self._weights, self._embedding, self._final, self._head = weights, embedding, final, head
-        self._kept_embedding, self._kept, self._used, self._mesh = kept_embedding, kept, used, mesh
+        self._kept_embedding, self._kept, self._mesh = kept_embedding, kept, mesh
+        self._spent = self._allowed = 0.0  # seconds of this run's reading
         self._arena = Arena()
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
@@ -133,15 +150,25 @@ class StreamedParameters:
 
     def layer(self, index: int, after: Any) -> Params:
         """Returns a layer's parameters; see `Source`."""
-        if self._kept is not None:
-            if index in self._kept:
-                return self._kept[index]
-            if index in self._used:
-                self._kept[index] = read_after(after, lambda: self.read(index))
-                return self._kept[index]
-        self._used.add(index)
+        kept = KeptLayers() if self._kept is None else self._kept
+        self._allowed += PATIENCE * kept.seconds.get(index, 0.0)
+        if index in kept.params:
+            return kept.params[index]
+        keep = index in kept.seconds and self._spent < self._allowed
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(after))
-        return read_after(after, lambda: self.read(index, None if traced else self._arena))
+
+        def read() -> Params:
+            begin = perf_counter()
+            params = self.read(index, None if keep or traced else self._arena)
+            seconds = perf_counter() - begin
+            self._spent += seconds
+            kept.seconds.setdefault(index, seconds)
+            return params
+
+        params: Params = read_after(after, read)
+        if keep:
+            kept.params[index] = params
+        return params
 
     def read(self, index: int, arena: Arena | None = None) -> Params:
         """Reads a layer's parameters, into memory of their own unless an arena is given."""

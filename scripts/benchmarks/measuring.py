@@ -25,6 +25,10 @@ SIDES = ("jaxqkv", "tuned", "notebook")
 SCRIPTS = Path(__file__).parents[1]
 # Seconds between two readings of a process's memory.
 INTERVAL = 0.02
+# Least bytes of memory that a process claims before a first run, and the shortest later run, in seconds, with a claim.
+CLAIM, WORTH_A_CLAIM = 1 << 30, 5.0
+# Seconds before each run of a living process: the threads of the process before it may wait busily for more work.
+PAUSE = 0.4
 # Variables that the sides do not get: a cold run must find no compiled programs, and all products have the precision
 # that the case names.
 LEFT_OUT = ("JAX_COMPILATION_CACHE_DIR", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -90,6 +94,17 @@ def anonymous_bytes(process: int) -> int | None:
     return None
 
 
+def claim_memory(moved: float | None = None) -> None:
+    """Writes to `CLAIM` bytes, or twice those that a case moves, but half of what is free at most, and frees them.
+
+    The host of a virtual machine takes free memory back, and supplies it again at seconds a gigabyte. Without a claim
+    the side that runs first would wait for memory that the next one finds ready.
+    """
+    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    size = min(max(CLAIM, round(2 * (moved or 0))), pages * os.sysconf("SC_PAGE_SIZE") // 2)
+    subprocess.run([sys.executable, "-S", "-c", f"b'1' * {size}"], check=False)
+
+
 class Worker:
     """One side of a `Repeated` case in its process."""
 
@@ -109,6 +124,7 @@ class Worker:
 
     def run(self, result: Path | None = None) -> float:
         """Returns the seconds of one run."""
+        time.sleep(PAUSE)
         with contextlib.suppress(OSError):  # a process that has ended has printed why
             self.process.stdin.write(f"{result or ''}\n")
             self.process.stdin.flush()
@@ -215,7 +231,10 @@ def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float
         files = {side: Path(folder) / f"{side}.npy" for side in sides}
         for worker in workers.values():
             worker.ready()
-        cold = {side: workers[side].run(files[side]) for side in sides}
+        cold = {}
+        for side in sides:
+            claim_memory(case.moved)
+            cold[side] = workers[side].run(files[side])
         load = functools.partial(np.load, allow_pickle=False)
         difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in sides[1:]}
         for name in workers.keys() - set(sides):
@@ -225,6 +244,8 @@ def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float
         for _ in range(max(rounds, 1)):
             for name, worker in workers.items():
                 if rounds or name not in sides:
+                    if cold.get(name, 0) >= WORTH_A_CLAIM:
+                        claim_memory(case.moved)
                     seconds[name].append(worker.run())
         if not rounds:
             seconds |= {side: [cold[side]] for side in sides}
@@ -255,6 +276,7 @@ def measure_whole(
         def run(side: str) -> tuple[float, int | None]:
             out = folder / side
             out.mkdir(exist_ok=True)
+            claim_memory()
             return run_process(case.command(side, out), env, folder / "log")
 
         order = ("jaxqkv cold", *sides[1:])

@@ -1,3 +1,4 @@
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from jaxqkv.checkpoints.folder import tensors_from_params
 from jaxqkv.checkpoints.mapped import MappedFile
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError, JaxqkvWarning
+from jaxqkv.model import sources
 from jaxqkv.text.batches import Batch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -216,6 +218,7 @@ def test_streamed_equals_kept_and_is_read_as_often_as_promised(gpt2_folder, monk
     read = []
     original = Weights.layer
     monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
+    monkeypatch.setattr(sources, "perf_counter", itertools.count().__next__)  # every layer takes as long
     streamed, kept = (jaxqkv.load(gpt2_folder, stream=stream) for stream in (True, False))
     results = [model.run(IDS, capture=ALL) for model in (streamed, kept) for _ in range(4)]
     for field in FIELDS:
@@ -228,6 +231,34 @@ def test_streamed_equals_kept_and_is_read_as_often_as_promised(gpt2_folder, monk
     assert len(read) == 21
     kept.params()
     assert read[21:] == [0, 1, 2]
+
+
+def test_layers_are_kept_little_by_little_where_memory_is_slow(gpt2_folder, monkeypatch):
+    """Reading takes 1 s into the arena, and 5 s into memory of its own; so each run has 2 s a layer for it."""
+    read, now = [], [0]
+    original = sources.StreamedParameters.read
+
+    def slow(self, index, arena=None):
+        read.append((index, "kept" if arena is None else "again"))
+        now[0] += 5 if arena is None else 1
+        return original(self, index, arena)
+
+    monkeypatch.setattr(sources.StreamedParameters, "read", slow)
+    monkeypatch.setattr(sources, "perf_counter", lambda: now[0])
+    model = jaxqkv.load(gpt2_folder)
+    runs = []
+    for _ in range(4):
+        read.clear()
+        runs.append((model.run(IDS, capture=ALL), list(read)))
+    assert [reads for _, reads in runs] == [
+        [(0, "again"), (1, "again"), (2, "again")],
+        [(0, "kept"), (1, "again"), (2, "again")],
+        [(1, "kept"), (2, "kept")],
+        [],
+    ]
+    for result, _ in runs[1:]:
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(result, field), getattr(runs[0][0], field))
 
 
 def test_two_threads_run_one_model(gpt2_folder):

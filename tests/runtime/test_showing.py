@@ -165,7 +165,7 @@ def test_model_weights_and_checkpoint(model, config):
     spec, size = model.checkpoint.spec, f"{count * 4 / 1e6:.3f}"
     assert str(model).splitlines() == [
         f"Model {spec}: {kind}, 3 layers, 5 heads of 7, 43 tokens, 17 positions",
-        f"  {count:,} parameters, {size} MB; in float32, layers kept from their second use on",
+        f"  {count:,} parameters, {size} MB; in float32, layers kept between runs",
     ]
     described = f"{spec}: {kind}, 3 layers, 5 heads of 7"
     assert str(model.weights) == f"Weights of {described}; {count:,} parameters, {size} MB in float32"

@@ -39,6 +39,12 @@ ROOT = Path(__file__).parents[2]
 PEERS = ("tuned", "notebook")
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(measuring, "CLAIM", 1 << 20)
+    monkeypatch.setattr(measuring, "PAUSE", 0)
+
+
 def all_sides(spec):
     """What each side computes of a case, in this process."""
     results = {}
@@ -227,6 +233,32 @@ def test_processes_are_timed_and_compared_and_the_files_say_so(tmp_path, capsys,
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(each["case"] in printed for each in measured["cases"])
+
+
+def test_the_first_run_is_one_and_later_short_ones_are_repeated(monkeypatch, capsys):
+    lengths, now = iter([9.0, 0.1, 0.3, 0.5, 0.02, 0.2, 0.1]), [0.0]
+
+    def run():
+        now[0] += next(lengths)
+
+    monkeypatch.setattr(worker, "work", lambda side, settings: sides.Work(run))
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n\n\n"))
+    worker.main("jaxqkv", "{}")
+    ready, *answers = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ready == "ready"
+    assert [answer["seconds"] for answer in answers] == pytest.approx([9.0, 0.2, 0.5, 0.1])
+
+
+def test_memory_is_claimed_but_no_more_than_half_of_what_is_free(monkeypatch):
+    commands = []
+    monkeypatch.setattr(measuring.subprocess, "run", lambda command, **_: commands.append(command[-1]))
+    monkeypatch.setattr(measuring, "CLAIM", 3 << 20)
+    for moved in (None, 5 << 20, 1 << 60):
+        measuring.claim_memory(moved)
+    written = [int(re.fullmatch(r"b'1' \* (\d+)", command)[1]) for command in commands]
+    assert written[:2] == [3 << 20, 10 << 20]
+    assert 10 << 20 <= written[2] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 @pytest.mark.slow
