@@ -323,10 +323,14 @@ class Model:
             embedding=lambda: self._embedding,
             final=lambda: self._final,
             head=self._head,
-            kept_embedding="_embedding" in vars(self) or (self._kept is not None and bool(self._kept.seconds)),
+            kept_embedding="_embedding" in vars(self) or self._all_layers_kept,
             kept=self._kept,
             mesh=self.mesh,
         )
+
+    @property
+    def _all_layers_kept(self) -> bool:
+        return self._kept is not None and len(self._kept.params) == self.config.n_layer
 
     def _head(self) -> Params:
         """Returns the parameters that make logits, with the checkpoint's output embedding or the token embedding."""

@@ -19,7 +19,6 @@ from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 FEWEST_ROWS = 256  # least number of rows of the token embedding that are read for a text
-PATIENCE = 2.0  # most times as long as at first that reading layers takes in a run that keeps some of them
 
 
 @runtime_checkable
@@ -107,7 +106,8 @@ class StreamedParameters:
     """A checkpoint's parameters, each layer read just before it is used.
 
     Layers stay in memory from their second use on. Memory for them may be slow to get, for one from the host of a
-    virtual machine; then a run keeps only as many more of them as leave it no slower than the first.
+    virtual machine; so a run keeps another layer only while its reading has taken less time than the first reading of
+    the same layers.
 
     Args:
       weights: weights to read from.
@@ -129,14 +129,14 @@ class StreamedParameters:
     ):
         self._weights, self._embedding, self._final, self._head = weights, embedding, final, head
         self._kept_embedding, self._kept, self._mesh = kept_embedding, kept, mesh
-        self._spent = self._allowed = 0.0  # seconds of this run's reading
+        self._spent = self._allowed = 0.0  # seconds of this run's reading, and of the first one of the same layers
         self._arena = Arena()
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
         """Returns the embedding's parameters; see `Source`.
 
-        A vocabulary is large and a text is short, so the first run, and every run of a model that keeps nothing, reads
-        only the rows of its own tokens.
+        A vocabulary is large and a text is short, so a run reads only the rows of its own tokens until all layers are
+        in memory.
         """
         vocab = self._weights.config.vocab_size
         if self._kept_embedding or isinstance(ids, jax.core.Tracer):
@@ -151,7 +151,7 @@ class StreamedParameters:
     def layer(self, index: int, after: Any) -> Params:
         """Returns a layer's parameters; see `Source`."""
         kept = KeptLayers() if self._kept is None else self._kept
-        self._allowed += PATIENCE * kept.seconds.get(index, 0.0)
+        self._allowed += kept.seconds.get(index, 0.0)
         if index in kept.params:
             return kept.params[index]
         keep = index in kept.seconds and self._spent < self._allowed
