@@ -19,6 +19,7 @@ from jaxqkv.runtime.arrays import snapshot
 from jaxqkv.typing import AnyArray
 
 FEWEST_ROWS = 256  # least number of rows of the token embedding that are read for a text
+READING = 0.01  # least seconds that reading a layer may take in a run that keeps layers
 
 
 @runtime_checkable
@@ -95,7 +96,7 @@ class KeptLayers:
 
     Attributes:
       params: their parameters.
-      seconds: how long it took to read each layer the first time, by layer that has been used.
+      seconds: how long the first reading of each layer took that has been used, `READING` at least.
     """
 
     params: dict[int, Params] = dataclasses.field(default_factory=dict)
@@ -105,14 +106,14 @@ class KeptLayers:
 class StreamedParameters:
     """A checkpoint's parameters, each layer read just before it is used.
 
-    Layers stay in memory from their second use on. Memory for them may be slow to get, for one from the host of a
-    virtual machine; so a run keeps another layer only while its reading has taken less time than the first reading of
-    the same layers.
+    Layers stay in memory from their second use on. Fresh memory may be slow to get, for example on a virtual machine.
+    So a run keeps another layer only while it has read for less time than the first readings of its layers so far, this
+    one included, have taken.
 
     Args:
       weights: weights to read from.
       embedding, final, head: functions that return the parameters outside of the layers, on the device.
-      kept_embedding: whether the whole embedding is in memory already, or worth keeping.
+      kept_embedding: whether to use the whole embedding: it is in memory already, or all layers are.
       kept: layers that stay in memory, which belong to the model and outlive the run; None to keep none.
       mesh: devices that the parameters are split over, if there are several.
     """
@@ -129,7 +130,8 @@ class StreamedParameters:
     ):
         self._weights, self._embedding, self._final, self._head = weights, embedding, final, head
         self._kept_embedding, self._kept, self._mesh = kept_embedding, kept, mesh
-        self._spent = self._allowed = 0.0  # seconds of this run's reading, and of the first one of the same layers
+        # Seconds that this run has read, and that the first readings of its layers took.
+        self._spent = self._allowed = 0.0
         self._arena = Arena()
 
     def embed(self, ids: Int[AnyArray, "batch pos"]) -> tuple[Params, Int[AnyArray, "batch pos"], int]:
@@ -162,7 +164,9 @@ class StreamedParameters:
             params = self.read(index, None if keep or traced else self._arena)
             seconds = perf_counter() - begin
             self._spent += seconds
-            kept.seconds.setdefault(index, seconds)
+            if index not in kept.seconds:
+                kept.seconds[index] = max(seconds, READING)
+                self._allowed += kept.seconds[index]
             return params
 
         params: Params = read_after(after, read)

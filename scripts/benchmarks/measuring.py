@@ -25,9 +25,9 @@ SIDES = ("jaxqkv", "tuned", "notebook")
 SCRIPTS = Path(__file__).parents[1]
 # Seconds between two readings of a process's memory.
 INTERVAL = 0.02
-# Least bytes of memory that a process claims before a first run, and the shortest later run, in seconds, with a claim.
+# Least bytes of memory claimed before a first run; later runs of at least so many seconds get a claim too.
 CLAIM, WORTH_A_CLAIM = 1 << 30, 5.0
-# Seconds before each run of a living process: the threads of the process before it may wait busily for more work.
+# Seconds before each run of a living process: threads of the last one may still be spinning, waiting for work.
 PAUSE = 0.4
 # Variables that the sides do not get: a cold run must find no compiled programs, and all products have the precision
 # that the case names.
@@ -95,12 +95,12 @@ def anonymous_bytes(process: int) -> int | None:
 
 
 def claim_memory(moved: float | None = None) -> None:
-    """Writes to `CLAIM` bytes, or twice those that a case moves, but half of what is free at most, and frees them.
+    """Writes to memory and frees it: `CLAIM` bytes, or twice what a case moves if that is more.
 
     The host of a virtual machine takes free memory back, and supplies it again at seconds a gigabyte. Without a claim
-    the side that runs first would wait for memory that the next one finds ready.
+    the side that runs first would wait for memory that the next one finds ready. Half of what is free is the most.
     """
-    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}) else 0
     size = min(max(CLAIM, round(2 * (moved or 0))), pages * os.sysconf("SC_PAGE_SIZE") // 2)
     subprocess.run([sys.executable, "-S", "-c", f"b'1' * {size}"], check=False)
 
@@ -123,7 +123,7 @@ class Worker:
         self._answer()
 
     def run(self, result: Path | None = None) -> float:
-        """Returns the seconds of one run."""
+        """Returns the seconds of a run: the first one, or later the median of as many as fill `worker.WINDOW`."""
         time.sleep(PAUSE)
         with contextlib.suppress(OSError):  # a process that has ended has printed why
             self.process.stdin.write(f"{result or ''}\n")
@@ -194,6 +194,7 @@ class Workers(dict[str, Worker]):
           sides: the sides of the case.
         """
         super().__init__()
+        self.device = device
         spec = {**case.spec, "device": {"gpu": "cuda"}.get(device, "cpu")}
         started = {side: (side, spec) for side in sides}
         if case.flops:
@@ -227,13 +228,14 @@ def times(count: int, budget: float, first: Sequence[float]) -> int:
 def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float, product: int) -> dict[str, Any]:
     """Returns cold and warm times of every side, and of the machine's products of size `product` squared."""
     sides = [side for side in SIDES if side in workers]
+    claim = functools.partial(claim_memory, case.moved) if workers.device == "cpu" else lambda: None
     with tempfile.TemporaryDirectory() as folder, workers:
         files = {side: Path(folder) / f"{side}.npy" for side in sides}
         for worker in workers.values():
             worker.ready()
         cold = {}
         for side in sides:
-            claim_memory(case.moved)
+            claim()
             cold[side] = workers[side].run(files[side])
         load = functools.partial(np.load, allow_pickle=False)
         difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in sides[1:]}
@@ -245,7 +247,7 @@ def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float
             for name, worker in workers.items():
                 if rounds or name not in sides:
                     if cold.get(name, 0) >= WORTH_A_CLAIM:
-                        claim_memory(case.moved)
+                        claim()
                     seconds[name].append(worker.run())
         if not rounds:
             seconds |= {side: [cold[side]] for side in sides}

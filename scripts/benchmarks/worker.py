@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.cases import work
 from benchmarks.sides import choose_precision
 
-# Seconds that runs are repeated for; the first of them find cold caches and threads that sleep.
+# Seconds that short runs are repeated for, so that cold caches and sleeping threads of the first ones do not count.
 WINDOW = 0.25
 
 

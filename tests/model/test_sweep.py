@@ -1,5 +1,6 @@
 """A sweep gives what a loop of single edits gives, in one pass; its metrics are those of the definitions."""
 
+import itertools
 import logging
 
 import jax
@@ -15,7 +16,7 @@ import jaxqkv
 from jaxqkv import edits, metrics
 from jaxqkv.checkpoints.weights import Weights
 from jaxqkv.errors import JaxqkvError
-from jaxqkv.model import microbatches, sweep
+from jaxqkv.model import microbatches, sources, sweep
 
 POS = 7
 MASK = np.ones((3, POS), bool)
@@ -149,6 +150,18 @@ def test_each_layer_is_read_once(folder, batch, monkeypatch):
     read.clear()
     model.sweep(batch, edits.zero, DIFFERENCE, layers=1, method="gradient")
     assert read == [0, 1, 2, 2, 1]
+
+
+def test_layers_are_kept_from_their_second_use_in_the_same_sweep_on(folder, batch, monkeypatch):
+    read = []
+    original = Weights.layer
+    monkeypatch.setattr(Weights, "layer", lambda self, layer: read.append(layer) or original(self, layer))
+    monkeypatch.setattr(sources, "perf_counter", itertools.count().__next__)  # every layer takes as long
+    model = jaxqkv.load(folder)
+    for reads in ([0, 1, 2, 2, 1], [0], []):
+        model.sweep(batch, edits.zero, DIFFERENCE, layers=1, method="gradient")
+        assert read == reads
+        read.clear()
 
 
 def test_other_donors_keys_and_tokens_compile_nothing(model, batch, donor, caplog):
