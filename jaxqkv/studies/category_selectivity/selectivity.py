@@ -33,19 +33,24 @@ class Selectivity(NamedTuple):
 
 @jit
 def _selectivity(
-    similarity: Similarity, within: Bool[AnyArray, "word word"], across: Bool[AnyArray, "word word"]
+    similarity: Float[AnyArray, "qkv word word"],
+    within: Bool[AnyArray, "word word"],
+    across: Bool[AnyArray, "word word"],
 ) -> Selectivity:
+    """Returns difference, t and average of one layer, `[qkv]`; one program serves any number of layers."""
+
     def one(x: Float[Array, "word word"]) -> Selectivity:
         means = [jnp.where(mask, x, 0).sum() / mask.sum().astype(x.dtype) for mask in (within, across)]
         return Selectivity(means[0] - means[1], student_t(x, x, within, across)[0], (means[0] + means[1]) / 2)
 
-    return jax.vmap(jax.vmap(one))(jnp.asarray(similarity))
+    return jax.vmap(one)(jnp.asarray(similarity))
 
 
 def selectivity(similarity: Similarity, words: Words) -> Selectivity:
     """Returns difference, t and average of each layer, for Q, K and V."""
     masks = words.masks()
-    return Selectivity(*map(np.asarray, _selectivity(similarity, masks["within"], masks["across"])))
+    layers = [_selectivity(layer, masks["within"], masks["across"]) for layer in similarity]
+    return Selectivity(*map(np.stack, zip(*layers, strict=True)))
 
 
 def _difference(label: Int[AnyArray, "word"], pairs: Float[AnyArray, "layer qkv pair"]) -> Float[Array, "layer qkv"]:
@@ -86,13 +91,14 @@ def _rsa(weights: Float[Array, "word"] | None, similarity: Similarity) -> Float[
 
 
 @jit
-def _observed_rsa(similarity: Similarity) -> Float[Array, "layer pair"]:
-    return _rsa(None, similarity)
+def _rsa_of_layer(similarity: Float[Array, "qkv word word"]) -> Float[Array, "pair"]:
+    """Returns the correlations of one layer; one program serves any number of layers."""
+    return _rsa(None, similarity[None])[0]
 
 
 def rsa(similarity: Similarity) -> Float[np.ndarray, "layer pair"]:
     """Returns the correlations of the upper triangles of Q's, K's and V's similarities."""
-    return np.asarray(_observed_rsa(similarity))
+    return np.stack([_rsa_of_layer(layer) for layer in similarity])
 
 
 def rsa_intervals(
