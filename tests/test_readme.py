@@ -232,7 +232,7 @@ def test_the_numbers_of_the_documents_are_the_published_ones():
     prose = " ".join(TOP.split())
     seconds = cases["forward gpt2-medium, 8 × 512"]["median seconds"]
     jaxqkv, tuned = (report.duration(seconds[side]) for side in ("jaxqkv", "tuned"))
-    assert f"takes {jaxqkv}; PyTorch code tuned for speed takes {tuned}." in prose
+    assert f"takes {jaxqkv}; tuned PyTorch code takes {tuned}." in prose
     for side, words in (("tuned", "tuned PyTorch takes"), ("notebook", "code written as in the originals")):
         faster = [case["faster"][side] for name, case in cases.items() if name.endswith(", arrays")]
         assert f"{words} {min(faster):.1f} to {max(faster):.1f} times" in prose

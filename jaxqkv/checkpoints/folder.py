@@ -33,7 +33,8 @@ class FolderCheckpoint(Checkpoint):
     def __init__(self, spec: str, folder: Path, registry: Registry, hub: bool = False, revision: str | None = None):
         self.spec, self.folder, self.hub, self.revision = spec, folder, hub, revision
         if not folder.is_dir():
-            raise CheckpointError(f"{spec}: no such folder")
+            file = "a file; give the folder that holds it, with its config.json"
+            raise CheckpointError(f"{spec}: {file if folder.exists() else 'no such folder'}")
         self.config = registry.read(folder / "config.json")
         self._files, self.absent = self._place(self._shards())
         self.where = f"{self.spec}: {SINGLE if (folder / SINGLE).exists() else INDEX}"

@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line and status 2."""
-        self.exit(2, f"jaxqkv: error: {printable(message)}; see {self.prog} --help\n")
+        see = " See" if message.endswith("?") else "; see"
+        self.exit(2, f"jaxqkv: error: {printable(message)}{see} {self.prog} --help\n")
 
     def parse_all(self, words: Sequence[str], hint: str = "") -> argparse.Namespace:
         """Parses all words; the error about an unknown word ends with `hint`."""

@@ -271,7 +271,7 @@ def test_unknown_layer_in_the_library(place):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["figures", "qkv-weigths"], "no study qkv-weigths; did you mean qkv-weights?"),
+        (["figures", "qkv-weigths"], "no study qkv-weigths; did you mean qkv-weights? See jaxqkv figures --help"),
         (["figures", "attention"], "no study attention; did you mean attention-scores"),
         (["figures", "xyz"], "no study xyz; there is qkv-weights, attention-scores"),
         (["figures", "qkv-weights", "7x"], "qkv-weights has no figure 7x"),
@@ -286,6 +286,7 @@ def test_unknown_layer_in_the_library(place):
         (["figures", "weight-tour", "--demo", "--compare", "./nowhere"], "./nowhere: no such folder"),
         (["info", "random:" + 9000 * "x"], "xxx: neither a folder here nor a valid hub id"),
         (["info", "~nobody-of-that-name/x"], "~nobody-of-that-name/x: no such folder"),
+        (["info", "model.safetensors"], "model.safetensors: no such folder"),
         (["info", "random:"], "expected a checkpoint after 'random:'"),
         (["info", "a\x1b[31m\nb"], r"a\x1b[31m\nb: neither a folder here nor a valid hub id"),
         (["figures", "token-frequency", "--model", "./model", "--corpus", "./no"], "no: no such file or folder"),

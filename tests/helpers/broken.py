@@ -140,7 +140,7 @@ NOT_WHOLE = "model.safetensors: not a whole safetensors file"
 NO_FIT = "model.safetensors: tensors do not fit config.json: "
 CHECKPOINTS = {
     "missing folder": (gone, "./model: no such folder"),
-    "a file for a folder": (only_a_file, "./model: no such folder"),
+    "a file for a folder": (only_a_file, "./model: a file; give the folder that holds it, with its config.json"),
     "empty folder": (emptied, "model/config.json: no such file"),
     "only pickles": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),

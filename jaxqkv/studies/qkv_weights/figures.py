@@ -115,7 +115,7 @@ def figure_2b(run: QKVWeightsRun) -> Display:
             arrays |= {f"counts_{name.lower()}{each.suffix}": heights, f"edges_{name.lower()}{each.suffix}": edges}
             label = _label(name) + (f" {plain(each.name)}" if run.compared else "")
             lines.append(Line(x=edges[:-1], y=heights, label=label, color=style.QKV[name], linestyle=each.line))
-    title = f"Distribution of QKV weights in layer {run.layer}{run.in_model}"
+    title = f"Distribution of QKV weights{run.in_model}, layer {run.layer}"
     panel = Lines(lines=lines, xlabel="Weight value", ylabel="Count", title=title)
     others = "".join(f"; layer {each.layer} of {each.name}" for each in run.shown[1:])
     caption = (
