@@ -19,7 +19,8 @@ BUNDLED = {name: Path(__file__).parents[1] / "demo" / name for name in ("demo-gp
 def is_path(spec: str) -> bool:
     """Tells the path of a folder or a file from the name of a repository on the hub."""
     try:
-        return spec.startswith((".", "/", "~", "\\")) or spec.endswith(".safetensors") or Path(spec).exists()
+        file = spec.endswith(".safetensors") and "/" not in spec  # a repository on the hub may end so, after its owner
+        return file or spec.startswith((".", "/", "~", "\\")) or Path(spec).exists()
     except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 

@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).parents[1]
 INTERVAL = 0.02
 # Least bytes of memory claimed before a first run; later runs of at least so many seconds get a claim too.
 CLAIM, WORTH_A_CLAIM = 1 << 30, 5.0
-# Seconds before each run of a living process: threads of the last one may still be spinning, waiting for work.
+# Seconds before each run of a living process on a CPU: threads of the last one may still be spinning for more work.
 PAUSE = 0.4
 # Variables that the sides do not get: a cold run must find no compiled programs, and all products have the precision
 # that the case names.
@@ -100,8 +100,10 @@ def claim_memory(moved: float | None = None) -> None:
     The host of a virtual machine takes free memory back, and supplies it again at seconds a gigabyte. Without a claim
     the side that runs first would wait for memory that the next one finds ready. Half of what is free is the most.
     """
-    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}) else 0
-    size = min(max(CLAIM, round(2 * (moved or 0))), pages * os.sysconf("SC_PAGE_SIZE") // 2)
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):  # not Linux
+        return
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = min(max(CLAIM, round(2 * (moved or 0))), free // 2)
     subprocess.run([sys.executable, "-S", "-c", f"b'1' * {size}"], check=False)
 
 
@@ -124,7 +126,6 @@ class Worker:
 
     def run(self, result: Path | None = None) -> float:
         """Returns the seconds of a run: the first one, or later the median of as many as fill `worker.WINDOW`."""
-        time.sleep(PAUSE)
         with contextlib.suppress(OSError):  # a process that has ended has printed why
             self.process.stdin.write(f"{result or ''}\n")
             self.process.stdin.flush()
@@ -228,27 +229,31 @@ def times(count: int, budget: float, first: Sequence[float]) -> int:
 def measure_repeated(case: Repeated, workers: Workers, count: int, budget: float, product: int) -> dict[str, Any]:
     """Returns cold and warm times of every side, and of the machine's products of size `product` squared."""
     sides = [side for side in SIDES if side in workers]
-    claim = functools.partial(claim_memory, case.moved) if workers.device == "cpu" else lambda: None
+    cold: dict[str, float] = {}
+
+    def run(name: str, file: Path | None = None) -> float:
+        if workers.device == "cpu":
+            if name in sides and cold.get(name, WORTH_A_CLAIM) >= WORTH_A_CLAIM:
+                claim_memory(case.moved)
+            time.sleep(PAUSE)
+        return workers[name].run(file)
+
     with tempfile.TemporaryDirectory() as folder, workers:
         files = {side: Path(folder) / f"{side}.npy" for side in sides}
         for worker in workers.values():
             worker.ready()
-        cold = {}
         for side in sides:
-            claim()
-            cold[side] = workers[side].run(files[side])
+            cold[side] = run(side, files[side])
         load = functools.partial(np.load, allow_pickle=False)
         difference = {side: array_difference(load(files["jaxqkv"]), load(files[side])) for side in sides[1:]}
         for name in workers.keys() - set(sides):
-            workers[name].run()
+            run(name)
         rounds = times(count, budget, list(cold.values()))
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(max(rounds, 1)):
-            for name, worker in workers.items():
+            for name in workers:
                 if rounds or name not in sides:
-                    if cold.get(name, 0) >= WORTH_A_CLAIM:
-                        claim()
-                    seconds[name].append(worker.run())
+                    seconds[name].append(run(name))
         if not rounds:
             seconds |= {side: [cold[side]] for side in sides}
         result = _summary(case.name, {side: seconds[side] for side in sides}, difference)

@@ -133,6 +133,8 @@ def test_what_the_hub_does_not_have(command):
         ("tiny", "--revision", "v9"): "tiny: no revision 'v9' on the hub",
         ("not a/valid/id",): "not a/valid/id: neither a folder here nor a valid hub id",
         ("owner/pickled",): "owner/pickled: no model.safetensors",
+        ("nobody.safetensors",): "nobody.safetensors: no such folder",
+        ("owner/no.safetensors",): "owner/no.safetensors: neither a folder here nor a repository on the hub",
         ("./nobody",): "./nobody: no such folder",
     }
     result = command(*(["info", *arguments] for arguments in messages))
